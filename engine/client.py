@@ -1,0 +1,57 @@
+"""The one seam between front ends and engines: what a client of an engine can do."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Literal, Protocol
+
+from engine.messages import EngineInfo, EngineStats, GenerateRequest, RejectCode, RequestOutput, StepReport
+
+EngineState = Literal["loading", "ready", "restarting", "failed", "stopped"]
+ReportListener = Callable[[StepReport], None]
+
+
+class EngineDeadError(RuntimeError):
+    """The engine is not there, or died while the request was open."""
+
+
+class RequestRejectedError(ValueError):
+    """The engine refuses this one request; others go on. ``code`` says why."""
+
+    def __init__(self, code: RejectCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class EngineClient(Protocol):
+    """A running engine, in this process (``engine.inproc``) or in another one (``engine.process``)."""
+
+    @property
+    def state(self) -> EngineState: ...
+
+    @property
+    def info(self) -> EngineInfo | None:
+        """What the engine said of itself when it became ready; ``None`` before."""
+
+    @property
+    def stats(self) -> EngineStats:
+        """The newest statistics received."""
+
+    def add_listener(self, listener: ReportListener) -> None:
+        """Call ``listener`` with every step report (for metrics). It must not block."""
+
+    async def start(self) -> None:
+        """Begin loading. Returns at once; see ``wait_ready``."""
+
+    async def wait_ready(self, timeout: float | None = None) -> EngineInfo:
+        """Wait for the model. Raises ``EngineDeadError`` if it cannot be loaded, ``TimeoutError``."""
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[RequestOutput]:
+        """Outputs of one request, the last with a finish reason other than ``error``.
+
+        Closing the iterator early aborts the request. Raises ``RequestRejectedError`` where the engine
+        refuses it, ``EngineDeadError`` where the engine is not there or dies.
+        """
+
+    async def shutdown(self, timeout: float = 0.0) -> None:
+        """Stop taking requests, give open ones ``timeout`` seconds, then end the engine."""

@@ -1,0 +1,149 @@
+"""What travels between a front end and an engine. No torch, no transport.
+
+Every request ends exactly once: with a ``RequestOutput`` that carries a ``finish_reason``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from processing.prompt import Prompt
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+RejectCode = Literal["context_length_exceeded", "invalid_request", "out_of_memory", "internal_error"]
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the tokens of one choice are drawn. Ranges are checked at the HTTP edge and again on arrival.
+
+    ``seed`` and ``choice_index`` key the counter-based noise: the same pair draws the same text whatever
+    else is in the batch. ``temperature`` 0 is greedy. ``top_k`` 0 is off. ``logprobs`` is how many of the
+    likeliest tokens to report beside the chosen one (``None``: report nothing).
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    seed: int = 0
+    choice_index: int = 0
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: list[int] = []
+    logprobs: int | None = None
+
+
+class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
+    """One choice to generate. ``cache_salt`` separates prefix caches; lower ``priority`` runs first."""
+
+    request_id: str
+    prompt: Prompt
+    sampling: SamplingParams
+    cache_salt: str = ""
+    priority: int = 0
+
+
+class AbortRequest(msgspec.Struct, frozen=True, kw_only=True, tag="abort"):
+    """Stop these requests. Ids that are unknown or have ended are ignored."""
+
+    request_ids: list[str]
+
+
+class Shutdown(msgspec.Struct, frozen=True, kw_only=True, tag="shutdown"):
+    """Abort what runs, tell its clients, and end the process."""
+
+
+ClientMessage = GenerateRequest | AbortRequest | Shutdown
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, kw_only=True):
+    """The model's own log-probabilities (before sampling parameters) at one output position."""
+
+    logprob: float
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
+class RequestTimings(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds a request spent in each stage, sent with its last output."""
+
+    queue: float
+    prefill: float
+    decode: float
+
+
+class RequestError(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a request ended with finish reason ``error``."""
+
+    code: RejectCode
+    message: str
+
+
+class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens that one request gained in one step.
+
+    ``token_ids`` includes the stop token, if that is what ended the request; ``stop_token_id`` names it.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    num_cached_tokens: int = 0
+    timings: RequestTimings | None = None
+    error: RequestError | None = None
+
+
+class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Gauges, and counters since the engine started. Cache queries and hits count tokens (mm: pictures)."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_cache_usage: float = 0.0
+    num_preemptions: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    mm_cache_queries: int = 0
+    mm_cache_hits: int = 0
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
+    """Sent once when the model is loaded."""
+
+    model: str
+    family: str
+    dtype: str
+    device: str
+    vocab_size: int
+    max_model_len: int
+    max_images: int | None
+    num_pages: int
+    page_size: int
+    load_seconds: float
+
+
+class StepReport(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
+    """Outcome of one engine step; an idle engine sends empty ones as heartbeats."""
+
+    outputs: list[RequestOutput]
+    stats: EngineStats
+    num_tokens: int = 0
+
+
+class LoadFailed(msgspec.Struct, frozen=True, kw_only=True, tag="load_failed"):
+    """The model cannot be served; starting again would not help."""
+
+    message: str
+
+
+EngineMessage = EngineInfo | StepReport | LoadFailed
