@@ -1,0 +1,70 @@
+# The only entry points: people and CI run the same targets. `make serve` and `make test` need nothing but
+# Python 3.11 or newer; the first call makes .venv and installs the pinned packages into it.
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+NODE   := tests/http/node
+ARGS   ?=
+
+# The first interpreter that runs and is new enough (a pyenv shim may exist and not run).
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test test-slow check format bench clean node
+
+help:
+	@echo 'make serve       start the server on the embedded demo model; flags: make serve ARGS="--port 9000"'
+	@echo 'make test        the test suite;  make test ARGS="-k scheduler -x"'
+	@echo 'make test-slow   the long tests'
+	@echo 'make check       ruff, formatting, mypy'
+	@echo 'make format      fix what ruff can fix'
+	@echo 'make bench       measurements as one JSON document in bench-results/'
+	@echo 'make clean       remove .venv, caches and build results'
+
+serve: $(STAMP)
+	$(BIN)/python -m server serve $(ARGS)
+
+test: $(STAMP) node
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(STAMP) node
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)
+	@mkdir -p bench-results
+	$(BIN)/python -m benchmarks $(ARGS) | tee bench-results/$$(date -u +%Y%m%dT%H%M%SZ).json
+
+clean:
+	rm -rf $(VENV) $(NODE)/node_modules build dist bench-results *.egg-info \
+		.pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last, so an interrupted install is taken up again. A venv whose pip does not run is
+# one whose creation was interrupted, or whose interpreter is gone: it is made anew.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo 'SpecVLM needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3' >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { \
+		echo 'This Python cannot make virtual environments (on Debian and Ubuntu: apt install python3-venv)' >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $(STAMP)
+
+# The npm client is used by one test file, which says so where it has to skip.
+node:
+	@if command -v npm >/dev/null 2>&1; then $(MAKE) --no-print-directory $(NODE)/node_modules/.package-lock.json \
+		|| echo 'npm packages could not be installed: the Node client tests will be skipped' >&2; fi
+
+$(NODE)/node_modules/.package-lock.json: $(NODE)/package.json $(NODE)/package-lock.json
+	npm ci --prefix $(NODE) --no-audit --no-fund --loglevel=error
+	@touch $@
