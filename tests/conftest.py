@@ -1,0 +1,56 @@
+"""What every test shares: quiet and offline libraries, tiny checkpoints, and a CI that may not skip."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import pytest
+
+# Before anything imports the libraries that read them; processes that tests start inherit them.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# In CI a test that skips is a test that does not run: there a skip fails, except where a GPU is missing.
+REQUIRE_ALL = os.environ.get("SPECVLM_REQUIRE_ALL") == "1"
+
+BuildCheckpoint = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> BuildCheckpoint:
+    """``tiny("llava")``: folder of that tiny checkpoint, built once a session. Treat it as read-only."""
+    from tests.models import Family, build_tiny
+
+    built: dict[tuple[Family, int], Path] = {}
+
+    def build(family: Family, seed: int = 0) -> Path:
+        if (family, seed) not in built:
+            folder = tmp_path_factory.mktemp(f"{family}-{seed}-")
+            built[family, seed] = build_tiny(family, folder, seed=seed)
+        return built[family, seed]
+
+    return build
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    expected = hasattr(report, "wasxfail") or item.get_closest_marker("gpu") is not None
+    if REQUIRE_ALL and report.skipped and not expected:
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} skipped, and SPECVLM_REQUIRE_ALL=1 allows none: {call.excinfo}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if REQUIRE_ALL and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"{report.nodeid} skipped as a whole, and SPECVLM_REQUIRE_ALL=1 allows none"
+    return report

@@ -1,0 +1,178 @@
+"""Who may import whom, what may not be written anywhere, and how long a file may grow."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.imports import PACKAGES, ROOT, Import, imports_of, module_name, nodes_with_laziness, python_files
+
+MAX_LINES = 350
+
+# What of ours each package may import, by prefix; a package may always import itself.
+MAY_IMPORT = {
+    "processing": (),
+    "compressors": (),
+    "engine": ("compressors", "processing"),
+    "server": ("processing", "engine.config", "engine.messages", "engine.client", "engine.errors"),
+    "training": ("engine", "compressors"),
+    "demo": (),
+    "benchmarks": ("server", "processing", "engine", "compressors", "training", "demo"),
+    "tests": ("server", "processing", "engine", "compressors", "training", "demo", "benchmarks"),
+}
+
+# Where the program is put together, and only inside functions: serving must not pay for training.
+LAZY_IN = (Path("server/cli.py"),)
+MAY_IMPORT_LAZILY = ("engine.process", "demo", "training", "benchmarks")
+
+# The bookkeeping half of the engine, and all of the server process: property-tested in milliseconds,
+# started in a second.
+TORCH_FREE = (
+    "processing",
+    "server",
+    *(
+        f"engine.{name}"
+        for name in (
+            *("client", "config", "encoder_cache", "errors", "hashing", "inproc", "loop", "messages"),
+            *("pages", "process", "scheduler", "sequence", "wire"),
+        )
+    ),
+)
+
+# Run code from data, or load it.
+FORBIDDEN_MODULES = ("pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
+# Noise that another request would feel; we key noise by (seed, choice, position).
+GLOBAL_SEEDS = ("torch.manual_seed", "torch.seed", "random.seed", "np.random.seed", "numpy.random.seed")
+GLOBAL_SETTINGS = (
+    *("torch.set_num_threads", "torch.set_num_interop_threads", "torch.set_default_dtype"),
+    *("torch.set_default_device", "torch.set_grad_enabled", "torch.use_deterministic_algorithms"),
+)
+
+SOURCES = [path for package in PACKAGES for path in python_files(package)]
+OURS = [path for path in SOURCES if path.parts[0] != "tests"]
+
+
+def within(module: str, prefixes: tuple[str, ...]) -> bool:
+    return any(module == prefix or module.startswith(prefix + ".") for prefix in prefixes)
+
+
+def breaks_rules(item: Import) -> bool:
+    package = item.path.parts[0]
+    if item.top not in PACKAGES:
+        foreign = item.top not in sys.stdlib_module_names and item.top != "torch"
+        return package == "compressors" and foreign
+    if item.top == package or within(item.module, MAY_IMPORT[package]):
+        return False
+    return not (item.lazy and item.path in LAZY_IN and within(item.module, MAY_IMPORT_LAZILY))
+
+
+def forbidden_in(tree: ast.AST) -> list[str]:
+    """What no file of ours may say, with its line."""
+    found = []
+    for node, lazy in nodes_with_laziness(tree):
+        if isinstance(node, ast.keyword) and node.arg in ("trust_remote_code", "allow_pickle"):
+            if isinstance(node.value, ast.Constant) and node.value.value is True:
+                found.append(f"{node.value.lineno}: {node.arg}=True")
+        elif isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            if name == "torch.load" or name in GLOBAL_SEEDS or (name in GLOBAL_SETTINGS and not lazy):
+                found.append(f"{node.lineno}: {name}()")
+        elif isinstance(node, ast.ImportFrom) and node.module == "torch":
+            found += [f"{node.lineno}: from torch import load" for a in node.names if a.name == "load"]
+    return found
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_import_only_what_they_may(package: str) -> None:
+    wrong = [str(item) for path in python_files(package) for item in imports_of(path) if breaks_rules(item)]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_top_level_package_has_a_rule() -> None:
+    folders = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert folders <= set(PACKAGES)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=str)
+def test_files_stay_small(path: Path) -> None:
+    lines = len((ROOT / path).read_text().splitlines())
+    assert lines <= MAX_LINES, f"{path}: {lines} lines. A file past about 300 lines is asking to be two."
+
+
+@pytest.mark.parametrize("path", OURS, ids=str)
+def test_nothing_unsafe_is_written(path: Path) -> None:
+    found = forbidden_in(ast.parse((ROOT / path).read_text()))
+    found += [str(item) for item in imports_of(path) if item.top in FORBIDDEN_MODULES]
+    assert not found, f"{path}: {found}"
+
+
+def test_torch_free_modules_do_not_reach_torch() -> None:
+    names = [module_name(path) for path in OURS]
+    free = [name for name in names if within(name, TORCH_FREE) and not name.endswith("__main__")]
+    assert free
+    code = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    importlib.import_module(name)\n"
+        "    assert 'torch' not in sys.modules, f'importing {name} imports torch'\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code, *free], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def seen(source: str, path: str, tmp_path: Path) -> list[Import]:
+    file = tmp_path / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(source)
+    return imports_of(Path(path), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "allowed"),
+    [
+        ("processing/a.py", "from engine.messages import GenerateRequest", False),
+        ("processing/a.py", "def f():\n    import engine", False),
+        ("processing/deep/a.py", "from ...server import app", False),
+        ("processing/deep/a.py", "from ..prompt import Prompt", True),
+        ("engine/a.py", "import server.app", False),
+        ("engine/a.py", "import importlib\nimportlib.import_module('server.app')", False),
+        ("engine/a.py", "import compressors, processing", True),
+        ("server/a.py", "from engine import core", False),
+        ("server/a.py", "from engine.messages import StepReport", True),
+        ("server/a.py", "def f():\n    import engine.process", False),
+        ("server/cli.py", "import engine.process", False),
+        ("server/cli.py", "def f():\n    import engine.process", True),
+        ("server/cli.py", "def f():\n    import engine.core", False),
+        ("compressors/a.py", "import torch.nn, math", True),
+        ("compressors/a.py", "import transformers", False),
+        ("demo/a.py", "import transformers", True),
+        ("demo/a.py", "import engine", False),
+        ("benchmarks/a.py", "import tests.models", False),
+    ],
+)
+def test_the_rules_catch_what_they_should(path: str, source: str, allowed: bool, tmp_path: Path) -> None:
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine" / "core.py").write_text("")
+    assert any(map(breaks_rules, seen(source, path, tmp_path))) is not allowed
+
+
+@pytest.mark.parametrize(
+    ("source", "caught"),
+    [
+        ("import torch\ntorch.load('x')", True),
+        ("from torch import load", True),
+        ("f(trust_remote_code=True)", True),
+        ("f(trust_remote_code=config.trust_remote_code)", False),
+        ("torch.set_num_threads(2)", True),
+        ("def f():\n    torch.set_num_threads(2)", False),
+        ("def f():\n    torch.manual_seed(0)", True),
+        ("torch.Generator().manual_seed(0)", False),
+        ("np.load(path, allow_pickle=True)", True),
+    ],
+)
+def test_the_unsafe_is_recognised(source: str, caught: bool) -> None:
+    assert bool(forbidden_in(ast.parse(source))) is caught
