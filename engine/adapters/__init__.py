@@ -1,0 +1,19 @@
+"""What differs by model family, one small file each, and the table of known ones."""
+
+from __future__ import annotations
+
+from engine.adapters.base import Adapter
+from engine.adapters.causal_lm import CausalLMAdapter
+from engine.adapters.llava import LlavaAdapter
+from engine.errors import ModelLoadError
+
+ADAPTERS: tuple[type[Adapter], ...] = (CausalLMAdapter, LlavaAdapter)
+
+
+def adapter_for(model_type: str) -> type[Adapter]:
+    """The adapter of a ``config.json``'s ``model_type``. Raises ``ModelLoadError`` for an unknown one."""
+    for adapter in ADAPTERS:
+        if model_type in adapter.model_types:
+            return adapter
+    known = sorted(name for adapter in ADAPTERS for name in adapter.model_types)
+    raise ModelLoadError(f"model family {model_type!r} is not supported; known families: {', '.join(known)}")

@@ -1,0 +1,200 @@
+"""Attention over paged KV, in plain torch: the reference that every faster backend is tested against.
+
+It is given to the text model of a Hugging Face checkpoint by name (``ATTENTION_NAME``) and finds what it
+needs in the keyword ``context`` of the forward call. There is no global state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface
+
+from engine.batch import Batch
+from engine.kv_cache import KVCache
+
+ATTENTION_NAME = "specvlm_paged"
+
+# Keywords that transformers hands to every attention function and that change nothing here.
+_NEUTRAL = {"position_ids", "use_cache", "is_causal", "cache_position", "output_attentions"}
+
+
+@dataclass(slots=True)
+class _Group:
+    """Sequences that attend together, padded to Q queries and L keys.
+
+    ``rows`` int64 ``[S, Q]``: rows of the packed row, padding repeats the first; ``valid`` bool ``[S, Q]`` or
+    ``None`` if nothing is padded. ``kv_slots`` int64 ``[S * L]``. ``prefix`` int64 ``[S]``. ``dense``: every
+    query sees every key unless a window cuts it off. ``tree_masks`` int64 ``[S, Q]`` or ``None``.
+    ``masks``: additive, ``[S, 1, Q, L]``, by sliding window; made when first asked for.
+    """
+
+    rows: torch.Tensor
+    valid: torch.Tensor | None
+    kv_slots: torch.Tensor
+    kv_len: int
+    prefix: torch.Tensor
+    dense: bool
+    tree_masks: torch.Tensor | None
+    masks: dict[int | None, torch.Tensor | None] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class AttentionContext:
+    """One step's batch with the KV it reads and writes, prepared for all layers at once."""
+
+    batch: Batch
+    cache: KVCache
+    groups: list[_Group]
+
+
+def prepare(batch: Batch, cache: KVCache) -> AttentionContext:
+    """Group sequences: those with one query together, every longer span of the row alone.
+
+    A padded group costs one gather and one attention call a layer instead of one a sequence.
+    """
+    short = [s for s in range(batch.num_sequences) if batch.query_len(s) == 1]
+    long = [s for s in range(batch.num_sequences) if batch.query_len(s) > 1]
+    if batch.tree_masks is not None:  # trees are short and alike: pad them together
+        short, long = list(range(batch.num_sequences)), []
+    members = ([short] if short else []) + [[s] for s in long]
+    return AttentionContext(batch, cache, [_group(batch, sequences) for sequences in members])
+
+
+def paged_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    context: AttentionContext | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **unknown: Any,
+) -> tuple[torch.Tensor, None]:
+    """Write this step's KV, attend, and return ``[1, N, heads, head_dim]``.
+
+    ``query`` is ``[1, heads, N, head_dim]``; ``key`` and ``value`` ``[1, kv_heads, N, head_dim]``. Raises
+    ``RuntimeError`` without a context and on anything asked for that it would have to ignore.
+    """
+    unknown = {k: v for k, v in unknown.items() if k not in _NEUTRAL and v is not None}
+    if context is None or attention_mask is not None or dropout or unknown:
+        raise RuntimeError(
+            "paged attention was called without its context or with what it does not honour: "
+            f"context={context is not None}, mask={attention_mask is not None}, {dropout=}, {sorted(unknown)}"
+        )
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    keys, values = context.cache.keys[layer], context.cache.values[layer]
+    keys.index_copy_(0, context.batch.slots, key[0].transpose(0, 1))
+    values.index_copy_(0, context.batch.slots, value[0].transpose(0, 1))
+    rows = query[0].transpose(0, 1)  # [N, heads, head_dim]
+    if len(context.groups) == 1 and context.groups[0].valid is None:
+        out = _attend(context.groups[0], rows, keys, values, scaling, sliding_window)
+        return out.view(1, *rows.shape), None
+    out = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    for group in context.groups:
+        attended = _attend(group, rows, keys, values, scaling, sliding_window)
+        target = group.rows if group.valid is None else group.rows[group.valid]
+        source = attended.flatten(0, 1) if group.valid is None else attended[group.valid]
+        out.index_copy_(0, target.flatten(), source)
+    return out.unsqueeze(0), None
+
+
+def register() -> None:
+    """Make the function known to transformers. Calling it again changes nothing."""
+    AttentionInterface.register(ATTENTION_NAME, paged_attention)
+
+
+def _attend(
+    group: _Group,
+    rows: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    scaling: float | None,
+    sliding_window: int | None,
+) -> torch.Tensor:
+    """Attention of one group, ``[S, Q, heads, head_dim]``.
+
+    Heads that share a KV head become more queries of it, so keys and values are never repeated.
+    """
+    num_sequences, num_queries = group.rows.shape
+    heads, dim = rows.shape[1:]
+    kv_heads = keys.shape[1]
+    share = heads // kv_heads
+    query = rows[group.rows].view(num_sequences, num_queries, kv_heads, share, dim)
+    query = query.permute(0, 2, 3, 1, 4).reshape(num_sequences, kv_heads, share * num_queries, dim)
+    shape = (num_sequences, group.kv_len, kv_heads, dim)
+    key = keys.index_select(0, group.kv_slots).view(shape).transpose(1, 2)
+    value = values.index_select(0, group.kv_slots).view(shape).transpose(1, 2)
+    mask = _mask(group, sliding_window, query.dtype)
+    if mask is not None and share > 1 and num_queries > 1:
+        mask = mask.repeat(1, 1, share, 1)
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+    out = out.view(num_sequences, kv_heads, share, num_queries, dim).permute(0, 3, 1, 2, 4)
+    return out.reshape(num_sequences, num_queries, heads, dim)
+
+
+def _group(batch: Batch, sequences: list[int]) -> _Group:
+    device = batch.slots.device
+    starts = torch.tensor([batch.span_starts[s] for s in sequences], device=device)
+    lengths = torch.tensor([batch.query_len(s) for s in sequences], device=device)
+    num_queries = max(batch.query_len(s) for s in sequences)
+    kv_len = max(batch.kv_len(s) for s in sequences)
+    index = torch.arange(num_queries, device=device).expand(len(sequences), -1)
+    padded = index >= lengths[:, None]
+    rows = starts[:, None] + index.masked_fill(padded, 0)
+    logical = torch.arange(kv_len, device=device)
+    pages = batch.page_table[torch.tensor(sequences, device=device)][:, logical // batch.page_size]
+    return _Group(
+        rows=rows,
+        valid=~padded if len({batch.query_len(s) for s in sequences}) > 1 else None,
+        kv_slots=(pages * batch.page_size + logical % batch.page_size).flatten(),
+        kv_len=kv_len,
+        prefix=torch.tensor([batch.prefix_lens[s] for s in sequences], device=device),
+        dense=num_queries == 1 and len({batch.kv_len(s) for s in sequences}) == 1,
+        tree_masks=batch.tree_masks[rows] if batch.tree_masks is not None else None,
+    )
+
+
+def _mask(group: _Group, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """Additive mask ``[S, 1, Q, L]``, or ``None`` where every query sees every key."""
+    if group.dense and (window is None or group.kv_len <= window):
+        return None
+    if window not in group.masks:
+        visible = _visible(group, window).unsqueeze(1)
+        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+        group.masks[window] = mask.masked_fill_(~visible, float("-inf"))
+    return group.masks[window]
+
+
+def _visible(group: _Group, window: int | None) -> torch.Tensor:
+    """Which keys each query sees, bool ``[S, Q, L]``.
+
+    Keys of the prefix come first, then those of the span: key ``prefix + j`` belongs to its row ``j``. In a
+    tree a row's logical position is its depth, so rows of one depth share it while their slots differ.
+    """
+    logical = torch.arange(group.kv_len, device=group.prefix.device)
+    node = logical - group.prefix[:, None]  # [S, L]; negative in the prefix
+    if group.tree_masks is None:
+        order = torch.arange(group.rows.shape[1], device=group.prefix.device)
+        query_position = group.prefix[:, None] + order  # [S, Q]
+        key_position = logical.expand_as(node)  # [S, L]
+        visible = key_position[:, None, :] <= query_position[:, :, None]
+    else:
+        bits = (
+            group.tree_masks[:, :, None] >> torch.arange(64, device=group.prefix.device)
+        ) & 1  # [S, Q, 64]
+        depth = bits.sum(-1) - 1
+        own = node.clamp(0, group.rows.shape[1] - 1)
+        query_position = group.prefix[:, None] + depth
+        key_position = torch.where(node < 0, logical, group.prefix[:, None] + depth.gather(1, own))
+        ancestor = bits.gather(2, node.clamp(0, 63)[:, None, :].expand(-1, bits.shape[1], -1)) == 1
+        visible = (node < 0)[:, None, :] | ancestor
+    if window is not None:
+        visible &= key_position[:, None, :] > query_position[:, :, None] - window
+    return visible

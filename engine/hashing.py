@@ -1,0 +1,42 @@
+"""Content hashes of full pages: a chain over (parent, token ids, pictures), rooted in the cache salt.
+
+Equal hashes mean equal keys and values in a page, since attention is causal: everything that a page's
+content depends on is hashed into it or into its parents. Knows neither pages nor torch.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from hashlib import blake2b
+
+from processing.prompt import ImageInput
+
+DIGEST_SIZE = 16
+
+
+def root_hash(salt: str) -> bytes:
+    """Parent of the first page. Another salt gives another chain, so that caches are not shared."""
+    return blake2b(salt.encode("utf-8", "surrogatepass"), digest_size=DIGEST_SIZE, person=b"root").digest()
+
+
+def extend_hashes(
+    hashes: list[bytes],
+    root: bytes,
+    token_ids: Sequence[int],
+    images: Sequence[ImageInput],
+    page_size: int,
+) -> None:
+    """Append to ``hashes`` the hash of every full page of ``token_ids`` that it does not cover yet."""
+    for page in range(len(hashes), len(token_ids) // page_size):
+        start, end = page * page_size, (page + 1) * page_size
+        digest = blake2b(hashes[-1] if hashes else root, digest_size=DIGEST_SIZE, person=b"page")
+        digest.update(array("q", token_ids[start:end]).tobytes())
+        for image in images:
+            # Placeholder ids are the same for every picture: the picture itself, and where the page lies
+            # in it, must be part of the content.
+            if image.start < end and image.end > start:
+                digest.update(
+                    len(image.hash).to_bytes(2) + image.hash + (image.start - start).to_bytes(8, signed=True)
+                )
+        hashes.append(digest.digest())

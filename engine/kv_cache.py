@@ -1,0 +1,46 @@
+"""The tensors behind the page pool: keys and values of every layer. Knows no sequences."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(slots=True, frozen=True)
+class KVShape:
+    """Sizes of the KV of one token."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+    @property
+    def bytes_per_token(self) -> int:
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+
+
+class KVCache:
+    """Keys and values, one tensor ``[num_slots, num_kv_heads, head_dim]`` a layer.
+
+    One tensor a layer, never slices of a stack: a compiler would clone those.
+    """
+
+    def __init__(self, shape: KVShape, num_pages: int, page_size: int, device: torch.device) -> None:
+        size = (num_pages * page_size, shape.num_kv_heads, shape.head_dim)
+        self.keys = [_zeros(size, shape.dtype, device) for _ in range(shape.num_layers)]
+        self.values = [_zeros(size, shape.dtype, device) for _ in range(shape.num_layers)]
+
+
+def _zeros(size: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros: unwritten slots are read under a mask, where garbage could be NaN.
+
+    On a CPU the memory comes from numpy, which leaves zeroed pages to the operating system: it is committed
+    when first written, so a large cache costs neither start-up time nor memory that nobody uses.
+    """
+    if device.type != "cpu":
+        return torch.zeros(size, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(size) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(size)

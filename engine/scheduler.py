@@ -1,0 +1,270 @@
+"""Decides what one step runs: which tokens of which sequences, and which pictures to encode. No torch.
+
+A step is one packed row of at most ``max_num_batched_tokens`` tokens. Sequences that want one token go
+first, so a long prompt or a picture never delays them by more than a step; what is left of the budget goes
+to prompts, oldest first. All pages of a prompt are reserved when it is admitted; a sequence that cannot get
+a page while it grows preempts the youngest running one, which is recomputed later (mostly from the cache).
+"""
+
+from __future__ import annotations
+
+import bisect
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.encoder_cache import EncoderCache
+from engine.messages import FinishReason
+from engine.pages import PagePool
+from engine.sequence import Sequence
+from processing.prompt import ImageInput
+
+
+@dataclass(slots=True, frozen=True)
+class Limits:
+    """What one step and the running set may hold. Every running sequence must fit one step with one token."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_num_encoder_tokens: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_num_seqs <= self.max_num_batched_tokens:
+            raise ValueError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
+                f"max_num_seqs ({self.max_num_seqs}), which must be at least 1"
+            )
+
+
+@dataclass(slots=True, frozen=True)
+class Span:
+    """Tokens ``start .. start + length`` of one sequence, run in this step."""
+
+    sequence: Sequence
+    start: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+    @property
+    def samples(self) -> bool:
+        """Whether the last row of the span decides a new token."""
+        return self.end == self.sequence.num_tokens
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """One step: spans in row order, and the pictures to encode before (key, picture)."""
+
+    spans: list[Span] = field(default_factory=list)
+    encode: dict[bytes, ImageInput] = field(default_factory=dict)
+    num_tokens: int = 0
+    num_encoder_tokens: int = 0
+
+
+class Scheduler:
+    """Owns the waiting and running sequences; every sequence leaves through ``finish`` exactly once."""
+
+    def __init__(
+        self, limits: Limits, pool: PagePool, encoder_cache: EncoderCache[Any], *, caching: bool
+    ) -> None:
+        self.limits = limits
+        self.pool = pool
+        self.encoder_cache = encoder_cache
+        self.caching = caching
+        self.waiting: list[Sequence] = []  # both sorted by ``order``
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+        self.prefix_queries = 0
+        self.prefix_hits = 0
+        self.mm_queries = 0
+        self.mm_hits = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def add(self, sequence: Sequence) -> None:
+        bisect.insort(self.waiting, sequence, key=lambda s: s.order)
+
+    def find(self, request_ids: Iterable[str]) -> list[Sequence]:
+        """The unfinished sequences with these ids."""
+        wanted = set(request_ids)
+        return [s for s in [*self.running, *self.waiting] if s.request_id in wanted]
+
+    def schedule(self) -> StepPlan:
+        """Choose the next step. The plan is empty only if nothing is unfinished."""
+        plan = StepPlan()
+        self._plan_growing(plan)
+        for sequence in self.running:
+            if sequence.num_wanted > 1:
+                self._plan_chunk(plan, sequence)
+        self._admit(plan)
+        return plan
+
+    def commit(self, span: Span, token_ids: list[int]) -> list[int]:
+        """Account for a span that ran and the tokens drawn after it; returns those that count.
+
+        Tokens are taken one by one: whatever follows a stop token or the length limit is dropped before
+        any page is published or freed.
+        """
+        sequence = span.sequence
+        assert sequence.num_computed == span.start
+        sequence.num_computed = span.end
+        taken = []
+        for token_id in token_ids:
+            taken.append(token_id)
+            if sequence.append(token_id):
+                break
+        if self.caching:
+            sequence.update_hashes()
+            sequence.table.publish(sequence.hashes, sequence.num_computed)
+        self._unpin(sequence, [i for i in sequence.images if i.end <= sequence.num_computed])
+        if sequence.finish_reason is not None:
+            self._leave(sequence)
+        return taken
+
+    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        """End a sequence from outside: abort or error."""
+        sequence.finish_reason = reason
+        self._leave(sequence)
+
+    def check(self) -> None:
+        """Assert the integrity of everything the scheduler owns. Cheap enough to run whenever idle."""
+        sequences = [*self.waiting, *self.running]
+        self.pool.check(s.table for s in sequences)
+        pins: dict[bytes, set[str]] = {}
+        for sequence in sequences:
+            for key in sequence.pinned:
+                pins.setdefault(key, set()).add(sequence.request_id)
+        self.encoder_cache.check(pins)
+        assert all(s.num_computed == 0 and not s.table.pages for s in self.waiting), (
+            "a waiting sequence holds KV"
+        )
+        for sequence in self.running:
+            assert 0 <= sequence.num_computed < sequence.num_tokens
+            assert sequence.table.num_missing(sequence.num_computed) == 0
+        assert len({s.request_id for s in sequences}) == len(sequences), "a request is listed twice"
+
+    def _plan_growing(self, plan: StepPlan) -> None:
+        """Every running sequence that wants one token gets it, oldest first; the youngest pay for pages."""
+        for sequence in list(self.running):
+            if sequence.num_wanted != 1 or sequence not in self.running:
+                continue
+            while not sequence.table.can_reserve(sequence.num_tokens):
+                victim = self.running[-1]
+                self._preempt(victim)
+                if victim is sequence:
+                    break
+            else:
+                sequence.table.reserve(sequence.num_tokens)
+                self._plan_chunk(plan, sequence)
+
+    def _plan_chunk(self, plan: StepPlan, sequence: Sequence) -> None:
+        """Add as many of the wanted tokens as the token and encoder budgets allow."""
+        start = sequence.num_computed
+        length = min(sequence.num_wanted, self.limits.max_num_batched_tokens - plan.num_tokens)
+        if length <= 0:
+            return
+        for image in sequence.images:
+            if image.end <= start or image.start >= start + length:
+                continue
+            if not self._provide_image(plan, sequence, image):
+                length = max(0, image.start - start)
+                break
+        if length:
+            plan.spans.append(Span(sequence, start, length))
+            plan.num_tokens += length
+
+    def _provide_image(self, plan: StepPlan, sequence: Sequence, image: ImageInput) -> bool:
+        """Pin a picture's embeddings, or plan to encode it; ``False`` if that must wait for another step."""
+        key, cache = sequence.image_key(image), self.encoder_cache
+        if key in sequence.pinned:
+            return True
+        if key in cache:
+            cache.pin(key, sequence.request_id)
+            self.mm_hits += 1
+        else:
+            num_tokens = plan.num_encoder_tokens + image.num_tokens
+            # A picture larger than the whole budget is encoded alone.
+            if plan.encode and num_tokens > self.limits.max_num_encoder_tokens:
+                return False
+            if not cache.can_reserve(image.num_tokens):
+                return False
+            cache.reserve(key, image.num_tokens, sequence.request_id)
+            plan.encode[key] = image
+            plan.num_encoder_tokens = num_tokens
+        sequence.pinned.add(key)
+        self.mm_queries += 1
+        return True
+
+    def _admit(self, plan: StepPlan) -> None:
+        """Start waiting sequences, in order, while there is room for their whole prompt."""
+        if not self.waiting:
+            return
+        # Pages that a running prompt is about to fill: who wants the same ones waits for them instead of
+        # computing them again (the other choices of a request, users asking about one picture at once).
+        coming = (
+            {h for s in self.running for h in s.hashes[s.table.num_published :]} if self.caching else set()
+        )
+        for sequence in list(self.waiting):
+            if (
+                len(self.running) >= self.limits.max_num_seqs
+                or plan.num_tokens >= self.limits.max_num_batched_tokens
+            ):
+                break
+            hits = self._prefix_hits(sequence)
+            beyond = sequence.hashes[len(hits) : (sequence.num_tokens - 1) // sequence.table.page_size]
+            if beyond and beyond[0] in coming:
+                continue
+            if not self._has_room(sequence, hits):
+                break
+            self._start(sequence, hits)
+            coming.update(beyond)
+            self._plan_chunk(plan, sequence)
+
+    def _prefix_hits(self, sequence: Sequence) -> list[int]:
+        """Cached pages of the prompt, never all of it: the last token must run to give a distribution."""
+        if not self.caching:
+            return []
+        usable = (sequence.num_tokens - 1) // sequence.table.page_size
+        return self.pool.lookup(sequence.hashes[:usable])
+
+    def _has_room(self, sequence: Sequence, hits: list[int]) -> bool:
+        """Room for the prompt, and one page more for each running sequence: no preemption soon after."""
+        needed = sequence.table.num_missing(sequence.num_tokens) - len(hits) + self.pool.num_idle(hits)
+        return needed + len(self.running) <= self.pool.num_available
+
+    def _start(self, sequence: Sequence, hits: list[int]) -> None:
+        self.waiting.remove(sequence)
+        bisect.insort(self.running, sequence, key=lambda s: s.order)
+        sequence.table.adopt(hits)
+        sequence.table.reserve(sequence.num_tokens)
+        sequence.num_computed = len(hits) * sequence.table.page_size
+        if sequence.scheduled_at is None:
+            sequence.scheduled_at = time.monotonic()
+            sequence.num_cached = sequence.num_computed
+            self.prefix_queries += sequence.num_tokens
+            self.prefix_hits += sequence.num_computed
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Give the pages back and wait again; tokens drawn so far are kept and recomputed."""
+        self.running.remove(sequence)
+        self._unpin(sequence, sequence.images)
+        sequence.table.release()
+        sequence.num_computed = 0
+        self.add(sequence)
+        self.num_preemptions += 1
+
+    def _leave(self, sequence: Sequence) -> None:
+        (self.running if sequence in self.running else self.waiting).remove(sequence)
+        self._unpin(sequence, sequence.images)
+        sequence.table.release()
+
+    def _unpin(self, sequence: Sequence, images: Iterable[ImageInput]) -> None:
+        for key in {sequence.image_key(image) for image in images} & sequence.pinned:
+            self.encoder_cache.unpin(key, sequence.request_id)
+            sequence.pinned.discard(key)

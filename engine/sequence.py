@@ -1,0 +1,115 @@
+"""One request inside the engine: its tokens, how many of them are in KV, and when it ends. No torch."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from engine.hashing import extend_hashes, root_hash
+from engine.messages import FinishReason, GenerateRequest, RequestTimings, SamplingParams
+from engine.pages import PageTable
+from processing.prompt import ImageInput
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """There is no prefill or decode phase: computed tokens catch up with known ones.
+
+    Invariant while running: ``0 <= num_computed < num_tokens``, and the table holds the first
+    ``num_computed`` tokens. ``order`` is (priority, arrival); lower goes first.
+    """
+
+    request_id: str
+    token_ids: list[int]
+    num_prompt_tokens: int
+    images: list[ImageInput]
+    sampling: SamplingParams
+    salt: str
+    order: tuple[int, int]
+    table: PageTable
+    stop_token_ids: frozenset[int]
+    max_tokens: int
+    root: bytes
+    hashes: list[bytes] = field(default_factory=list)
+    num_computed: int = 0
+    num_cached: int | None = None
+    pinned: set[bytes] = field(default_factory=set)
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    queued_at: float = field(default_factory=time.monotonic)
+    scheduled_at: float | None = None
+    first_token_at: float | None = None
+
+    @classmethod
+    def from_request(
+        cls,
+        request: GenerateRequest,
+        *,
+        arrival: int,
+        table: PageTable,
+        eos_token_ids: frozenset[int],
+        max_model_len: int,
+    ) -> Sequence:
+        """Build from a request that was checked (``engine.admission``)."""
+        sampling, prompt = request.sampling, request.prompt
+        stops = frozenset(sampling.stop_token_ids)
+        sequence = cls(
+            request_id=request.request_id,
+            token_ids=list(prompt.token_ids),
+            num_prompt_tokens=len(prompt.token_ids),
+            images=list(prompt.images),
+            sampling=sampling,
+            salt=request.cache_salt,
+            order=(request.priority, arrival),
+            table=table,
+            stop_token_ids=stops if sampling.ignore_eos else stops | eos_token_ids,
+            max_tokens=min(sampling.max_tokens, max_model_len - len(prompt.token_ids)),
+            root=root_hash(request.cache_salt),
+        )
+        sequence.update_hashes()
+        return sequence
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_wanted(self) -> int:
+        """Known tokens whose KV is missing."""
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def must_not_stop(self) -> bool:
+        """Whether ``min_tokens`` still forbids stop tokens at the next position."""
+        return self.num_output_tokens < self.sampling.min_tokens
+
+    def image_key(self, image: ImageInput) -> bytes:
+        """Key in the encoder cache."""
+        return image.hash + self.root
+
+    def update_hashes(self) -> None:
+        extend_hashes(self.hashes, self.root, self.token_ids, self.images, self.table.page_size)
+
+    def append(self, token_id: int) -> bool:
+        """Take one accepted token; returns whether it ended the request."""
+        assert self.finish_reason is None, "a finished request got a token"
+        if self.first_token_at is None:
+            self.first_token_at = time.monotonic()
+        stops = token_id in self.stop_token_ids and not self.must_not_stop
+        self.token_ids.append(token_id)
+        if stops:
+            self.finish_reason, self.stop_token_id = "stop", token_id
+        elif self.num_output_tokens >= self.max_tokens:
+            self.finish_reason = "length"
+        return self.finish_reason is not None
+
+    def timings(self) -> RequestTimings:
+        """Durations so far; a stage that was never reached counts 0."""
+        now = time.monotonic()
+        scheduled = self.scheduled_at if self.scheduled_at is not None else now
+        first = self.first_token_at if self.first_token_at is not None else now
+        return RequestTimings(queue=scheduled - self.queued_at, prefill=first - scheduled, decode=now - first)

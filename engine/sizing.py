@@ -1,0 +1,66 @@
+"""How long sequences may be and how many KV pages there are, from the model, the memory and the settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from engine.config import EngineConfig
+from engine.errors import ModelLoadError
+from engine.kv_cache import KVShape
+from engine.scheduler import Limits
+
+_GIB = 1 << 30
+_MAX_CPU_KV = 4 * _GIB
+_CPU_SHARE = 0.25  # of the free memory: a CPU's memory belongs to others too
+
+
+@dataclass(slots=True, frozen=True)
+class Sizes:
+    """``num_pages`` pages hold at least one sequence of ``max_model_len`` tokens."""
+
+    max_model_len: int
+    num_pages: int
+    limits: Limits
+
+
+def choose_sizes(config: EngineConfig, shape: KVShape, model_len: int, device: torch.device) -> Sizes:
+    """Raises ``ModelLoadError`` if what was asked for does not fit, with both numbers."""
+    memory = config.kv_cache_memory if config.kv_cache_memory is not None else _free_memory(config, device)
+    page_bytes = shape.bytes_per_token * config.page_size
+    num_pages = memory // page_bytes
+    wanted = config.max_model_len or model_len
+    if wanted > model_len:
+        raise ModelLoadError(
+            f"--max-model-len {wanted} is longer than the model's own context of {model_len}"
+        )
+    capacity = num_pages * config.page_size
+    if capacity < 1 or (config.max_model_len is not None and capacity < wanted):
+        raise ModelLoadError(
+            f"a sequence of {wanted} tokens needs {wanted * shape.bytes_per_token} bytes of KV and there are "
+            f"{memory}; lower --max-model-len or raise --kv-cache-memory"
+        )
+    max_model_len = min(wanted, capacity)
+    # More pages than every running sequence can fill would only ever serve as prefix cache; keep twice that.
+    useful = 2 * config.max_num_seqs * -(-max_model_len // config.page_size)
+    return Sizes(max_model_len, min(num_pages, useful), _limits(config, device))
+
+
+def _limits(config: EngineConfig, device: torch.device) -> Limits:
+    on_cpu = device.type == "cpu"
+    tokens = config.max_num_batched_tokens or max(config.max_num_seqs, 256 if on_cpu else 8192)
+    encoder = config.max_num_encoder_tokens or (512 if on_cpu else 8192)
+    try:
+        return Limits(config.max_num_seqs, tokens, encoder)
+    except ValueError as error:
+        raise ModelLoadError(str(error)) from error
+
+
+def _free_memory(config: EngineConfig, device: torch.device) -> int:
+    """Bytes that KV may take. On a GPU the weights are there already; activations get what is left over."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return max(0, int(total * config.gpu_memory_utilization) - (total - free))
+    return min(_MAX_CPU_KV, int(psutil.virtual_memory().available * _CPU_SHARE))

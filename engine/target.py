@@ -1,0 +1,183 @@
+"""The target model: a Hugging Face model run as it is, with paged attention in its text model.
+
+Knows how to load, embed, encode pictures, run a packed row and make logits. Knows no sequences, no
+scheduling and no sampling.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
+
+from engine import attention
+from engine.adapters import adapter_for
+from engine.adapters.base import Adapter
+from engine.attention import AttentionContext
+from engine.config import EngineConfig
+from engine.errors import ModelLoadError
+from engine.kv_cache import KVShape
+from engine.packing import PackedLinear, can_pack, pack_linears, packing_pays
+from processing.prompt import ImageInput
+
+log = logging.getLogger(__name__)
+
+# A packed row holds many sequences: a scale that depends on the longest position would mix them up.
+_ROW_DEPENDENT_ROPE = {"dynamic", "longrope"}
+_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+
+
+class TargetModel:
+    """Weights, adapter and the three passes: encode pictures, forward a row, logits of some rows."""
+
+    def __init__(
+        self, adapter: Adapter, model: PreTrainedModel, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.adapter = adapter
+        self.family = str(model.config.model_type)
+        self.load_seconds = 0.0
+        self.device = device
+        self.dtype = dtype
+        self._text_model = adapter.text_model
+        self._embed: torch.nn.Module = model.get_input_embeddings()
+        self._head: torch.nn.Module = model.get_output_embeddings()
+        if can_pack(device, dtype) and packing_pays(self._head):
+            self._head = PackedLinear(self._head)
+
+    @classmethod
+    def load(cls, config: EngineConfig) -> TargetModel:
+        """Load safetensors weights; raises ``ModelLoadError`` where the model cannot be served right."""
+        started = time.monotonic()
+        hf_config = _read_config(config)
+        adapter_type = adapter_for(hf_config.model_type)
+        device, dtype = resolve_device(config.device), resolve_dtype(config, hf_config)
+        attention.register()
+        try:
+            model = adapter_type.load(
+                config.model,
+                revision=config.revision,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=config.trust_remote_code,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelLoadError(f"cannot load weights of {config.model!r}: {error}") from error
+        model.eval().requires_grad_(False).to(device)
+        adapter = adapter_type(model)
+        _refuse_row_dependent(adapter.text_config)
+        model.set_attn_implementation(adapter.attn_implementation)
+        if can_pack(device, dtype):
+            log.info("packed %d linear layers of the text model", pack_linears(adapter.text_model))
+        target = cls(adapter, model, device, dtype)
+        target.load_seconds = time.monotonic() - started
+        return target
+
+    @property
+    def max_position(self) -> int:
+        """The model's own context length, in tokens."""
+        return int(self.adapter.text_config.max_position_embeddings)
+
+    @property
+    def kv_shape(self) -> KVShape:
+        config = self.adapter.text_config
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return KVShape(config.num_hidden_layers, config.num_key_value_heads, head_dim, self.dtype)
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.adapter.text_config.vocab_size)
+
+    @torch.inference_mode()
+    def encode_images(self, images: list[ImageInput]) -> list[torch.Tensor]:
+        """Embeddings of each picture, ``[num_tokens, hidden]``."""
+        return [features.to(self.dtype) for features in self.adapter.encode_images(images)]
+
+    @torch.inference_mode()
+    def forward(
+        self, context: AttentionContext, images: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
+    ) -> torch.Tensor:
+        """Run a row: hidden states after the final norm, ``[N, hidden]``.
+
+        ``images``: pairs (rows int64 ``[M]``, embeddings ``[M, hidden]``) to put in place of placeholders.
+        """
+        embeddings = self._embed(context.batch.token_ids)
+        for rows, values in images:
+            embeddings.index_copy_(0, rows, values)
+        positions = context.batch.positions
+        output = self._text_model(
+            inputs_embeds=embeddings.unsqueeze(0),
+            position_ids=positions.unsqueeze(-2),
+            use_cache=False,
+            context=context,
+        )
+        hidden: torch.Tensor = output.last_hidden_state[0]
+        return hidden
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """float32 ``[R, vocab]`` of hidden states ``[R, hidden]``."""
+        logits: torch.Tensor = self._head(hidden)
+        return logits.float()
+
+
+def resolve_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ModelLoadError(
+            "--device cuda was asked for, but torch finds no CUDA device; use --device cpu or auto"
+        )
+    return torch.device(name)
+
+
+def resolve_dtype(config: EngineConfig, hf_config: PretrainedConfig) -> torch.dtype:
+    """``auto``: the checkpoint's own type on a GPU, float32 on a CPU."""
+    if config.dtype != "auto":
+        dtype = getattr(torch, config.dtype)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+    if resolve_device(config.device).type == "cpu":
+        return torch.float32
+    own = hf_config.get_text_config().dtype or hf_config.dtype
+    return own if isinstance(own, torch.dtype) else torch.bfloat16
+
+
+def read_eos_token_ids(config: EngineConfig) -> frozenset[int]:
+    """Tokens that end an answer: the generation config's where there is one, else the model's."""
+    try:
+        own = GenerationConfig.from_pretrained(config.model, revision=config.revision).eos_token_id
+    except OSError:
+        own = _read_config(config).get_text_config().eos_token_id
+    if own is None:
+        return frozenset()
+    return frozenset(own if isinstance(own, list) else [own])
+
+
+def _read_config(config: EngineConfig) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(
+            config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        kind = "folder" if Path(config.model).is_dir() else "folder or hub id"
+        raise ModelLoadError(
+            f"{config.model!r} is not a {kind} with a readable config.json: {error}"
+        ) from error
+
+
+def _refuse_row_dependent(config: PretrainedConfig) -> None:
+    """Raise for layers and position schemes that a packed row would silently falsify."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = {part.get("rope_type", "default") for part in ([rope, *rope.values()]) if isinstance(part, dict)}
+    if kinds & _ROW_DEPENDENT_ROPE:
+        raise ModelLoadError(
+            f"rope type {sorted(kinds & _ROW_DEPENDENT_ROPE)} scales with the longest position in a row, "
+            "which a row of many sequences would falsify; this model cannot be served"
+        )
+    layers = set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS
+    if layers:
+        raise ModelLoadError(f"attention layers of type {sorted(layers)} are not supported")
