@@ -49,9 +49,9 @@ class Codec(Generic[M]):
     def __init__(self, message_type: Any) -> None:  # a union of structs; no type form can say that yet
         self._type = message_type
 
-    def encode(self, message: M) -> list[Frame]:
+    def encode(self, message: M) -> list[bytes | memoryview]:
         """Frames to send. Arrays are not copied (unless strided): leave them alone until they are sent."""
-        arrays: list[Frame] = []
+        arrays: list[bytes | memoryview] = []
 
         def write(value: object) -> _ArrayHeader:
             if not isinstance(value, np.ndarray):

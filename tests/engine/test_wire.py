@@ -78,6 +78,7 @@ engine_messages = (
         EngineInfo,
         **dict.fromkeys(("vocab_size", "max_model_len", "num_pages", "page_size"), st.integers(0, 2**40)),
         max_images=st.none() | st.integers(0, 9),
+        load_seconds=seconds,
     )
 )
 

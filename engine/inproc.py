@@ -1,0 +1,98 @@
+"""Engines without a process of their own: for tests, scripts and offline use. The loop is the same as the
+worker's. Knows nothing of sockets; takes a core that is already loaded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+
+from engine.client import EngineDeadError
+from engine.core_protocol import Core
+from engine.loop import EngineLoop
+from engine.messages import ClientMessage, EngineInfo, GenerateRequest, RequestOutput, Shutdown, StepReport
+from engine.streams import StreamingClient
+
+log = logging.getLogger(__name__)
+
+
+def run_to_completion(core: Core, requests: Iterable[GenerateRequest]) -> Iterator[RequestOutput]:
+    """Outputs of all ``requests``, as they come, without threads. Closing the iterator aborts the rest.
+
+    A request that is refused ends with an output of finish reason ``error``; an engine that breaks raises.
+    """
+    loop = EngineLoop(core)
+    try:
+        for request in requests:
+            loop.submit(request)
+        while loop.num_open:
+            yield from loop.step().outputs
+    except GeneratorExit:
+        loop.abort_all()
+        raise
+
+
+class InprocClient(StreamingClient):
+    """``EngineClient`` over a core in this process, which one thread of its own drives.
+
+    A step that hangs cannot be ended here: ``shutdown`` waits for it.
+    """
+
+    def __init__(self, core: Core) -> None:
+        super().__init__()
+        self._core = core
+        self._inbox: queue.SimpleQueue[ClientMessage] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    async def start(self) -> None:
+        if self._thread is not None or self._state != "loading":
+            raise RuntimeError("an engine client is started once")
+        self._info = self._core.info
+        self._state = "ready"
+        self._thread = threading.Thread(
+            target=self._run, args=(asyncio.get_running_loop(),), name="engine", daemon=True
+        )
+        self._thread.start()
+
+    async def wait_ready(self, timeout: float | None = None) -> EngineInfo:  # noqa: ARG002 (it never waits)
+        if self._state != "ready" or self._info is None:
+            raise EngineDeadError(f"the engine is {self._state}")
+        return self._info
+
+    async def _stop(self, timeout: float) -> None:
+        self._state = "stopped"
+        if self._thread is not None:
+            await self._streams.wait_empty(timeout)
+            self._send(Shutdown())
+            await asyncio.to_thread(self._thread.join)
+
+    def _send(self, message: ClientMessage) -> None:
+        self._inbox.put(message)
+
+    def _receive(self, timeout: float) -> Iterator[ClientMessage]:
+        try:
+            yield self._inbox.get(timeout > 0, timeout)
+            while True:
+                yield self._inbox.get_nowait()
+        except queue.Empty:
+            return
+
+    def _run(self, event_loop: asyncio.AbstractEventLoop) -> None:
+        """The engine thread."""
+
+        def emit(report: StepReport) -> None:
+            event_loop.call_soon_threadsafe(self._on_report, report)
+
+        try:
+            EngineLoop(self._core).run(self._receive, emit)
+        except Exception:
+            log.exception("the engine broke")
+        event_loop.call_soon_threadsafe(self._on_end)
+
+    def _on_end(self) -> None:
+        if self._state != "stopped":
+            self._state = "failed"
+        self._streams.fail_all(f"the engine is {self._state}")

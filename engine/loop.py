@@ -1,0 +1,132 @@
+"""Drives one core and keeps the promise that every request ends exactly once. The same loop serves in
+process (``engine.inproc``) and behind sockets (``engine.worker``); it knows neither threads nor transport.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import msgspec
+
+from engine.core_protocol import Core
+from engine.messages import (
+    AbortRequest,
+    ClientMessage,
+    EngineStats,
+    FinishReason,
+    GenerateRequest,
+    RequestError,
+    RequestOutput,
+    Shutdown,
+    StepReport,
+)
+
+HEARTBEAT_SECONDS = 1.0
+
+# The text is fixed: what an exception says may hold addresses and paths. The log has the traceback.
+ENGINE_BROKE = RequestError(code="internal_error", message="The engine failed while this request was open.")
+UNREADABLE = RequestError(code="invalid_request", message="The engine could not read this request.")
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A message that the transport could not decode, with the id of its request if it could read that."""
+
+    request_id: str | None
+
+
+Receive = Callable[[float], Iterable[ClientMessage | Unreadable]]
+"""What has arrived; if nothing has, waits for up to so many seconds. 0 does not wait."""
+
+log = logging.getLogger(__name__)
+
+
+class EngineLoop:
+    """A core, and the ids of the requests that are open in it."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._open: dict[str, None] = {}  # a set that keeps the order of arrival
+        self._refusals: list[RequestOutput] = []  # of requests that the core never sees, for the next report
+
+    @property
+    def num_open(self) -> int:
+        return len(self._open)
+
+    def submit(self, request: GenerateRequest) -> None:
+        if request.request_id in self._open:
+            raise ValueError(f"request id {request.request_id!r} is in use")
+        self._open[request.request_id] = None
+        self._core.add(request)
+
+    def abort(self, request_ids: Iterable[str]) -> None:
+        """Ids that are unknown or have ended are ignored."""
+        known = [request_id for request_id in request_ids if request_id in self._open]
+        if known:
+            self._core.abort(known)
+
+    def step(self) -> StepReport:
+        """One step of the core; an empty report if there is nothing to do."""
+        if self._core.has_work:
+            report = self._core.step()
+        elif not self._open:
+            report = StepReport(outputs=[], stats=self._core.stats)
+        else:  # a core that forgets a request would leave its client waiting for ever
+            raise RuntimeError(f"the core is idle while {self.num_open} requests are open")
+        for output in report.outputs:
+            if output.finish_reason is not None:
+                self._open.pop(output.request_id, None)
+        refusals, self._refusals = self._refusals, []
+        return _extended(report, refusals)
+
+    def abort_all(self) -> StepReport:
+        """End every open request. Closes the loop: the core may be in any state afterwards."""
+        self.abort(list(self._open))
+        report = self.step()
+        return _extended(report, list(self._end_all("abort")))
+
+    def run(self, receive: Receive, emit: Callable[[StepReport], None]) -> None:
+        """Serve until a ``Shutdown``. If the core breaks, tells every open request and raises.
+
+        Emits one report per step; while idle, an empty one every ``HEARTBEAT_SECONDS``.
+        """
+        try:
+            while self._take(receive(0.0 if self._core.has_work else HEARTBEAT_SECONDS)):
+                emit(self.step())
+            emit(self.abort_all())
+        except Exception:
+            # Not even statistics are asked of a core that broke.
+            emit(StepReport(outputs=list(self._end_all("error", ENGINE_BROKE)), stats=EngineStats()))
+            raise
+
+    def _take(self, messages: Iterable[ClientMessage | Unreadable]) -> bool:
+        """Whether to go on: not after a ``Shutdown``."""
+        for message in messages:
+            match message:
+                case Shutdown():
+                    return False
+                case AbortRequest(request_ids=request_ids):
+                    self.abort(request_ids)
+                case GenerateRequest(request_id=request_id) if request_id in self._open:
+                    # An answer would reach the request that owns the id. Our clients never send this.
+                    log.error("dropped a second request with the id %r", request_id)
+                case GenerateRequest():
+                    self.submit(message)
+                case Unreadable(request_id=str(request_id)) if request_id not in self._open:
+                    self._refusals.append(_ended(request_id, "error", UNREADABLE))
+        return True
+
+    def _end_all(self, reason: FinishReason, error: RequestError | None = None) -> Iterator[RequestOutput]:
+        while self._open:
+            request_id, _ = self._open.popitem()
+            yield _ended(request_id, reason, error)
+
+
+def _ended(request_id: str, reason: FinishReason, error: RequestError | None = None) -> RequestOutput:
+    return RequestOutput(request_id=request_id, token_ids=[], finish_reason=reason, error=error)
+
+
+def _extended(report: StepReport, outputs: list[RequestOutput]) -> StepReport:
+    return msgspec.structs.replace(report, outputs=report.outputs + outputs) if outputs else report

@@ -1,0 +1,166 @@
+"""The half of a client that does not depend on where the engine is: open requests, statistics, listeners.
+
+Belongs to one event loop. An id is open until the engine has ended it, even if nobody listens
+any more: a new request under that id could otherwise receive the last words of the old one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Callable
+
+from engine.client import EngineDeadError, EngineState, ReportListener, RequestRejectedError
+from engine.messages import (
+    AbortRequest,
+    ClientMessage,
+    EngineInfo,
+    EngineStats,
+    GenerateRequest,
+    RequestError,
+    RequestOutput,
+    StepReport,
+)
+
+log = logging.getLogger(__name__)
+
+
+class _Died:
+    """Stands in a queue for the end of the engine; every stream raises an exception of its own."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+class RequestStreams:
+    """One queue for each request that has a listener. ``abort`` tells the engine that one has left."""
+
+    def __init__(self, abort: Callable[[str], None]) -> None:
+        self._abort = abort
+        self._queues: dict[str, asyncio.Queue[RequestOutput | _Died]] = {}
+        self._leaving: set[str] = set()  # aborted by us, not ended by the engine yet
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    async def stream(
+        self, request: GenerateRequest, submit: Callable[[GenerateRequest], None]
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """``EngineClient.generate``: submits the request, then yields its outputs."""
+        request_id = request.request_id
+        if request_id in self._queues or request_id in self._leaving:
+            raise ValueError(f"request id {request_id!r} is in use")
+        submit(request)  # if this raises, the engine has not seen the request
+        queue: asyncio.Queue[RequestOutput | _Died] = asyncio.Queue()
+        self._queues[request_id] = queue
+        self._empty.clear()
+        try:
+            while True:
+                item = await queue.get()
+                if isinstance(item, _Died):
+                    raise EngineDeadError(item.reason)
+                if item.finish_reason == "error":
+                    error = item.error or RequestError(code="internal_error", message="unknown error")
+                    raise RequestRejectedError(error.code, error.message)
+                yield item
+                if item.finish_reason is not None:
+                    return
+        finally:
+            # Whoever ends a request takes its queue away. If ours is still there, the engine is at work.
+            if self._queues.get(request_id) is queue:
+                self._leaving.add(request_id)
+                self._drop_queue(request_id)
+                self._abort(request_id)
+
+    def dispatch(self, report: StepReport) -> None:
+        """Hand out the outputs of one step. Those of requests without a listener are dropped."""
+        for output in report.outputs:
+            queue = self._queues.get(output.request_id)
+            if queue is not None:
+                queue.put_nowait(output)
+            if output.finish_reason is not None:
+                self._leaving.discard(output.request_id)
+                self._drop_queue(output.request_id)
+
+    def fail_all(self, reason: str) -> None:
+        """The engine is gone and ends nothing any more: every open request raises ``EngineDeadError``."""
+        self._leaving.clear()
+        for request_id, queue in list(self._queues.items()):
+            queue.put_nowait(_Died(reason))
+            self._drop_queue(request_id)
+
+    async def wait_empty(self, timeout: float) -> bool:
+        """Whether all requests with a listener ended within ``timeout`` seconds."""
+        try:
+            await asyncio.wait_for(self._empty.wait(), timeout)
+        except TimeoutError:
+            return False
+        return True
+
+    def _drop_queue(self, request_id: str) -> None:
+        self._queues.pop(request_id, None)
+        if not self._queues:
+            self._empty.set()
+
+
+class StreamingClient(ABC):
+    """An ``EngineClient`` without its engine: subclasses start one, send to it and pass on its reports."""
+
+    def __init__(self) -> None:
+        self._state: EngineState = "loading"
+        self._info: EngineInfo | None = None
+        self._stats = EngineStats()
+        self._listeners: list[ReportListener] = []
+        self._streams = RequestStreams(self._abort)
+        self._stopping: asyncio.Task[None] | None = None
+
+    @abstractmethod
+    async def _stop(self, timeout: float) -> None:
+        """Become ``stopped`` at once, give open requests ``timeout`` seconds, end the engine."""
+
+    @abstractmethod
+    def _send(self, message: ClientMessage) -> None:
+        """Hand ``message`` to the engine without waiting. Raises ``EngineDeadError`` if none takes it."""
+
+    @property
+    def state(self) -> EngineState:
+        return self._state
+
+    @property
+    def info(self) -> EngineInfo | None:
+        return self._info
+
+    @property
+    def stats(self) -> EngineStats:
+        return self._stats
+
+    def add_listener(self, listener: ReportListener) -> None:
+        self._listeners.append(listener)
+
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[RequestOutput, None]:
+        return self._streams.stream(request, self._submit)
+
+    async def shutdown(self, timeout: float = 0.0) -> None:
+        """A second call waits for the first."""
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop(timeout))
+        await asyncio.shield(self._stopping)
+
+    def _submit(self, request: GenerateRequest) -> None:
+        if self._state != "ready":
+            raise EngineDeadError(f"the engine is {self._state}")
+        self._send(request)
+
+    def _abort(self, request_id: str) -> None:
+        with contextlib.suppress(EngineDeadError):  # then the request has ended with its engine
+            self._send(AbortRequest(request_ids=[request_id]))
+
+    def _on_report(self, report: StepReport) -> None:
+        self._stats = report.stats
+        self._streams.dispatch(report)
+        for listener in self._listeners:
+            try:
+                listener(report)
+            except Exception:
+                log.exception("a listener failed")
