@@ -1,0 +1,255 @@
+"""Special tokens that a user spells stay text.
+
+A rendered chat holds control tokens (``<|im_end|>``, ``<image>``) that the template wrote, and maybe the same
+characters from a user. Users' characters that are part of such a token, or could become part of one beside
+other text ("<ima" followed by "ge>"), are wrapped in two marks before rendering; after it, the marks tell
+whose token it is. Everything else renders and tokenises as if none of this existed. (transformers' own
+``sanitize_control_tokens`` marks whole tokens only, drops users' private-use characters, and flips the
+state of the shared tokenizer, which no second thread may see.)
+
+Knows strings and the ``tokenizers`` library; no chats, no pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from processing.errors import PromptError
+
+Range = tuple[int, int]
+
+# Supplementary private-use planes: characters that mean nothing to anybody else.
+_PRIVATE_USE = chain(range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+_MARK_CANDIDATES = "".join(map(chr, _PRIVATE_USE))
+_IDENTIFIER = re.compile(r"\w+", re.ASCII)
+
+
+class TokenSet:
+    """The strings of some control tokens, and what of a text could take part in one."""
+
+    def __init__(self, tokens: Iterable[str]) -> None:
+        self.tokens = tuple(sorted(set(tokens), key=lambda token: (-len(token), token)))
+        self.pattern = re.compile("|".join(map(re.escape, self.tokens)) or "(?!)")
+        self._starts = tuple({token[:n] for token in self.tokens for n in range(1, len(token))})
+        self._ends = tuple({token[n:] for token in self.tokens for n in range(1, len(token))})
+
+    def exposed(self, text: str) -> list[Range]:
+        """Ranges of ``text`` that are control tokens, or that a neighbour could complete to one.
+
+        Templates trim, so what counts as the first or last character is tried with and without white space.
+        """
+        ranges = {match.span() for match in self.pattern.finditer(text)}
+        left, right = len(text) - len(text.lstrip()), len(text.rstrip())
+        for at, rest in ((0, text), (left, text[left:right])):
+            if rest and (rest.startswith(self._ends) or any(rest in token for token in self.tokens)):
+                ranges.add((at, at + 1))
+        for at, rest in ((len(text), text), (right, text[:right])):
+            if rest.endswith(self._starts):
+                ranges.add((at - 1, at))
+        return _merged(ranges)
+
+
+def _merged(ranges: Iterable[Range]) -> list[Range]:
+    merged: list[Range] = []
+    for start, end in sorted(ranges):
+        if merged and start < merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+class Marks:
+    """Two characters that occur nowhere in one chat, so nobody can forge them and nothing is lost."""
+
+    def __init__(self, *data: object) -> None:
+        used: set[str] = set().union(*strings_in(data))
+        free = list(islice((char for char in _MARK_CANDIDATES if char not in used), 2))
+        if len(free) < 2:
+            raise PromptError("the messages use every private-use character of Unicode; leave some out")
+        self._open, self._close = free
+
+    def mark(self, value: Any, tokens: TokenSet) -> Any:
+        """A copy of plain data with the users' exposed characters wrapped."""
+        if isinstance(value, str):
+            return self._wrap(value, tokens)
+        if isinstance(value, dict):
+            return {self._mark_name(k, tokens): self._mark_item(k, v, tokens) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.mark(item, tokens) for item in value]
+        return value
+
+    def read(self, rendered: str) -> tuple[str, list[Range]]:
+        """The text without marks, and the ranges of it that users wrote and a token must not touch.
+
+        Templates may cut a string between its marks. A lone mark becomes an empty range: no token may
+        reach across it, and the template's own text is nobody else's.
+        """
+        open_, close = self._open, self._close
+        pieces: list[str] = []
+        ranges: list[Range] = []
+        length = last = 0
+        for match in re.finditer(f"{open_}([^{open_}{close}]*){close}|[{open_}{close}]", rendered):
+            before, inner = rendered[last : match.start()], match[1] or ""
+            length += len(before)
+            ranges.append((length, length + len(inner)))
+            length += len(inner)
+            pieces += (before, inner)
+            last = match.end()
+        return "".join([*pieces, rendered[last:]]), ranges
+
+    def _wrap(self, text: str, tokens: TokenSet) -> str:
+        pieces: list[str] = []
+        last = 0
+        for start, end in tokens.exposed(text):
+            pieces += (text[last:start], self._open, text[start:end], self._close)
+            last = end
+        return "".join([*pieces, text[last:]])
+
+    def _mark_name(self, name: Any, tokens: TokenSet) -> Any:
+        # Templates look fields up by name; what they look up is an identifier and no token by itself.
+        return self._wrap(name, tokens) if isinstance(name, str) and not _is_identifier(name) else name
+
+    def _mark_item(self, name: Any, value: Any, tokens: TokenSet) -> Any:
+        # Templates compare types ("function", "string") and do not build tokens from them.
+        return value if name == "type" and _is_identifier(value) else self.mark(value, tokens)
+
+
+def _is_identifier(value: object) -> bool:
+    return isinstance(value, str) and _IDENTIFIER.fullmatch(value) is not None
+
+
+def strings_in(value: object) -> Iterator[str]:
+    """Every string of plain data, names of fields included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from strings_in(name)
+            yield from strings_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from strings_in(item)
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A stretch of a chat: one control token (``trusted``), or the text between two of them.
+
+    ``exposed``: parsing special tokens here would find one that a user spelled.
+    """
+
+    text: str
+    trusted: bool = False
+    exposed: bool = False
+
+
+def split_sections(text: str, tokens: TokenSet, ranges: Sequence[Range]) -> list[Section]:
+    """Cut ``text`` at the control tokens that touch none of the users' ``ranges``."""
+    ends = [end for _, end in ranges]
+    sections: list[Section] = []
+    exposed, last, position = False, 0, 0
+    while match := tokens.pattern.search(text, position):
+        start, end = match.span()
+        nearest = bisect_right(ends, start)
+        if nearest < len(ranges) and ranges[nearest][0] < end:
+            exposed, position = True, start + 1
+            continue
+        sections += (Section(text[last:start], exposed=exposed), Section(match[0], trusted=True))
+        exposed, last, position = False, end, end
+    sections.append(Section(text[last:], exposed=exposed))
+    return [section for section in sections if section.text]
+
+
+class ControlTokenizer:
+    """Encodes with special tokens parsed, and without. Thread-safe: no state changes after construction."""
+
+    def __init__(self, tokenizer: Tokenizer, tokens: TokenSet) -> None:
+        self.tokens = tokens
+        self._parsing = tokenizer
+        ids = {tokenizer.token_to_id(token) for token in tokens.tokens}
+        self._ids = frozenset(ids - {_unknown_id(tokenizer)})  # characters become <unk> without spelling it
+        # Stands for "a control token came before" in the plain tokenizer; nobody can spell it.
+        self._lead = f"\U0010fffd{secrets.token_hex(16)}"
+        self._plain, self._true_ids = self._build_plain()
+        self.before, self.after = self._added_around()
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """Special tokens in ``text`` are parsed: for prompts that their author wrote whole."""
+        return list(self._parsing.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def encode_plain(self, text: str, add_special_tokens: bool) -> list[int]:
+        """Special tokens in ``text`` are ordinary characters."""
+        ids = self._encode_text(text, after_token=False)
+        return [*self.before, *ids, *self.after] if add_special_tokens else ids
+
+    def encode_sections(self, sections: Sequence[Section]) -> list[int]:
+        """Token ids in which exactly the control tokens of trusted sections are control tokens."""
+        wanted = sum(len(self.tokens.pattern.findall(s.text)) for s in sections if s.trusted)
+        some_exposed = any(section.exposed for section in sections)
+        if not some_exposed:
+            ids = self.encode("".join(section.text for section in sections), add_special_tokens=False)
+            if self._num_control(ids) == wanted:
+                return ids
+        # Some section spells a token. If none is known to, a normalizer made one of other characters.
+        ids = self._encode_apart(sections, all_plain=not some_exposed)
+        if self._num_control(ids) != wanted:
+            raise PromptError("the text spells a special token that this tokenizer cannot keep as text")
+        return ids
+
+    def _encode_apart(self, sections: Sequence[Section], all_plain: bool) -> list[int]:
+        ids: list[int] = []
+        parsed = ""
+        for index, section in enumerate(sections):
+            if section.trusted or not (section.exposed or all_plain):
+                parsed += section.text
+                continue
+            ids += self.encode(parsed, add_special_tokens=False)
+            ids += self._encode_text(section.text, after_token=index > 0)
+            parsed = ""
+        return ids + self.encode(parsed, add_special_tokens=False)
+
+    def _encode_text(self, text: str, after_token: bool) -> list[int]:
+        # SentencePiece vocabularies treat the first word of a text in another way than a later one.
+        ids = self._plain.encode((self._lead if after_token else "") + text, add_special_tokens=False).ids
+        return [self._true_ids.get(i, i) for i in ids[int(after_token) :]]
+
+    def _num_control(self, ids: Iterable[int]) -> int:
+        return sum(i in self._ids for i in ids)
+
+    def _build_plain(self) -> tuple[Tokenizer, dict[int, int]]:
+        """The same tokenizer without control tokens, and the true ids of the added tokens that it keeps
+        (words and runs of white space that were added to the vocabulary are no control tokens)."""
+        spec = json.loads(self._parsing.to_str())
+        kept = [token for token in spec["added_tokens"] if token["content"] not in self.tokens.tokens]
+        lead = {"id": 0, "content": self._lead, "special": True, "normalized": False}
+        lead |= {"single_word": False, "lstrip": False, "rstrip": False}
+        plain = Tokenizer.from_str(json.dumps(spec | {"added_tokens": [], "post_processor": None}))
+        fields = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+        plain.add_tokens([AddedToken(**{name: token[name] for name in fields}) for token in [lead, *kept]])
+        plain_ids = {token_id: token.content for token_id, token in plain.get_added_tokens_decoder().items()}
+        true_ids = {token["content"]: token["id"] for token in kept}
+        return plain, {i: true_ids[content] for i, content in plain_ids.items() if content in true_ids}
+
+    def _added_around(self) -> tuple[list[int], list[int]]:
+        """Ids that encoding with special tokens puts before and after a text (BOS, EOS)."""
+        bare, full = self.encode("a", add_special_tokens=False), self.encode("a", add_special_tokens=True)
+        at = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
+        return full[:at], full[at + len(bare) :]
+
+
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
+    model = json.loads(tokenizer.to_str())["model"]
+    if model.get("unk_token") is not None:
+        return tokenizer.token_to_id(model["unk_token"])
+    unk_id: int | None = model.get("unk_id")
+    return unk_id

@@ -1,0 +1,110 @@
+"""Decoded pictures to pixel tensors: colours, shapes, one picture's share of a batch, and content hashes.
+
+Works on what any Hugging Face image processor returns. Does not know where pictures come from (a server
+vets them first) or where they stand in a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from processing.errors import PromptError, UnsupportedModelError
+
+HASH_SIZE = 32
+# Resizing the short edge of a 1 x 20000 strip to 336 pixels would take gigabytes.
+MAX_ASPECT_RATIO = 200
+
+
+def check_shape(size: tuple[int, int]) -> None:
+    width, height = size
+    if min(size) < 1:
+        raise PromptError(f"a picture of {width} x {height} pixels has no content")
+    if max(size) > MAX_ASPECT_RATIO * min(size):
+        raise PromptError(
+            f"a picture of {width} x {height} pixels is too narrow; the longer side may be at most "
+            f"{MAX_ASPECT_RATIO} times the shorter"
+        )
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB, transparency laid on white: what is invisible must not become black."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16"):
+        # Pillow clips 16 bits to 8, which turns all but the darkest greys white.
+        grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    white = Image.new("RGBA", layer.size, "white")
+    return Image.alpha_composite(white, layer).convert("RGB")
+
+
+def split_features(features: Mapping[str, Any], count: int) -> list[dict[str, np.ndarray]]:
+    """Each picture's own tensors, the leading dimension kept, floats as float32.
+
+    Most families stack one entry a picture. Qwen's concatenate the patches of all pictures, and
+    ``image_grid_thw`` says how many rows belong to each.
+    """
+    if "image_grid_thw" in features:
+        grids = np.asarray(features["image_grid_thw"])
+        rows = np.cumsum(grids.prod(axis=1))[:-1]
+        patches = np.split(np.asarray(features["pixel_values"]), rows)
+        return [
+            {"pixel_values": _plain(own), "image_grid_thw": _plain(grid[None])}
+            for own, grid in zip(patches, grids, strict=True)
+        ]
+    if wrong := {name: len(value) for name, value in features.items() if len(value) != count}:
+        raise UnsupportedModelError(f"the image processor returned {wrong} entries for {count} pictures")
+    return [
+        {name: _plain(np.asarray(value[index])[None]) for name, value in features.items()}
+        for index in range(count)
+    ]
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array, dtype=np.float32 if array.dtype.kind == "f" else None)
+
+
+def picture_hash(tensors: Mapping[str, np.ndarray], fingerprint: bytes) -> bytes:
+    """Equal hashes mean equal embeddings. Every field goes in with its length, so that no two pictures
+    share a byte string: not one of another size, type or name with the same bytes in memory."""
+    digest = blake2b(digest_size=HASH_SIZE, person=b"specvlm-picture")
+    _update(digest, fingerprint)
+    for name in sorted(tensors):
+        array = tensors[name]
+        _update(digest, name.encode())
+        _update(digest, f"{array.dtype.str}{array.shape}".encode())
+        _update(digest, np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+    return digest.digest()
+
+
+def _update(digest: blake2b, field: bytes | memoryview) -> None:
+    digest.update(len(field).to_bytes(8))
+    digest.update(field)
+
+
+def split_runs(positions: Sequence[int], counts: Sequence[int]) -> list[list[tuple[int, int]]]:
+    """Runs ``(offset, length)`` of neighbouring positions, ``counts[i]`` positions to picture i.
+
+    >>> split_runs([2, 3, 5, 8, 9], [3, 2])
+    [[(2, 2), (5, 1)], [(8, 2)]]
+    """
+    rest = iter(positions)
+    pictures = []
+    for count in counts:
+        runs: list[tuple[int, int]] = []
+        for _ in range(count):
+            position = next(rest)
+            if runs and sum(runs[-1]) == position:
+                runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+            else:
+                runs.append((position, 1))
+        pictures.append(runs)
+    return pictures

@@ -1,0 +1,137 @@
+"""Chat templates: what a message looks like to one, and which tokens of the text are control tokens.
+
+A template either prints ``message['content']`` or walks over its parts. Which one is found out by rendering
+a probe, for every role, since many templates treat system messages in their own way. Knows Jinja through
+transformers; does not know pictures (a picture is only its place in a message) or token ids.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+
+from processing.chat import ChatMessage, ImagePart, TextPart
+from processing.control import Marks, Range, TokenSet
+from processing.errors import PromptError
+
+# Roles that templates build control tokens from; any other role is a user's text.
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function", "ipython", "model"})
+PROBE = "specvlm-probe-0d1f"
+MAX_REASON_LEN = 200
+
+_MARKUP = re.compile(r"[<\[]\S+[>\]]")  # <|fim_prefix|>, <tool_call>, [INST]: tokens even where not "special"
+
+
+class ChatTemplate:
+    """``tokenizer`` is a transformers tokenizer; ``source`` the text of the template."""
+
+    def __init__(self, tokenizer: Any, source: str, picture_tokens: Sequence[str] = ()) -> None:
+        self._tokenizer, self._source = tokenizer, source
+        self._reserved = _reserved_arguments(tokenizer.apply_chat_template)
+        added = tokenizer.added_tokens_decoder.values()
+        special = {token.content for token in added if token.special} | set(picture_tokens)
+        named = set(tokenizer.chat_control_tokens or ())
+        others = {
+            content
+            for content in (token.content for token in added)
+            if content in named or _MARKUP.fullmatch(content) or (content in source and not content.isspace())
+        }
+        self.tokens = TokenSet(special | others)
+        # An assistant's text was once written by the model. Its <think> was a token and stays one: else
+        # templates that cut it out, and cached prefixes, would see another text.
+        self._assistant_tokens = TokenSet(special)
+        self._takes = {
+            (role, kind): self._probe(role, content)
+            for role in ("system", "user", "assistant")
+            for kind, content in (("string", PROBE), ("parts", [{"type": "text", "text": PROBE}]))
+        }
+
+    def render(
+        self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool, template_kwargs: dict[str, Any]
+    ) -> tuple[str, list[Range]]:
+        """The chat as text, and the ranges of it in which control tokens are users' text."""
+        if not messages:
+            raise PromptError("there are no messages; send at least one")
+        if reserved := self._reserved & template_kwargs.keys():
+            raise PromptError(f"{sorted(reserved)} cannot be passed to a chat template; remove them")
+        chat = [self._as_dict(message) for message in messages]
+        marks = Marks(chat, template_kwargs, self._source)
+        for message in chat:
+            tokens = self._assistant_tokens if message["role"] == "assistant" else self.tokens
+            for name, value in message.items():
+                if name != "role" or value not in ROLES:
+                    message[name] = marks.mark(value, tokens)
+        rendered = self._render(
+            chat, add_generation_prompt=add_generation_prompt, **marks.mark(template_kwargs, self.tokens)
+        )
+        return marks.read(rendered)
+
+    def _render(self, chat: list[dict[str, Any]], **kwargs: Any) -> str:
+        try:
+            text = self._tokenizer.apply_chat_template(
+                chat, chat_template=self._source, tokenize=False, **kwargs
+            )
+        except TemplateError as error:
+            # What templates raise on purpose ("roles must alternate") is written for the user.
+            reason = str(error)[:MAX_REASON_LEN] if type(error) is TemplateError else "it does not fit them"
+            raise PromptError(f"the model's chat template refuses these messages: {reason}") from error
+        except Exception as error:
+            raise PromptError("the model's chat template cannot render these messages") from error
+        assert isinstance(text, str)
+        return text
+
+    def _probe(self, role: str, content: object) -> bool:
+        """Whether the content of such a message is printed as text, and not as a Python list."""
+        probe: dict[str, Any] = {"role": role, "content": content}
+        user: dict[str, Any] = {"role": "user", "content": "x"}
+        chat = {"system": [probe, user], "user": [probe], "assistant": [user, probe]}[role]
+        try:
+            text = self._render(chat, add_generation_prompt=False)
+        except PromptError:
+            return False
+        return PROBE in text and f"'{PROBE}'" not in text and f'"{PROBE}"' not in text
+
+    def _as_dict(self, message: ChatMessage) -> dict[str, Any]:
+        entry = {name: value for name, value in message.extra.items() if value is not None}
+        if isinstance(calls := entry.get("tool_calls"), list):
+            entry["tool_calls"] = [_with_parsed_arguments(call) for call in calls]
+        entry["role"] = message.role
+        if message.content is not None:
+            entry["content"] = self._content(message)
+        return entry
+
+    def _content(self, message: ChatMessage) -> str | list[dict[str, str]]:
+        role = message.role if (message.role, "parts") in self._takes else "user"
+        takes_string, takes_parts = self._takes[role, "string"], self._takes[role, "parts"]
+        texts = [part.text for part in message.parts if isinstance(part, TextPart)]
+        if len(texts) < len(message.parts) and not takes_parts:
+            raise PromptError(f"the model's chat template takes no pictures in {message.role} messages")
+        if takes_parts and not (isinstance(message.content, str) and takes_string):
+            return [
+                {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": part.text}
+                for part in message.parts
+            ]
+        return message.content if isinstance(message.content, str) else "\n".join(texts)
+
+
+def _with_parsed_arguments(call: Any) -> Any:
+    """OpenAI sends a call's arguments as JSON text; templates want the object."""
+    if not isinstance(call, dict) or not isinstance(call.get("function"), dict):
+        return call
+    function = call["function"]
+    try:
+        arguments = json.loads(function["arguments"])
+    except (KeyError, TypeError, ValueError):
+        return call
+    return {**call, "function": {**function, "arguments": arguments}} if isinstance(arguments, dict) else call
+
+
+def _reserved_arguments(render: Callable[..., Any]) -> frozenset[str]:
+    """Names that would steer the rendering itself instead of reaching the template."""
+    named = {p.name for p in inspect.signature(render).parameters.values() if p.kind is not p.VAR_KEYWORD}
+    return frozenset(named - {"tools", "documents"})
