@@ -1,0 +1,20 @@
+"""The engine process. Started by ``engine.process``, which speaks to it over stdin and two sockets."""
+
+from __future__ import annotations
+
+import sys
+
+from engine.config import EngineConfig
+from engine.core_protocol import Core
+from engine.worker import main
+
+
+def load(config: EngineConfig) -> Core:
+    # Imported here: torch takes seconds, and until then nothing would notice that the parent is gone.
+    from engine.core import EngineCore
+
+    return EngineCore.load(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main(load))
