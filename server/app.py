@@ -1,0 +1,78 @@
+"""The app, as a pure function of its parts: nothing global, nothing read from the environment."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from fastapi import Depends, FastAPI
+from fastapi.security import HTTPBearer
+
+from engine.client import EngineClient
+from server.admission import Admission
+from server.chat import ChatParts
+from server.context import RequestContextMiddleware
+from server.errors import ERROR_RESPONSES, install_error_handlers
+from server.metrics import Metrics
+from server.prompts import ImageLoader, PromptBuilder
+from server.routes import chat, models, status, tokens
+from server.sampling import SamplingDefaults
+from server.security import ApiKeyMiddleware
+from server.settings import ServeSettings
+from server.state import ServerState
+from server.version import VERSION
+
+if TYPE_CHECKING:
+    from processing.processor import Processor
+
+
+def create_app(
+    settings: ServeSettings,
+    *,
+    client: EngineClient,
+    processor: Processor,
+    media: ImageLoader,
+    defaults: SamplingDefaults | None = None,
+) -> FastAPI:
+    """The app starts ``client`` when it starts, and ends it with itself."""
+    metrics = Metrics(settings.metrics_prefix, settings.names[0])
+    client.add_listener(metrics.on_step)
+    prompts = PromptBuilder(processor, media, settings.max_images)
+    max_open = settings.max_num_seqs + settings.max_num_queued_reqs
+    parts = ChatParts(
+        client=client,
+        processor=processor,
+        prompts=prompts,
+        defaults=defaults or SamplingDefaults(),
+        admission=Admission(client, metrics, max_open),
+        metrics=metrics,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await client.start()
+        try:
+            yield
+        finally:
+            await client.shutdown()
+            await prompts.aclose()
+
+    keys = settings.api_keys()
+    app = FastAPI(
+        title="SpecVLM",
+        version=VERSION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        dependencies=[Depends(HTTPBearer(auto_error=False))] if keys else [],
+    )
+    app.state.max_request_size = settings.max_request_size
+    app.state.server = ServerState(settings=settings, client=client, chat=parts, metrics=metrics)
+    for module in (chat, models, tokens, status):
+        app.include_router(module.router, responses=ERROR_RESPONSES)
+    install_error_handlers(app)
+    if keys:
+        app.add_middleware(ApiKeyMiddleware, keys=keys)
+    app.add_middleware(RequestContextMiddleware)
+    return app

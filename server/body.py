@@ -1,0 +1,41 @@
+"""How a JSON body is read: up to a size, in UTF-8 without lone surrogates, NaN or bottomless nesting.
+
+The framework's own limit answers in plain text, ours in the shape of every other error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any
+
+from fastapi import HTTPException, Request, Response
+from fastapi.routing import APIRoute
+from pydantic_core import from_json
+
+
+class StrictRequest(Request):
+    """Finds its limit, ``max_request_size`` in bytes, in the state of the app."""
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        limit: int = self.app.state.max_request_size
+        size = 0
+        async for chunk in super().stream():
+            size += len(chunk)
+            if size > limit:
+                raise HTTPException(413)
+            yield chunk
+
+    async def json(self) -> Any:
+        return from_json(await self.body(), allow_inf_nan=False)
+
+
+class StrictRoute(APIRoute):
+    """A route whose request is a ``StrictRequest``; a body that cannot be read ends in a plain 400."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_strictly(request: Request) -> Response:
+            return await handle(StrictRequest(request.scope, request.receive))
+
+        return handle_strictly

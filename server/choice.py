@@ -1,0 +1,107 @@
+"""One choice: token ids from the engine in, pieces of text out.
+
+Tokens are taken one at a time, however many a step brings, so that the text, its end and the token count
+are those of plain decoding. The token that stopped the engine is counted and not shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import cast
+
+from engine.client import EngineClient, EngineDeadError
+from engine.messages import GenerateRequest, RequestOutput
+from processing.detokenizer import Detokenizer
+from processing.stop import StopMatcher
+from server.errors import shutting_down
+from server.logprobs import LogprobFormatter
+from server.schemas.answers import FinishReason, TokenLogprob
+from server.timeline import Timeline
+
+
+@dataclass(slots=True)
+class Piece:
+    """What one choice gained: shown text, the log-probabilities behind it, and why it ended, if it did."""
+
+    index: int
+    text: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.text or self.logprobs or self.finish_reason)
+
+
+class Choice:
+    """Iterate over ``pieces`` once; ``num_tokens`` and ``num_cached`` are complete when it has ended."""
+
+    def __init__(
+        self,
+        client: EngineClient,
+        request: GenerateRequest,
+        *,
+        detokenizer: Detokenizer,
+        stop: StopMatcher,
+        logprobs: LogprobFormatter | None,
+        timeline: Timeline,
+    ) -> None:
+        self._client = client
+        self._request = request
+        self._detokenizer = detokenizer
+        self._stop = stop
+        self._logprobs = logprobs
+        self._timeline = timeline
+        self.num_tokens = 0
+        self.num_cached = 0
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        end = "abort"
+        try:
+            outputs = cast(AsyncGenerator[RequestOutput, None], self._client.generate(self._request))
+            async with aclosing(outputs):
+                async for output in outputs:
+                    self._timeline.on_output(output)
+                    piece = self._take(output)
+                    end = piece.finish_reason or end
+                    if piece:
+                        yield piece
+                    if piece.finish_reason is not None:
+                        return
+            raise EngineDeadError("the engine ended a request without a reason")
+        except Exception:
+            end = "error"
+            raise
+        finally:
+            self._timeline.on_end(end)
+
+    def _take(self, output: RequestOutput) -> Piece:
+        if output.finish_reason in ("abort", "error"):
+            raise shutting_down()
+        self.num_cached = max(self.num_cached, output.num_cached_tokens)
+        piece = Piece(self._request.sampling.choice_index)
+        for position, token_id in enumerate(output.token_ids):
+            self.num_tokens += 1
+            is_stop_token = output.stop_token_id is not None and position == len(output.token_ids) - 1
+            if is_stop_token:
+                break
+            if self._logprobs is not None and output.logprobs is not None:
+                piece.logprobs.append(self._logprobs.format(token_id, output.logprobs[position]))
+            self._show(piece, self._detokenizer.feed([token_id]))
+            if self._stop.matched is not None:
+                piece.finish_reason = "stop"
+                return piece
+        if output.finish_reason is not None:
+            self._show(piece, self._detokenizer.finish())
+            piece.text += self._stop.finish()
+            stopped = self._stop.matched is not None or output.finish_reason == "stop"
+            piece.finish_reason = "stop" if stopped else "length"
+        return piece
+
+    def _show(self, piece: Piece, text: str) -> None:
+        """Add ``text`` as far as it may be shown. Stop strings are looked for after ``min_tokens`` only."""
+        if self.num_tokens < self._request.sampling.min_tokens:
+            piece.text += text
+        else:
+            piece.text += self._stop.feed(text)

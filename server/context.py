@@ -1,0 +1,61 @@
+"""The name of a request: honoured from ``X-Request-Id`` or drawn, returned, and bound to its log lines."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+HEADER = "X-Request-Id"
+ALLOWED_ID = re.compile(r"[\x21-\x7e]{1,128}")
+QUIET_PATHS = frozenset({"/health", "/ready", "/metrics"})
+
+log = structlog.get_logger("server.access")
+
+
+class RequestContextMiddleware:
+    """``scope["state"]["request_id"]`` is the id; a route may replace it before it answers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        state = scope.setdefault("state", {})
+        state["request_id"] = requested_id(scope) or uuid.uuid4().hex
+        status = 0
+        start = time.monotonic()
+
+        async def send_named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[HEADER] = state["request_id"]
+            await send(message)
+
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=state["request_id"])
+        try:
+            await self._app(scope, receive, send_named)
+        finally:
+            path = scope["path"].removeprefix(scope.get("root_path", ""))
+            write = log.debug if path in QUIET_PATHS else log.info
+            write(
+                "request",
+                method=scope["method"],
+                path=path,
+                status=status,
+                seconds=round(time.monotonic() - start, 4),
+                request_id=state["request_id"],
+            )
+
+
+def requested_id(scope: Scope) -> str | None:
+    wanted = Headers(scope=scope).get(HEADER, "")
+    return wanted if ALLOWED_ID.fullmatch(wanted) else None

@@ -1,0 +1,200 @@
+"""Every failure in the OpenAI shape, with texts fixed here. No traceback and no library's text gets out.
+
+Knows HTTP status codes and how pydantic reports a bad field. Does not know what the requests mean.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic_core import ErrorDetails
+from starlette.exceptions import HTTPException
+
+from engine.client import EngineDeadError, RequestRejectedError
+from server.schemas.errors import ErrorAnswer, ErrorDetail, ErrorType
+
+CLIENT_CLOSED_REQUEST: Final = 499
+RETRY_AFTER_SECONDS: Final = 5
+MAX_MESSAGE_LEN: Final = 500
+
+HTTP_TEXTS: Final = {
+    400: ("The request body could not be read as JSON.", "invalid_json"),
+    404: ("There is nothing at this address.", "not_found"),
+    405: ("This address does not take this method.", "method_not_allowed"),
+    413: ("The request body is too large.", "request_too_large"),
+}
+
+ERROR_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
+    "4XX": {"model": ErrorAnswer, "description": "The request is refused, and why."},
+    500: {"model": ErrorAnswer, "description": "The server or the model failed."},
+    503: {"model": ErrorAnswer, "description": "Not now; try again after `Retry-After` seconds."},
+}
+
+log = structlog.get_logger(__name__)
+
+
+class ApiError(Exception):
+    """A failure that the client is told about, before or in the middle of a stream."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        type_: ErrorType | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers or {}
+        if status in (502, 503):
+            self.headers.setdefault("Retry-After", str(RETRY_AFTER_SECONDS))
+        kind: ErrorType = type_ or ("invalid_request_error" if status < 500 else "server_error")
+        text = message.encode("utf-8", "replace").decode()[:MAX_MESSAGE_LEN]
+        self.answer = ErrorAnswer(error=ErrorDetail(message=text, type=kind, param=param, code=code))
+
+    def response(self) -> Response:
+        return JSONResponse(self.answer.model_dump(), self.status, self.headers)
+
+
+class ClientGone(Exception):
+    """The client hung up; there is nobody to answer."""
+
+
+def bad_request(message: str, *, param: str | None = None, code: str = "invalid_value") -> ApiError:
+    return ApiError(400, message, param=param, code=code)
+
+
+def unauthorized() -> ApiError:
+    return ApiError(
+        401,
+        "A valid API key is needed: send the header 'Authorization: Bearer KEY'.",
+        code="invalid_api_key",
+        type_="authentication_error",
+        headers={"WWW-Authenticate": "Bearer"},
+    )
+
+
+def model_not_found(name: str) -> ApiError:
+    return ApiError(404, f"The model '{name}' is not served here.", param="model", code="model_not_found")
+
+
+def context_overflow(max_model_len: int, prompt_len: int, max_tokens: int | None) -> ApiError:
+    if max_tokens is None:
+        wanted = f"your messages take {prompt_len} tokens, which leaves no room for an answer"
+    else:
+        wanted = (
+            f"you asked for {prompt_len + max_tokens} tokens ({prompt_len} in the messages, "
+            f"{max_tokens} in the completion)"
+        )
+    return ApiError(
+        400,
+        f"This model's maximum context length is {max_model_len} tokens, but {wanted}.",
+        param="messages",
+        code="context_length_exceeded",
+    )
+
+
+def engine_unavailable() -> ApiError:
+    return ApiError(503, "The model is not ready to answer; try again soon.", code="engine_unavailable")
+
+
+def queue_full() -> ApiError:
+    return ApiError(503, "Too many requests are waiting; try again soon.", code="queue_full")
+
+
+def shutting_down() -> ApiError:
+    return ApiError(503, "The server is shutting down.", code="shutting_down")
+
+
+def internal_error() -> ApiError:
+    return ApiError(500, "The server failed to answer this request.", code="internal_error")
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """What a client is told about ``error``, wherever it came from."""
+    match error:
+        case ApiError():
+            return error
+        case RequestRejectedError(code="context_length_exceeded" | "invalid_request"):
+            return ApiError(400, str(error), code=error.code)
+        case RequestRejectedError(code="out_of_memory"):
+            return ApiError(503, "The model has no memory left for this request.", code="out_of_memory")
+        case EngineDeadError():
+            return ApiError(500, "The model stopped while it was answering.", code="engine_dead")
+        case _:
+            log.error("request_failed", exc_info=error)
+            return internal_error()
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Answer every exception that leaves a route, and the framework's own."""
+
+    async def on_invalid(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return validation_error(error).response()
+
+    async def on_http_error(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        message, code = HTTP_TEXTS.get(error.status_code, ("The request was refused.", "refused"))
+        headers = dict(error.headers or {})
+        return ApiError(error.status_code, message, code=code, headers=headers).response()
+
+    async def on_client_gone(_: Request, __: Exception) -> Response:
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+    async def on_unexpected(request: Request, _: Exception) -> Response:
+        response = internal_error().response()
+        response.headers["X-Request-Id"] = request.state.request_id
+        return response
+
+    async def on_error(_: Request, error: Exception) -> Response:
+        return as_api_error(error).response()
+
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(ClientGone, on_client_gone)
+    for known in (ApiError, EngineDeadError, RequestRejectedError):
+        app.add_exception_handler(known, on_error)
+    app.add_exception_handler(Exception, on_unexpected)
+
+
+def validation_error(error: RequestValidationError) -> ApiError:
+    """The deepest complaint: a union reports the branches that were not meant as well."""
+    detail: ErrorDetails = max(error.errors(), key=lambda one: len(one["loc"]))
+    param = parameter_name(detail["loc"][1:])
+    match detail["type"]:
+        case _ if isinstance(error.body, bytes):
+            return ApiError(415, "Send the body as 'application/json'.", code="unsupported_media_type")
+        case _ if not param and detail["type"] not in ("unsupported_parameter", "invalid_combination"):
+            return bad_request("The request body must be a JSON object.", code="invalid_json")
+        case "extra_forbidden":
+            return bad_request(f"Unknown parameter: '{param}'.", param=param, code="unknown_parameter")
+        case "missing":
+            return bad_request(f"Missing parameter: '{param}'.", param=param, code="missing_parameter")
+        case "unsupported_parameter" | "invalid_combination":
+            return bad_request(detail["msg"], param=detail["ctx"]["name"], code=detail["type"])
+        case _:
+            return bad_request(f"Invalid value for '{param}': {detail['msg']}", param=param)
+
+
+def parameter_name(loc: tuple[int | str, ...]) -> str:
+    """``('messages', 0, 'user', 'content', 'list[…]', 1, 'text', 'text')`` → ``messages[0].content[1].text``.
+
+    Pydantic mixes the names of union branches into a location: the tag after an index, and type names.
+    """
+    name = ""
+    after_index = False
+    for part in loc:
+        if isinstance(part, int):
+            name += f"[{part}]"
+        elif not after_index and "[" not in part and part not in ("str", "constrained-str"):
+            name += f".{part}" if name else part
+        after_index = isinstance(part, int)
+    return name

@@ -1,0 +1,68 @@
+"""Several choices merged into one stream that ends exactly once, in tasks of their own.
+
+The tasks belong to no response: when a client hangs up, the framework cancels whatever it awaits again and
+again, and the engine's iterators still need a moment to say goodbye. ``close`` gives them that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Generation(Generic[T]):
+    """Starts at once. Iterate over it once; call ``close`` in any case. ``on_end`` runs when all is quiet."""
+
+    def __init__(self, choices: Sequence[AsyncGenerator[T, None]], on_end: Callable[[], None]) -> None:
+        self._queue: asyncio.Queue[T | Exception | None] = asyncio.Queue()
+        self._ahead: list[T] = []
+        self._num_open = len(choices)
+        self._tasks = [asyncio.create_task(self._pump(choice)) for choice in choices]
+        self._all_done = asyncio.gather(*self._tasks, return_exceptions=True)
+        self._all_done.add_done_callback(lambda _: on_end())
+
+    async def wait_first(self, timeout: float) -> None:
+        """Return when there is news or ``timeout`` has passed. Raises what ended the generation early."""
+        try:
+            async with asyncio.timeout(timeout):
+                item = await self._next()
+        except TimeoutError:
+            return
+        if item is not None:
+            self._ahead.append(item)
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        while self._ahead:
+            yield self._ahead.pop(0)
+        while (item := await self._next()) is not None:
+            yield item
+
+    async def _next(self) -> T | None:
+        """The next item of any choice; ``None`` when all have ended."""
+        while self._num_open:
+            item = await self._queue.get()
+            if isinstance(item, Exception):
+                self.close()
+                raise item
+            if item is not None:
+                return item
+            self._num_open -= 1
+        return None
+
+    def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    async def _pump(self, choice: AsyncGenerator[T, None]) -> None:
+        try:
+            async with aclosing(choice):
+                async for item in choice:
+                    self._queue.put_nowait(item)
+        except Exception as error:
+            self._queue.put_nowait(error)
+        else:
+            self._queue.put_nowait(None)

@@ -1,0 +1,116 @@
+"""From messages to a prompt: pictures are fetched and everything is tokenised off the event loop.
+
+Knows how many pictures are allowed. Does not know where they come from or how a template works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+from PIL import Image
+
+from processing import chat
+from processing.errors import PromptError
+from processing.prompt import Prompt
+from server.errors import bad_request
+from server.media import MediaError
+from server.schemas.messages import AssistantMessage, ImagePart, Message, RefusalPart, TextPart
+
+if TYPE_CHECKING:
+    from processing.processor import Processor
+
+PROMPT_THREADS: Final = 4
+
+T = TypeVar("T")
+
+
+class ImageLoader(Protocol):
+    """What ``server.media.MediaLoader`` does: it bounds its own work and stays off the event loop."""
+
+    async def load(self, url: str) -> Image.Image: ...
+
+    async def aclose(self) -> None: ...
+
+
+class PromptBuilder:
+    def __init__(self, processor: Processor, media: ImageLoader, max_images: int) -> None:
+        self._processor = processor
+        self._media = media
+        self._max_images = max_images
+        self._pool = ThreadPoolExecutor(PROMPT_THREADS, "prompt")
+
+    async def aclose(self) -> None:
+        await self._media.aclose()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def build(self, messages: Sequence[Message], *, max_images: int | None = None) -> Prompt:
+        """Raises ``ApiError`` where a picture cannot be had or the chat cannot become a prompt."""
+        urls = image_urls(messages)
+        self._check_count(len(urls), max_images)
+        conversation = with_images(messages, await self._load(urls))
+        try:
+            return await self.in_pool(self._processor.apply, conversation)
+        except PromptError as error:
+            raise bad_request(str(error), param="messages", code="invalid_prompt") from None
+
+    async def in_pool(self, call: Callable[..., T], *args: Any) -> T:
+        """Run work of the tokenizer off the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call, *args)
+
+    async def _load(self, urls: Sequence[str]) -> list[Image.Image]:
+        """All at once; the first that fails stops the others."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                loads = [group.create_task(self._media.load(url)) for url in urls]
+        except ExceptionGroup as failures:
+            error = failures.exceptions[0]
+            if isinstance(error, MediaError):
+                raise bad_request(error.message, param="messages", code=error.code) from None
+            raise error from None
+        return [load.result() for load in loads]
+
+    def _check_count(self, num_images: int, max_of_model: int | None) -> None:
+        limit = self._max_images if max_of_model is None else min(self._max_images, max_of_model)
+        if num_images > limit:
+            raise bad_request(
+                f"At most {limit} pictures may be in one request; this one has {num_images}.",
+                param="messages",
+                code="too_many_images",
+            )
+
+
+def image_urls(messages: Sequence[Message]) -> list[str]:
+    return [
+        part.image_url.url
+        for message in messages
+        if isinstance(message.content, list)
+        for part in message.content
+        if isinstance(part, ImagePart)
+    ]
+
+
+def with_images(messages: Sequence[Message], images: Sequence[Image.Image]) -> list[chat.ChatMessage]:
+    """The conversation as plain data; ``images`` in their order of appearance."""
+    remaining = iter(images)
+
+    def convert(part: TextPart | RefusalPart | ImagePart) -> chat.ContentPart:
+        match part:
+            case TextPart():
+                return chat.TextPart(part.text)
+            case RefusalPart():
+                return chat.TextPart(part.refusal)
+            case ImagePart():
+                return chat.ImagePart(next(remaining))
+
+    conversation = []
+    for message in messages:
+        content = message.content
+        if content is None:
+            content = (isinstance(message, AssistantMessage) and message.refusal) or ""
+        parts = content if isinstance(content, str) else [convert(part) for part in content]
+        extra = {"name": message.name} if message.name is not None else {}
+        conversation.append(chat.ChatMessage(message.role, parts, extra))
+    return conversation

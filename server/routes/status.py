@@ -1,0 +1,38 @@
+"""Whether the server lives, whether it can answer, how it is doing, and which version it is."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from server.errors import engine_unavailable
+from server.schemas.models import Status, Version
+from server.state import State
+from server.version import VERSION
+
+router = APIRouter()
+
+
+@router.get("/health")
+async def health() -> Status:
+    """This process answers. Says nothing about the model; needs no key."""
+    return Status(status="alive")
+
+
+@router.get("/ready")
+async def ready(state: State) -> Status:
+    """The model is loaded and answers."""
+    if state.client.state != "ready":
+        raise engine_unavailable()
+    return Status(status="ready")
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(state: State) -> Response:
+    """Prometheus text format."""
+    return Response(state.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/version")
+async def version() -> Version:
+    return Version(version=VERSION)

@@ -1,0 +1,138 @@
+"""Runs the app under uvicorn: greets when it is ready, drains on SIGTERM, ends if the model is lost.
+
+Puts the front end's parts together; the engine is somebody else's. Heavy imports are inside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from typing import Final
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from engine.client import EngineClient, EngineDeadError
+from server.app import create_app
+from server.generation_config import recommended_sampling
+from server.logs import configure_logging
+from server.settings import ServeSettings
+
+LAST_WORDS_SECONDS: Final = 5.0
+"""After the drain: for open requests to hear that they were cut, and for the engine to end."""
+
+WATCH_SECONDS: Final = 0.5
+
+log = structlog.get_logger(__name__)
+
+
+class DrainingServer(uvicorn.Server):
+    """At shutdown the engine's client ends what is open, by finishing it or by an error, in good time."""
+
+    def __init__(
+        self, config: uvicorn.Config, app: FastAPI, client: EngineClient, *, drain_timeout: float
+    ) -> None:
+        super().__init__(config)
+        self._app = app
+        self._client = client
+        self._drain_timeout = drain_timeout
+        self._failure: str | None = None
+        self._watching: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._watching = asyncio.create_task(self._watch())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+        self._app.state.server.chat.admission.close()
+        draining = asyncio.create_task(self._drain())
+        await super().shutdown(sockets)
+        await draining
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self._failure is None else 1
+
+    async def _watch(self) -> None:
+        """Greet when the model is there; stop serving when it will never be (again)."""
+        try:
+            info = await self._client.wait_ready()
+            log.info("model_loaded", model=info.model, device=info.device, seconds=info.load_seconds)
+            print(greeting(self.url(), self._app.state.server.settings.names[0]), file=sys.stderr, flush=True)
+            while self._client.state != "failed":  # noqa: ASYNC110 - the engine's client has no event for it
+                await asyncio.sleep(WATCH_SECONDS)
+            self._failure = "the engine failed and will not be started again"
+        except EngineDeadError as error:
+            self._failure = str(error)
+        log.error("model_lost", reason=self._failure)
+        self.should_exit = True
+
+    async def _drain(self) -> None:
+        admission = self._app.state.server.chat.admission
+        log.info("draining", open_answers=admission.num_open, seconds=self._drain_timeout)
+        await self._client.shutdown(self._drain_timeout)
+
+    def url(self) -> str:
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        scheme = "https" if self.config.is_ssl else "http"
+        shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104
+        return f"{scheme}://{shown}:{port}{self.config.root_path}"
+
+
+def greeting(url: str, model: str) -> str:
+    return f"""
+SpecVLM serves '{model}' at {url}/v1
+
+  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\
+    -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+"""
+
+
+def make_server(settings: ServeSettings, app: FastAPI, client: EngineClient) -> DrainingServer:
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        ssl_keyfile=settings.ssl_keyfile,
+        ssl_certfile=settings.ssl_certfile,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        root_path=settings.root_path,
+        timeout_graceful_shutdown=int(settings.shutdown_timeout + LAST_WORDS_SECONDS) + 1,
+    )
+    return DrainingServer(config, app, client, drain_timeout=settings.shutdown_timeout)
+
+
+def serve(settings: ServeSettings, model: str, client: EngineClient) -> int:
+    """Serve ``model`` until told to stop. Returns the exit code."""
+    configure_logging(settings.log_level, settings.log_format)
+    app = assemble(settings, model, client)
+    server = make_server(settings, app, client)
+    server.run()
+    return server.exit_code
+
+
+def assemble(settings: ServeSettings, model: str, client: EngineClient) -> FastAPI:
+    from processing.processor import Processor
+    from server.media import MediaConfig, MediaLoader
+
+    processor = Processor.from_pretrained(
+        model,
+        revision=settings.revision,
+        trust_remote_code=settings.trust_remote_code,
+        chat_template=settings.chat_template,
+    )
+    media = MediaLoader(
+        MediaConfig(
+            allowed_domains=tuple(settings.allowed_media_domains),
+            allowed_local_path=settings.allowed_local_media_path,
+        )
+    )
+    defaults = recommended_sampling(model, settings.revision)
+    return create_app(settings, client=client, processor=processor, media=media, defaults=defaults)

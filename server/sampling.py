@@ -1,0 +1,87 @@
+"""From what a client asked to what the engine is told. Knows defaults and limits; knows no text."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any, TypeVar
+
+import msgspec
+
+from engine.messages import SamplingParams
+from processing.prompt import Prompt
+from server.errors import bad_request, context_overflow
+from server.schemas.chat import ChatRequest
+
+Number = TypeVar("Number", int, float)
+
+
+class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True):
+    """What the model's ``generation_config.json`` recommends, where a client leaves the choice open."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    max_new_tokens: int | None = None
+
+    @classmethod
+    def from_generation_config(cls, config: dict[str, Any]) -> SamplingDefaults:
+        return msgspec.convert(config, cls)
+
+
+class SamplingBuilder:
+    """For one served model."""
+
+    def __init__(self, defaults: SamplingDefaults, max_model_len: int, vocab_size: int) -> None:
+        self._defaults = defaults
+        self._max_model_len = max_model_len
+        self._vocab_size = vocab_size
+
+    def build(self, request: ChatRequest, prompt: Prompt) -> SamplingParams:
+        """Parameters of choice 0. Raises ``ApiError`` where they do not fit the model or each other."""
+        defaults = self._defaults
+        max_tokens = self._max_tokens(request, len(prompt.token_ids))
+        if request.min_tokens > max_tokens:
+            raise bad_request("'min_tokens' is greater than 'max_tokens'.", param="min_tokens")
+        return SamplingParams(
+            max_tokens=max_tokens,
+            temperature=first_given(request.temperature, defaults.temperature, 1.0),
+            top_p=first_given(request.top_p, defaults.top_p, 1.0),
+            top_k=max(0, first_given(request.top_k, defaults.top_k, 0)),
+            min_p=first_given(request.min_p, defaults.min_p, 0.0),
+            frequency_penalty=request.frequency_penalty or 0.0,
+            presence_penalty=request.presence_penalty or 0.0,
+            repetition_penalty=first_given(request.repetition_penalty, defaults.repetition_penalty, 1.0),
+            logit_bias=self._logit_bias(request),
+            seed=secrets.randbits(63) if request.seed is None else request.seed,
+            min_tokens=request.min_tokens,
+            ignore_eos=request.ignore_eos,
+            stop_token_ids=self._known("stop_token_ids", request.stop_token_ids or []),
+            logprobs=request.num_logprobs,
+        )
+
+    def _max_tokens(self, request: ChatRequest, prompt_len: int) -> int:
+        asked = request.max_completion_tokens or request.max_tokens
+        room = self._max_model_len - prompt_len
+        if room < (asked or 1):
+            raise context_overflow(self._max_model_len, prompt_len, asked)
+        return asked or min(room, self._defaults.max_new_tokens or room)
+
+    def _logit_bias(self, request: ChatRequest) -> dict[int, float]:
+        biases = {int(token_id): bias for token_id, bias in (request.logit_bias or {}).items()}
+        self._known("logit_bias", list(biases))
+        return biases
+
+    def _known(self, param: str, token_ids: list[int]) -> list[int]:
+        if any(token_id >= self._vocab_size for token_id in token_ids):
+            raise bad_request(
+                f"'{param}' names a token beyond the model's {self._vocab_size} tokens.", param=param
+            )
+        return token_ids
+
+
+def first_given(asked: Number | None, recommended: Number | None, neutral: Number) -> Number:
+    if asked is not None:
+        return asked
+    return neutral if recommended is None else recommended

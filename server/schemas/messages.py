@@ -1,0 +1,65 @@
+"""Messages of a conversation, as the OpenAI API spells them.
+
+Fields that other servers put into their answers (``refusal``, ``annotations``, ``audio``) are accepted in
+assistant messages, because clients send those back as they got them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from server.schemas.base import ClientModel
+
+JsonObject = dict[str, Any]
+
+
+class TextPart(ClientModel):
+    type: Literal["text"]
+    text: str
+    prompt_cache_breakpoint: JsonObject | None = None
+
+
+class RefusalPart(ClientModel):
+    type: Literal["refusal"]
+    refusal: str
+
+
+class ImageUrl(ClientModel):
+    url: str = Field(min_length=1, description="An http(s), data or file URL; the last only where allowed.")
+    detail: Literal["auto", "low", "high", "original"] = Field(
+        "auto", description="Accepted. The model's own processor decides the resolution."
+    )
+
+
+class ImagePart(ClientModel):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+    prompt_cache_breakpoint: JsonObject | None = None
+
+
+class SystemMessage(ClientModel):
+    role: Literal["system", "developer"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+
+class UserMessage(ClientModel):
+    role: Literal["user"]
+    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    name: str | None = None
+
+
+class AssistantMessage(ClientModel):
+    role: Literal["assistant"]
+    content: str | list[Annotated[TextPart | RefusalPart, Field(discriminator="type")]] | None = None
+    name: str | None = None
+    refusal: str | None = None
+    annotations: list[JsonObject] | None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: Annotated[list[JsonObject], Field(max_length=0)] | None = None
+
+
+Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]

@@ -1,0 +1,41 @@
+"""Who may ask: a bearer key on every address except the exempt one. Knows nothing of routes or bodies."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Sequence
+from hashlib import sha256
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from server.errors import unauthorized
+
+EXEMPT_PATH = "/health"
+
+
+class ApiKeyMiddleware:
+    """Denies by default: whatever is not exactly the exempt path needs a key, existing route or not."""
+
+    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+        self._app = app
+        self._digests = [sha256(key.encode()).digest() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or self._is_exempt(scope) or self._has_key(scope):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await unauthorized().response()(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008})
+
+    def _is_exempt(self, scope: Scope) -> bool:
+        root_path: str = scope.get("root_path", "")
+        path: str = scope["path"]
+        return scope["type"] == "http" and path == root_path + EXEMPT_PATH
+
+    def _has_key(self, scope: Scope) -> bool:
+        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+        digest = sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return scheme.lower() == "bearer" and any(matches)

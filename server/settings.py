@@ -1,0 +1,164 @@
+"""Every setting of ``specvlm serve``: flags, ``SPECVLM_*`` environment, a file; in that order of precedence.
+
+Flags use the names that vLLM's users know. Unknown keys fail, wherever they come from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ByteSize, Field, SecretStr, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from engine.config import Device, DType, EngineConfig
+
+ENV_PREFIX = "SPECVLM_"
+CONFIG_ENV = ENV_PREFIX + "CONFIG"
+DEMO_MODEL_NAME = "specvlm-demo"
+
+Names = Annotated[list[str], NoDecode]
+
+
+class ServeSettings(BaseSettings):
+    """Serve a model over HTTP. Without --model: the embedded demo model."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        extra="forbid",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        frozen=True,
+        protected_namespaces=(),
+    )
+
+    config: Path | None = Field(None, description="JSON or TOML file with any of these settings")
+
+    model: str | None = Field(None, description="hub id or folder of a vision-language model")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub model")
+    served_model_name: Names = Field([], description="names that clients may use; repeat for several")
+    chat_template: str | None = Field(None, description="file with a template, or a template, to use")
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    root_path: str = Field("", pattern=r"^(/.*[^/])?$", description="path prefix that a proxy strips")
+    ssl_keyfile: Path | None = Field(None, description="private key for https")
+    ssl_certfile: Path | None = Field(None, description="certificate for https")
+    api_key: Annotated[list[SecretStr], NoDecode] = Field([], description="accepted key; repeat for several")
+    api_key_file: Path | None = Field(None, description="file with one accepted key a line")
+    max_request_size: ByteSize = Field(ByteSize(64 * 2**20), gt=0, description="bound of a request's body")
+    shutdown_timeout: float = Field(30.0, ge=0, description="seconds that open requests get after SIGTERM")
+
+    dtype: DType = Field("auto", description="type of the weights")
+    device: Device = Field("auto", description="where the model runs")
+    max_model_len: int | None = Field(None, ge=1, description="longest prompt and answer together, in tokens")
+    max_num_seqs: int = Field(64, ge=1, description="answers generated at the same time")
+    max_num_batched_tokens: int | None = Field(None, ge=1, description="most tokens in one forward pass")
+    max_num_queued_reqs: int = Field(256, ge=0, description="answers that may wait; more get a 503")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of a GPU's memory to use")
+    kv_cache_memory: ByteSize | None = Field(None, gt=0, description="size of the KV cache, such as 2GiB")
+    enable_prefix_caching: bool = Field(True, description="share KV between equal prefixes")
+
+    limit_mm_per_prompt: dict[Literal["image"], Annotated[int, Field(ge=0)]] = Field(
+        {"image": 16}, description="most pictures in one request"
+    )
+    allowed_media_domains: Names = Field([], description="host of pictures; any public one if none is named")
+    allowed_local_media_path: Path | None = Field(None, description="folder that file: URLs may name")
+
+    metrics_prefix: str = Field(
+        "specvlm",
+        pattern=r"^[a-zA-Z_][a-zA-Z0-9_]*$",
+        description="'vllm' gives the names of vLLM dashboards",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
+    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        refuse_unknown_environment(set(cls.model_fields))
+        path = init_settings().get("config") or os.environ.get(CONFIG_ENV)
+        from_file = InitSettingsSource(settings_cls, read_config(Path(path)) if path else {})
+        return init_settings, env_settings, from_file
+
+    @field_validator("served_model_name", "api_key", "allowed_media_domains", mode="before")
+    @classmethod
+    def _split_commas(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            if value.startswith("["):
+                return json.loads(value)
+            return [part.strip() for part in value.split(",") if part.strip()]
+        return value
+
+    @model_validator(mode="after")
+    def _tls_has_both_halves(self) -> ServeSettings:
+        if (self.ssl_keyfile is None) != (self.ssl_certfile is None):
+            raise ValueError("--ssl-keyfile and --ssl-certfile go together")
+        return self
+
+    @property
+    def names(self) -> list[str]:
+        return self.served_model_name or [self.model or DEMO_MODEL_NAME]
+
+    @property
+    def max_images(self) -> int:
+        return self.limit_mm_per_prompt.get("image", 16)
+
+    def api_keys(self) -> list[str]:
+        keys = [key.get_secret_value() for key in self.api_key]
+        if self.api_key_file is not None:
+            keys += [line.strip() for line in self.api_key_file.read_text().splitlines()]
+            if not any(keys):
+                raise ValueError(f"{self.api_key_file} holds no key")
+        return [key for key in keys if key]
+
+    def engine_config(self, model: str) -> EngineConfig:
+        return EngineConfig(
+            model=model,
+            revision=self.revision,
+            device=self.device,
+            dtype=self.dtype,
+            max_model_len=self.max_model_len,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            kv_cache_memory=self.kv_cache_memory,
+            gpu_memory_utilization=self.gpu_memory_utilization,
+            enable_prefix_caching=self.enable_prefix_caching,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+
+def refuse_unknown_environment(fields: set[str]) -> None:
+    given = {name[len(ENV_PREFIX) :].lower() for name in os.environ if name.startswith(ENV_PREFIX)}
+    if unknown := sorted(given - fields):
+        names = ", ".join(ENV_PREFIX + name.upper() for name in unknown)
+        raise SettingsError(f"unknown environment variables: {names}")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Keys may be spelled as flags (``max-num-seqs``) or as fields (``max_num_seqs``)."""
+    try:
+        text = path.read_text()
+        values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"cannot read the config file {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise SettingsError(f"the config file {path} does not hold an object")
+    return {key.replace("-", "_"): value for key, value in values.items()}

@@ -1,0 +1,45 @@
+"""What the routes of one app share. Built by ``server.app``, reached through ``request.app.state.server``."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from engine.client import EngineClient
+from server.chat import ChatParts
+from server.errors import model_not_found
+from server.metrics import Metrics
+from server.settings import ServeSettings
+
+
+@dataclass(frozen=True, slots=True)
+class ServerState:
+    settings: ServeSettings
+    client: EngineClient
+    chat: ChatParts
+    metrics: Metrics
+    started: int = field(default_factory=lambda: int(time.time()))
+
+    def served_name(self, asked: str | None) -> str:
+        """The name to answer with. Raises where ``asked`` is not served."""
+        names = self.settings.names
+        if asked is None:
+            return names[0]
+        if asked not in names:
+            raise model_not_found(asked)
+        return asked
+
+    @property
+    def max_model_len(self) -> int | None:
+        info = self.client.info
+        return info.max_model_len if info is not None else self.settings.max_model_len
+
+
+def server_state(request: Request) -> ServerState:
+    return cast(ServerState, request.app.state.server)
+
+
+State = Annotated[ServerState, Depends(server_state)]

@@ -1,0 +1,147 @@
+"""A live server on a free port, driven by real clients."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from PIL import Image
+
+from server.app import create_app
+from server.logs import configure_logging
+from server.media import MediaError
+from server.run import DrainingServer, make_server
+from server.sampling import SamplingDefaults
+from server.settings import ServeSettings
+from tests.server.fakes import ByteProcessor, FakeEngineClient
+
+MODEL = "fake-vlm"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quiet_and_alone() -> None:
+    """No noise from servers in threads, and no settings from outside."""
+    configure_logging("error", "json")
+    for name in [name for name in os.environ if name.startswith("SPECVLM_")]:
+        del os.environ[name]
+
+
+class FakeMedia:
+    """Pictures by colour: ``color:red``; anything else is refused."""
+
+    def __init__(self) -> None:
+        self.loaded: list[str] = []
+        self.delay = 0.0
+
+    async def load(self, url: str) -> Image.Image:
+        await asyncio.sleep(self.delay)
+        self.loaded.append(url)
+        if not url.startswith("color:"):
+            raise MediaError("invalid_image_url", "This URL cannot be read.")
+        return Image.new("RGB", (8, 8), url.removeprefix("color:"))
+
+    async def aclose(self) -> None:
+        pass
+
+
+@dataclass
+class Live:
+    """A running server and what is behind it."""
+
+    url: str
+    engine: FakeEngineClient
+    media: FakeMedia
+    server: DrainingServer
+    thread: threading.Thread
+
+    def openai(self, **options: Any) -> openai.OpenAI:
+        return openai.OpenAI(**self._client_options(options))
+
+    def async_openai(self, **options: Any) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(**self._client_options(options))
+
+    def http(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=20, **options)
+
+    def _client_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        return {"base_url": self.url + "/v1", "api_key": "none", "max_retries": 0, "timeout": 20} | options
+
+
+StartServer = Callable[..., Live]
+
+
+def start_live(*, defaults: SamplingDefaults | None = None, loads: bool = True, **settings: Any) -> Live:
+    processor = ByteProcessor()
+    engine, media = FakeEngineClient(processor), FakeMedia()
+    engine.loads = loads
+    serve = ServeSettings(**({"port": 0, "served_model_name": [MODEL], "shutdown_timeout": 1} | settings))
+    app = create_app(serve, client=engine, processor=processor, media=media, defaults=defaults)
+    server = make_server(serve, app, engine)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    wait_until(lambda: server.started or not thread.is_alive())
+    return Live(server.url(), engine, media, server, thread)
+
+
+def stop_live(live: Live) -> None:
+    live.engine.stalled = False
+    live.server.should_exit = True
+    live.thread.join(timeout=10)
+    assert not live.thread.is_alive()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def start_server() -> Iterator[StartServer]:
+    """Start servers with settings of their own; they are stopped after the test."""
+    started: list[Live] = []
+
+    def start(**options: Any) -> Live:
+        started.append(start_live(**options))
+        return started[-1]
+
+    yield start
+    for live in started:
+        stop_live(live)
+
+
+@pytest.fixture(scope="session")
+def shared_live() -> Iterator[Live]:
+    live = start_live()
+    yield live
+    stop_live(live)
+
+
+@pytest.fixture
+def live(shared_live: Live) -> Iterator[Live]:
+    """A server with default settings, shared by tests; its engine starts afresh for each, and ends idle."""
+    shared_live.engine.reset()
+    yield shared_live
+    shared_live.engine.reset()
+    wait_until(lambda: shared_live.server._app.state.server.chat.admission.num_open == 0)
+
+
+@pytest.fixture
+def client(live: Live) -> Iterator[openai.OpenAI]:
+    with live.openai() as client:
+        yield client
+
+
+@pytest.fixture
+def http(live: Live) -> Iterator[httpx.Client]:
+    with live.http() as http:
+        yield http

@@ -1,0 +1,251 @@
+"""What is refused, with which status, in the OpenAI shape; and nothing of our insides in it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from engine.client import EngineDeadError, RequestRejectedError
+from tests.server.conftest import MODEL, Live, StartServer, wait_until
+from tests.server.fakes import MAX_MODEL_LEN
+
+CHAT = "/v1/chat/completions"
+VALID = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
+
+
+def check_shape(response: httpx.Response, status: int, code: str | None = None) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    assert set(response.json()) == {"error"}
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"]
+    if code is not None:
+        assert error["code"] == code
+    assert "Traceback" not in response.text
+    return error
+
+
+def refused(http: httpx.Client, status: int = 400, code: str | None = None, **fields: Any) -> dict[str, Any]:
+    body = json.dumps(VALID | fields)  # json allows NaN and lone surrogates, httpx does not
+    headers = {"Content-Type": "application/json"}
+    return check_shape(http.post(CHAT, content=body, headers=headers), status, code)
+
+
+def test_an_unknown_parameter_is_named(http: httpx.Client) -> None:
+    error = refused(http, code="unknown_parameter", temprature=1)
+    assert error["param"] == "temprature"
+    assert "temprature" in error["message"]
+
+
+def test_an_unknown_parameter_deep_inside_is_named(http: httpx.Client) -> None:
+    messages = [{"role": "user", "content": [{"type": "text", "text": "x", "zoom": 1}]}]
+    assert (
+        refused(http, code="unknown_parameter", messages=messages)["param"] == "messages[0].content[0].zoom"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"temperature": float("inf")}, None),
+        ({"temperature": float("nan")}, None),
+        ({"temperature": 2.1}, "temperature"),
+        ({"temperature": "1"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_k": 1.5}, "top_k"),
+        ({"min_p": 1.01}, "min_p"),
+        ({"frequency_penalty": -3}, "frequency_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"seed": 2**63}, "seed"),
+        ({"seed": 10**400}, "seed"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"max_tokens": 2**31}, "max_tokens"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
+        ({"max_tokens": 3, "min_tokens": 4}, "min_tokens"),
+        ({"n": 0}, "n"),
+        ({"n": 10**6}, "n"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logit_bias": {"65": 101}}, "logit_bias.65"),
+        ({"logit_bias": {"x": 1}}, "logit_bias.x"),
+        ({"logit_bias": {"99999": 1}}, "logit_bias"),
+        ({"stop_token_ids": [99999]}, "stop_token_ids"),
+        ({"stop": [""]}, "stop[0]"),
+        ({"stop": 7}, "stop"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"messages": []}, "messages"),
+        ({"messages": None}, "messages"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
+        ({"request_id": "a b"}, "request_id"),
+    ],
+)
+def test_bad_values_are_refused_by_name(
+    http: httpx.Client, fields: dict[str, Any], param: str | None
+) -> None:
+    assert refused(http, **fields)["param"] == param
+
+
+def test_missing_messages(http: httpx.Client) -> None:
+    assert (
+        check_shape(http.post(CHAT, json={"model": MODEL}), 400, "missing_parameter")["param"] == "messages"
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400),
+        (b"{", 400),
+        (b"null", 400),
+        (b"[1]", 400),
+        (b'{"a": NaN}', 400),
+        (b'"\\ud800"', 400),
+        (b"\xff\xfe", 400),
+        (b"[" * 100_000, 400),
+        (b"9" * 100_000, 400),
+    ],
+)
+def test_bodies_that_are_no_json_object(http: httpx.Client, body: bytes, status: int) -> None:
+    response = http.post(CHAT, content=body, headers={"Content-Type": "application/json"})
+    check_shape(response, status)
+
+
+def test_a_body_of_another_type(http: httpx.Client) -> None:
+    response = http.post(CHAT, content=json.dumps(VALID), headers={"Content-Type": "text/plain"})
+    check_shape(response, 415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("where", ["content", "name", "key"])
+def test_lone_surrogates(http: httpx.Client, where: str) -> None:
+    lone = "\ud800"
+    messages = [{"role": "user", "content": "x"}]
+    fields: dict[str, Any] = {
+        "content": {"messages": [{"role": "user", "content": lone}]},
+        "name": {"messages": messages, "user": lone},
+        "key": {lone: 1},
+    }[where]
+    refused(http, **fields)
+
+
+def test_unknown_model(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="gpt-5", messages=[{"role": "user", "content": "x"}])
+    assert caught.value.code == "model_not_found"
+    assert caught.value.param == "model"
+
+
+def test_addresses_and_methods_that_are_not_there(http: httpx.Client) -> None:
+    check_shape(http.get("/nowhere"), 404, "not_found")
+    check_shape(http.get(CHAT), 405, "method_not_allowed")
+    check_shape(http.delete("/v1/models"), 405, "method_not_allowed")
+
+
+def test_a_body_that_is_too_large(start_server: StartServer) -> None:
+    live = start_server(max_request_size="1KiB")
+    with live.http() as http:
+        check_shape(http.post(CHAT, json=VALID | {"user": "x" * 2000}), 413, "request_too_large")
+        chunks = (b" " * 500 for _ in range(10))
+        check_shape(http.post(CHAT, content=chunks, headers={"Content-Type": "application/json"}), 413)
+        assert http.post(CHAT, json=VALID).status_code == 200
+
+
+def test_context_overflow_names_both_numbers(http: httpx.Client) -> None:
+    messages = [{"role": "user", "content": "x" * 300}]
+    error = refused(http, code="context_length_exceeded", messages=messages)
+    assert str(MAX_MODEL_LEN) in error["message"]
+    assert str(len("user:") + 300) in error["message"]
+    error = refused(http, code="context_length_exceeded", max_tokens=MAX_MODEL_LEN)
+    assert str(MAX_MODEL_LEN + len("user:Hi")) in error["message"]
+
+
+def test_pictures_that_cannot_be_had(http: httpx.Client) -> None:
+    picture = {"type": "image_url", "image_url": {"url": "http://10.0.0.1/"}}
+    refused(http, code="invalid_image_url", messages=[{"role": "user", "content": [picture]}])
+
+
+def test_too_many_pictures(start_server: StartServer) -> None:
+    live = start_server(limit_mm_per_prompt={"image": 1})
+    picture = {"type": "image_url", "image_url": {"url": "color:red"}}
+    with live.http() as http:
+        refused(http, code="too_many_images", messages=[{"role": "user", "content": [picture] * 2}])
+    assert live.media.loaded == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (RequestRejectedError("invalid_request", "no such thing"), 400, "invalid_request"),
+        (RequestRejectedError("context_length_exceeded", "too long"), 400, "context_length_exceeded"),
+        (RequestRejectedError("out_of_memory", "secret address 0x1"), 503, "out_of_memory"),
+        (RequestRejectedError("internal_error", "secret address 0x1"), 500, "internal_error"),
+        (EngineDeadError("secret address 0x1"), 500, "engine_dead"),
+        (RuntimeError("secret address 0x1"), 500, "internal_error"),
+    ],
+)
+def test_what_the_engine_refuses_is_a_status_before_the_first_token(
+    live: Live, http: httpx.Client, stream: bool, error: Any, status: int, code: str
+) -> None:
+    live.engine.answer = live.engine.rejects(error)
+    assert "secret" not in refused(http, status, code, stream=stream)["message"]
+
+
+def test_an_error_in_the_middle_of_a_stream(live: Live, client: openai.OpenAI, http: httpx.Client) -> None:
+    live.engine.answer = live.engine.rejects(EngineDeadError("secret"), after="Hel")
+    stream = client.chat.completions.create(**VALID, stream=True)
+    assert [next(stream).choices[0].delta.content for _ in range(2)] == ["", "Hel"]
+    with pytest.raises(openai.APIError) as caught:
+        next(stream)
+    assert caught.value.code == "engine_dead"
+    lines = [line for line in http.post(CHAT, json=VALID | {"stream": True}).text.splitlines() if line]
+    assert json.loads(lines[-1].removeprefix("data: "))["error"]["type"] == "server_error"
+    assert "secret" not in lines[-1]
+
+
+def test_one_failing_choice_ends_all_of_them_once(live: Live, http: httpx.Client) -> None:
+    def answer(request: Any) -> Any:
+        if request.sampling.choice_index == 1:
+            return live.engine.rejects(RequestRejectedError("invalid_request", "no"), after="x")(request)
+        return live.engine.says("y" * 100, pause=0.01)(request)
+
+    live.engine.answer = answer
+    refused(http, 400, "invalid_request", n=3)
+    wait_until(lambda: live.engine.num_open == 0)
+    assert len(live.engine.closed_early) == 3
+    response = http.post(CHAT, json=VALID | {"n": 3, "stream": True})
+    assert response.text.count('"error"') == 1
+    assert "[DONE]" not in response.text
+
+
+def test_a_bug_of_ours_is_a_plain_500(live: Live, http: httpx.Client, monkeypatch: Any) -> None:
+    monkeypatch.setattr(live.engine.processor, "apply", lambda *_: 1 / 0)
+    response = http.post(CHAT, json=VALID, headers={"X-Request-Id": "mine"})
+    error = check_shape(response, 500, "internal_error")
+    assert "division" not in error["message"]
+    assert response.headers["X-Request-Id"] == "mine"
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+FIELD_NAMES = ("messages", "stop", "logit_bias", "n", "tools", "stream_options", "seed", "metadata", "model")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(fields=st.dictionaries(st.sampled_from(FIELD_NAMES), json_values, max_size=4))
+def test_any_json_is_answered_or_refused(http: httpx.Client, fields: dict[str, Any]) -> None:
+    body = json.dumps(VALID | fields)
+    response = http.post(CHAT, content=body, headers={"Content-Type": "application/json"})
+    if response.status_code != 200:
+        assert response.status_code in (400, 404)
+        check_shape(response, response.status_code)
