@@ -95,7 +95,7 @@ def paged_attention(
     rows = query[0].transpose(0, 1)  # [N, heads, head_dim]
     if len(context.groups) == 1 and context.groups[0].valid is None:
         out = _attend(context.groups[0], rows, keys, values, scaling, sliding_window)
-        return out.view(1, *rows.shape), None
+        return out.reshape(1, *rows.shape), None
     out = torch.empty_like(rows, memory_format=torch.contiguous_format)
     for group in context.groups:
         attended = _attend(group, rows, keys, values, scaling, sliding_window)
@@ -126,7 +126,7 @@ def _attend(
     heads, dim = rows.shape[1:]
     kv_heads = keys.shape[1]
     share = heads // kv_heads
-    query = rows[group.rows].view(num_sequences, num_queries, kv_heads, share, dim)
+    query = rows[group.rows].reshape(num_sequences, num_queries, kv_heads, share, dim)
     query = query.permute(0, 2, 3, 1, 4).reshape(num_sequences, kv_heads, share * num_queries, dim)
     shape = (num_sequences, group.kv_len, kv_heads, dim)
     key = keys.index_select(0, group.kv_slots).view(shape).transpose(1, 2)
@@ -135,7 +135,7 @@ def _attend(
     if mask is not None and share > 1 and num_queries > 1:
         mask = mask.repeat(1, 1, share, 1)
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
-    out = out.view(num_sequences, kv_heads, share, num_queries, dim).permute(0, 3, 1, 2, 4)
+    out = out.reshape(num_sequences, kv_heads, share, num_queries, dim).permute(0, 3, 1, 2, 4)
     return out.reshape(num_sequences, num_queries, heads, dim)
 
 

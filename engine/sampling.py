@@ -169,7 +169,7 @@ class _Cuts:
             mass = torch.where(cut_inside, (values * keep).sum(dim=-1, keepdim=True), self.total)
             exact = bool((cut_inside | uncut).all())
         before = values.double().cumsum(dim=-1) - values
-        keep &= before < self.top_p * mass
+        keep &= (before < self.top_p * mass) | (self.top_p >= 1)
         if values.shape[-1] < vocab:
             exact = exact and not bool(keep[:, -1].any())
         return keep, exact

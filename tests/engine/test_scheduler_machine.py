@@ -86,14 +86,10 @@ class EngineMachine(RuleBasedStateMachine):
         priority: int,
     ) -> None:
         token_ids, images = list(words), []
-        for place, name, length in sorted(pictures, reverse=True):
-            at = min(place, len(words))
-            token_ids[at:at] = [IMAGE_TOKEN] * length
-        at, todo = 0, sorted(pictures)
-        for place, name, length in todo:
-            start = min(place, len(words)) + at
+        for place, name, length in sorted(pictures):
+            start = min(place, len(words)) + len(token_ids) - len(words)
+            token_ids[start:start] = [IMAGE_TOKEN] * length
             images.append(ImageInput(hash=bytes([name, length]), spans=[(start, length)], tensors={}))
-            at += length
         request = GenerateRequest(
             request_id=str(self.count),
             prompt=Prompt(token_ids=token_ids, images=images),

@@ -112,7 +112,9 @@ def load_golden(folder: Path) -> Golden:
     return Golden(folder, model, processor)
 
 
-def request(request_id: str, prompt: Prompt, *, max_tokens: int, salt: str = "", **sampling: Any) -> GenerateRequest:
+def request(
+    request_id: str, prompt: Prompt, *, max_tokens: int, salt: str = "", **sampling: Any
+) -> GenerateRequest:
     params = SamplingParams(max_tokens=max_tokens, **({"temperature": 0.0} | sampling))
     return GenerateRequest(request_id=request_id, prompt=prompt, sampling=params, cache_salt=salt)
 
@@ -127,7 +129,7 @@ class Run:
 
 
 def run_core(core: EngineCore, arrivals: list[tuple[int, GenerateRequest]]) -> Run:
-    """Step until nothing is left; each request joins before its step. Integrity is checked after every step."""
+    """Step until nothing is left, each request joining before its step; integrity is checked every time."""
     run, waiting, step = Run(), sorted(arrivals, key=lambda a: a[0]), 0
     while waiting or core.has_work:
         while waiting and waiting[0][0] <= step:

@@ -1,0 +1,155 @@
+"""Paged attention against the plain formula, over random pages, spans, trees and windows."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.attention import paged_attention, prepare
+from engine.batch import Batch
+from engine.kv_cache import KVCache, KVShape
+
+HEADS, KV_HEADS, DIM = 6, 2, 8
+
+
+def ancestors(parents: list[int]) -> list[list[int]]:
+    """Nodes that each node sees: itself and its ancestors. ``parents[i] < i``; the root has -1."""
+    seen: list[list[int]] = []
+    for node, parent in enumerate(parents):
+        seen.append(([] if parent < 0 else seen[parent]) + [node])
+    return seen
+
+
+class Scene:
+    """Random sequences in random pages, with their whole keys and values kept densely beside."""
+
+    def __init__(
+        self, seed: int, prefixes: list[int], queries: list[int], page_size: int, tree: bool
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        generator = torch.Generator().manual_seed(seed)
+        lengths = [p + q for p, q in zip(prefixes, queries, strict=True)]
+        counts = [-(-n // page_size) for n in lengths]
+        pages = rng.permutation(sum(counts) + 3)
+        tables = np.split(pages[: sum(counts)], np.cumsum(counts)[:-1])
+        self.cache = KVCache(
+            KVShape(1, KV_HEADS, DIM, torch.float32), len(pages), page_size, torch.device("cpu")
+        )
+        self.parents = [[-1] + [int(rng.integers(0, i)) for i in range(1, q)] for q in queries]
+        self.keys = [torch.randn(n, KV_HEADS, DIM, generator=generator) for n in lengths]
+        self.values = [torch.randn(n, KV_HEADS, DIM, generator=generator) for n in lengths]
+        self.query = torch.randn(sum(queries), HEADS, DIM, generator=generator)
+        slots = []
+        for table, prefix, length, k, v in zip(
+            tables, prefixes, lengths, self.keys, self.values, strict=True
+        ):
+            own = torch.tensor([table[i // page_size] * page_size + i % page_size for i in range(length)])
+            self.cache.keys[0][own[:prefix]] = k[:prefix]
+            self.cache.values[0][own[:prefix]] = v[:prefix]
+            slots.append(own[prefix:])
+        width = max(counts)
+        masks = [sum(1 << j for j in seen) for p in self.parents for seen in ancestors(p)]
+        self.batch = Batch(
+            token_ids=torch.zeros(sum(queries), dtype=torch.int64),
+            positions=torch.zeros(sum(queries), dtype=torch.int64),
+            slots=torch.cat(slots),
+            page_table=torch.from_numpy(np.stack([np.pad(t, (0, width - len(t))) for t in tables])),
+            span_starts=(0, *np.cumsum(queries).tolist()),
+            prefix_lens=tuple(prefixes),
+            page_size=page_size,
+            tree_masks=torch.tensor([m - (1 << 64) if m >> 63 else m for m in masks]) if tree else None,
+        )
+
+    def run(self, window: int | None) -> torch.Tensor:
+        starts = self.batch.prefix_lens
+        new_keys = torch.cat([k[p:] for k, p in zip(self.keys, starts, strict=True)])
+        new_values = torch.cat([v[p:] for v, p in zip(self.values, starts, strict=True)])
+        out, _ = paged_attention(
+            SimpleNamespace(layer_idx=0),  # type: ignore[arg-type]
+            self.query.transpose(0, 1)[None],
+            new_keys.transpose(0, 1)[None],
+            new_values.transpose(0, 1)[None],
+            None,
+            context=prepare(self.batch, self.cache),
+            scaling=0.3,
+            sliding_window=window,
+        )
+        return out[0]
+
+    def expected(self, window: int | None) -> torch.Tensor:
+        """Softmax attention, one query and head at a time, from the dense keys and values."""
+        rows, row = torch.empty_like(self.query), 0
+        for s, prefix in enumerate(self.batch.prefix_lens):
+            seen = ancestors(self.parents[s]) if self.batch.tree_masks is not None else None
+            for q in range(self.batch.query_len(s)):
+                own = seen[q] if seen else list(range(q + 1))
+                position = {prefix + node: prefix + depth for depth, node in enumerate(own)}
+                position |= {i: i for i in range(prefix)}
+                here = position[prefix + q]
+                visible = [i for i, at in sorted(position.items()) if window is None or at > here - window]
+                for head in range(HEADS):
+                    kv_head = head // (HEADS // KV_HEADS)
+                    scores = self.keys[s][visible, kv_head] @ self.query[row, head] * 0.3
+                    rows[row, head] = torch.softmax(scores, -1) @ self.values[s][visible, kv_head]
+                row += 1
+        return rows
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 1 << 16),
+    spans=st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9)), min_size=1, max_size=4),
+    page_size=st.sampled_from([1, 3, 16]),
+    tree=st.booleans(),
+    window=st.sampled_from([None, None, 1, 4]),
+)
+def test_equals_the_formula(
+    seed: int, spans: list[tuple[int, int]], page_size: int, tree: bool, window: int | None
+) -> None:
+    scene = Scene(seed, [p for p, _ in spans], [q for _, q in spans], page_size, tree)
+    torch.testing.assert_close(scene.run(window), scene.expected(window), rtol=1e-4, atol=1e-5)
+
+
+def test_a_tree_of_64_nodes_uses_the_sign_bit() -> None:
+    scene = Scene(7, [5], [64], 16, tree=True)
+    scene.parents = [list(range(-1, 63))]  # a chain: the last node sees all 64
+    masks = [(1 << (i + 1)) - 1 for i in range(64)]
+    signed = torch.tensor([m - (1 << 64) if m >> 63 else m for m in masks])
+    batch = scene.batch
+    scene.batch = Batch(
+        batch.token_ids,
+        batch.positions,
+        batch.slots,
+        batch.page_table,
+        batch.span_starts,
+        batch.prefix_lens,
+        batch.page_size,
+        signed,
+    )
+    torch.testing.assert_close(scene.run(None), scene.expected(None), rtol=1e-4, atol=1e-5)
+
+
+def test_refuses_what_it_would_have_to_ignore() -> None:
+    scene = Scene(1, [2], [1], 4, tree=False)
+    parts = [
+        torch.zeros(1, HEADS, 1, DIM),
+        torch.zeros(1, KV_HEADS, 1, DIM),
+        torch.zeros(1, KV_HEADS, 1, DIM),
+    ]
+    context = prepare(scene.batch, scene.cache)
+    layer = SimpleNamespace(layer_idx=0)
+    for wrong in (
+        {"context": None},
+        {"context": context, "softcap": 30.0},
+        {"context": context, "s_aux": torch.zeros(HEADS)},
+        {"context": context, "dropout": 0.1},
+    ):
+        with pytest.raises(RuntimeError, match="does not honour"):
+            paged_attention(layer, *parts, None, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="mask=True"):
+        paged_attention(layer, *parts, torch.zeros(1), context=context)  # type: ignore[arg-type]
