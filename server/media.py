@@ -1,0 +1,184 @@
+"""Pictures named by a URL: fetched, read and decoded within bounds, off the event loop.
+
+Closed by default: only public addresses, each name looked up once and the connection made to the address
+that was checked; no redirects, no proxies, no files unless a folder is named. Knows neither requests nor
+models; what an address or a picture may be is judged in ``media_url`` and ``media_image``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+from urllib.parse import unquote
+
+import httpx
+from PIL import Image
+
+from server.media_image import decode_picture, read_data_url, too_large
+from server.media_url import MediaError, WebURL, host_allowed, is_public, parse_web_url
+
+__all__ = ["MediaConfig", "MediaError", "MediaLoader"]
+
+T = TypeVar("T")
+Resolve = Callable[[str, int], Awaitable[list[str]]]
+
+MAX_ADDRESSES: Final = 4
+CONNECT_SECONDS: Final = 3.0
+HEADERS: Final = {
+    "Accept": "image/png, image/jpeg, image/webp, image/gif",
+    "Accept-Encoding": "identity",  # what arrives is what is counted
+    "User-Agent": "specvlm",
+}
+FILE_REFUSED: Final = "This file: URL names no file that may be read here."
+
+
+@dataclass(frozen=True, slots=True)
+class MediaConfig:
+    """``allowed_domains``: where http(s) pictures may come from, subdomains included; empty allows every
+    public host. ``allowed_local_path``: the folder below which ``file:`` URLs may point; ``None`` allows
+    none. ``timeout_s`` bounds a download as a whole, from looking up the name to the last byte."""
+
+    allowed_domains: tuple[str, ...] = ()
+    allowed_local_path: Path | None = None
+    max_bytes: int = 32 * 2**20
+    max_pixels: int = 40_000_000
+    timeout_s: float = 10.0
+    max_downloads: int = 16
+    decode_threads: int = 4
+
+
+async def resolve(host: str, port: int) -> list[str]:
+    """Addresses of a name, as the machine's resolver gives them."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+class MediaLoader:
+    """``resolver`` and ``transport`` are there for tests, which pretend that their own server is public."""
+
+    def __init__(
+        self,
+        config: MediaConfig = MediaConfig(),
+        *,
+        resolver: Resolve = resolve,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._config = config
+        self._resolve = resolver
+        self._downloads = asyncio.Semaphore(config.max_downloads)
+        self._pool = ThreadPoolExecutor(config.decode_threads, "media")
+        # No connection is kept: one made for a host must not serve another that shares its address.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+        timeout = httpx.Timeout(config.timeout_s, connect=min(CONNECT_SECONDS, config.timeout_s))
+        self._client = httpx.AsyncClient(
+            transport=transport, trust_env=False, follow_redirects=False, limits=limits, timeout=timeout
+        )
+
+    async def load(self, url: str) -> Image.Image:
+        """The picture at ``url``, RGB and upright. Raises ``MediaError``, nothing else."""
+        config = self._config
+        scheme = url[: max(url.find(":", 0, 8), 0)].lower()
+        if scheme == "data":
+            data = await self._in_pool(read_data_url, url, config.max_bytes)
+        elif scheme in ("http", "https"):
+            data = await self._fetch(parse_web_url(url))
+        elif scheme == "file":
+            data = await self._in_pool(_read_file, url, config.allowed_local_path, config.max_bytes)
+        else:
+            raise MediaError(
+                "invalid_image_url", "A picture's URL must begin with 'https://', 'http://' or 'data:'."
+            )
+        return await self._in_pool(decode_picture, data, config.max_pixels)
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _in_pool(self, call: Callable[..., T], *args: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call, *args)
+
+    async def _fetch(self, url: WebURL) -> bytes:
+        if not host_allowed(url.host, self._config.allowed_domains):
+            raise MediaError("forbidden_image_host", "Pictures from this host are not allowed here.")
+        async with self._downloads:
+            try:
+                async with asyncio.timeout(self._config.timeout_s):
+                    return await self._download(url, await self._vetted(url))
+            except TimeoutError:
+                raise MediaError("image_timeout", "The picture's host took too long to send it.") from None
+
+    async def _vetted(self, url: WebURL) -> list[str]:
+        """Addresses to connect to; none if any of them is not public. The only look-up that is made."""
+        try:
+            addresses = [url.address] if url.address else await self._resolve(url.host, url.port)
+        except (OSError, UnicodeError):
+            addresses = []
+        if not addresses or not all(map(is_public, addresses)):
+            # One text for both, or clients could ask which names exist inside.
+            raise MediaError("forbidden_image_host", "The picture's host is not known as a public one.")
+        return addresses[:MAX_ADDRESSES]
+
+    async def _download(self, url: WebURL, addresses: list[str]) -> bytes:
+        for address in addresses:
+            request = self._client.build_request(
+                "GET",
+                url.at(address),
+                headers={**HEADERS, "Host": url.host_header},
+                extensions={"sni_hostname": url.host},  # certificates are checked against the name
+            )
+            try:
+                response = await self._client.send(request, stream=True)
+                try:
+                    return await self._read(response)
+                finally:
+                    await response.aclose()
+            except (httpx.ConnectError, httpx.ConnectTimeout):
+                continue
+            except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError):
+                break
+        raise MediaError("image_fetch_failed", "The picture's host did not send it.")
+
+    async def _read(self, response: httpx.Response) -> bytes:
+        if response.has_redirect_location:
+            raise MediaError(
+                "image_fetch_failed", "The picture's URL redirects elsewhere; send the final address."
+            )
+        if response.status_code != 200:
+            raise MediaError("image_fetch_failed", "The picture's host did not answer with status 200.")
+        body = bytearray()
+        async for chunk in response.aiter_raw():
+            body += chunk
+            if len(body) > self._config.max_bytes:
+                raise too_large(self._config.max_bytes)
+        return bytes(body)
+
+
+def _read_file(url: str, allowed: Path | None, max_bytes: int) -> bytes:
+    """Content of ``file:///…`` below ``allowed``, after every symbolic link has been followed."""
+    refused = MediaError("forbidden_image_file", FILE_REFUSED)
+    _, _, path = url.partition("://")
+    try:
+        path = unquote(path.removeprefix("localhost"), errors="strict")
+        if allowed is None or not path.startswith("/"):
+            raise refused
+        real = Path(path).resolve(strict=True)
+        if not real.is_relative_to(allowed.resolve(strict=True)):
+            raise refused
+        # Not through a link that appeared meanwhile, and not waiting for somebody to write into a pipe.
+        descriptor = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise refused
+            data = file.read(max_bytes + 1)
+    except (OSError, ValueError, RuntimeError):
+        raise refused from None
+    if len(data) > max_bytes:
+        raise too_large(max_bytes)
+    return data

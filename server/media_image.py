@@ -1,0 +1,90 @@
+"""Bytes that a stranger sent to an RGB picture. Blocking; knows Pillow, no network.
+
+Size and format are checked on the header, before any pixel is decoded. Texts are fixed: a library's
+message has leaked an address before (CVE-2026-22778). Only the first frame of an animation is ever read,
+so thousands of further ones (CVE-2026-5497) cost nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import re
+from typing import Final
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from processing.errors import PromptError
+from processing.pictures import check_shape, to_rgb
+from server.media_url import MediaError
+
+FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF")
+
+_DATA_HEADER = re.compile(r"data:(image/[a-z0-9.+-]+)?(;[a-z0-9._=-]+)*;base64", re.IGNORECASE)
+_MAX_HEADER_LEN: Final = 200
+
+
+def too_large(max_bytes: int) -> MediaError:
+    return MediaError("image_too_large", f"The picture has more than {max_bytes} bytes; send a smaller one.")
+
+
+def read_data_url(url: str, max_bytes: int) -> bytes:
+    """Content of ``data:image/…;base64,…``; its size is checked before it is decoded."""
+    comma = url.find(",", 0, _MAX_HEADER_LEN)
+    if comma < 0 or _DATA_HEADER.fullmatch(url, 0, comma) is None:
+        raise MediaError(
+            "invalid_image_url", "A data: URL must begin with 'data:image/TYPE;base64,' and hold a picture."
+        )
+    if (len(url) - comma - 1) * 3 // 4 > max_bytes + 2:  # padding may stand for two bytes
+        raise too_large(max_bytes)
+    try:
+        data = base64.b64decode(url[comma + 1 :], validate=True)
+    except (binascii.Error, ValueError):
+        raise MediaError("invalid_image_url", "The data: URL does not hold valid base64.") from None
+    if len(data) > max_bytes:
+        raise too_large(max_bytes)
+    return data
+
+
+def decode_picture(data: bytes, max_pixels: int) -> Image.Image:
+    """The picture as people see it: first frame, upright, RGB, transparency on white."""
+    image = _open(data)
+    width, height = image.size
+    if width * height > max_pixels:
+        raise _too_many_pixels(max_pixels)
+    try:
+        check_shape(image.size)
+    except PromptError as error:
+        raise MediaError("invalid_image", f"Refused: {error}.") from None
+    try:
+        image.load()
+        return to_rgb(_upright(image))
+    except Exception:  # decoders of hostile bytes raise whatever they like
+        raise MediaError("invalid_image", "The picture is damaged or incomplete.") from None
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise MediaError(
+            "unsupported_image_format", "The content is no PNG, JPEG, WebP or GIF picture."
+        ) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise _too_many_pixels(Image.MAX_IMAGE_PIXELS or 0) from None
+    except Exception:
+        raise MediaError("invalid_image", "The picture is damaged or incomplete.") from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image  # a camera's broken notes do not spoil the picture
+
+
+def _too_many_pixels(max_pixels: int) -> MediaError:
+    return MediaError(
+        "image_too_large", f"The picture has more than {max_pixels} pixels; send a smaller one."
+    )
