@@ -56,7 +56,6 @@ class EngineCore:
         )
         self._arrivals = itertools.count()
         self._pending: list[RequestOutput] = []  # ends that no step has reported yet
-        self._open: set[str] = set()
         self._prompt_tokens = 0
         self._generation_tokens = 0
         self.info = EngineInfo(
@@ -101,10 +100,8 @@ class EngineCore:
         )
 
     def add(self, request: GenerateRequest) -> None:
-        """Queue a request. One that can never be served is refused in the next step's outputs."""
+        """Queue a request whose id is free. One that can never be served is refused in the next outputs."""
         try:
-            if request.request_id in self._open:
-                raise Rejected("invalid_request", f"request id {request.request_id!r} is already open")
             self._admission.check(request)
         except Rejected as error:
             self._pending.append(_failure(request.request_id, error.code, str(error)))
@@ -116,7 +113,6 @@ class EngineCore:
             eos_token_ids=self._eos_token_ids,
             max_model_len=self.info.max_model_len,
         )
-        self._open.add(request.request_id)
         self.scheduler.add(sequence)
 
     def abort(self, request_ids: list[str]) -> None:
@@ -157,7 +153,6 @@ class EngineCore:
         for sequence in [s for s in self.scheduler.running if s.pinned & keys]:
             plan.spans = [span for span in plan.spans if span.sequence is not sequence]
             self.scheduler.finish(sequence, "error")
-            self._open.discard(sequence.request_id)
             self._pending.append(_failure(sequence.request_id, code, "a picture could not be encoded"))
         plan.num_tokens = sum(span.length for span in plan.spans)
         for key in keys:
@@ -207,7 +202,6 @@ class EngineCore:
     ) -> RequestOutput:
         reason = sequence.finish_reason
         if reason is not None:
-            self._open.discard(sequence.request_id)
             self._prompt_tokens += sequence.num_prompt_tokens
         return RequestOutput(
             request_id=sequence.request_id,

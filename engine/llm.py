@@ -1,0 +1,79 @@
+"""The offline API: a batch of chats with pictures in, answers out, in this process.
+
+    from engine.llm import LLM
+    from processing.chat import ChatMessage, ImagePart, TextPart
+
+    llm = LLM("path/to/model")
+    chat = [ChatMessage("user", [ImagePart(picture), TextPart("What is this?")])]
+    print(llm.generate([chat], max_tokens=64)[0].text)
+
+The same step loop as the server's, with no transport between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tqdm import tqdm
+
+from engine.config import EngineConfig
+from engine.core import EngineCore
+from engine.inproc import run_to_completion
+from engine.messages import FinishReason, GenerateRequest, SamplingParams
+from processing.chat import ChatMessage
+from processing.processor import Processor
+
+
+@dataclass(slots=True)
+class Completion:
+    """One answer. ``token_ids`` holds the stop token, if that ended it; ``text`` does not."""
+
+    num_prompt_tokens: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    num_cached_tokens: int = 0
+    error: str | None = None
+
+
+class LLM:
+    """A loaded model and its processor. ``settings`` are the fields of ``EngineConfig``."""
+
+    def __init__(self, model: str, **settings: Any) -> None:
+        config = EngineConfig(model=model, **settings)
+        self.processor = Processor.from_pretrained(model, config.revision, config.trust_remote_code)
+        self.core = EngineCore.load(config)
+
+    def generate(
+        self, chats: Sequence[Sequence[ChatMessage]], *, progress: bool = True, **sampling: Any
+    ) -> list[Completion]:
+        """Answer every chat; the order is kept. ``sampling`` are the fields of ``SamplingParams``.
+
+        ``temperature`` is 0 unless given, ``max_tokens`` what the context leaves. Chats run together, as
+        many as the engine's limits allow. Raises ``PromptError`` for a chat that the template refuses;
+        one that the engine refuses gets a ``Completion`` with ``error``.
+        """
+        defaults = {"temperature": 0.0, "max_tokens": self.core.info.max_model_len}
+        params = SamplingParams(**(defaults | sampling))
+        prompts = [self.processor.apply(chat) for chat in chats]
+        requests = [
+            GenerateRequest(request_id=str(i), prompt=prompt, sampling=params)
+            for i, prompt in enumerate(prompts)
+        ]
+        completions = [Completion(num_prompt_tokens=len(prompt.token_ids)) for prompt in prompts]
+        with tqdm(total=len(chats), desc="answers", unit="chat", disable=not progress) as bar:
+            for output in run_to_completion(self.core, requests):
+                completion = completions[int(output.request_id)]
+                completion.token_ids += output.token_ids
+                if output.finish_reason is not None:
+                    completion.finish_reason = output.finish_reason
+                    completion.num_cached_tokens = output.num_cached_tokens
+                    completion.error = output.error.message if output.error else None
+                    stop = 1 if output.stop_token_id is not None else 0
+                    completion.text = self.processor.decode(
+                        completion.token_ids[: len(completion.token_ids) - stop]
+                    )
+                    bar.update()
+        return completions
