@@ -14,7 +14,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # In CI a test that skips is a test that does not run: there a skip fails, except where a GPU is missing.
-REQUIRE_ALL = os.environ.get("SPECVLM_REQUIRE_ALL") == "1"
+REQUIRE_ALL = os.environ.get("REQUIRE_ALL_TESTS") == "1"
 
 BuildCheckpoint = Callable[..., Path]
 
@@ -43,7 +43,7 @@ def pytest_runtest_makereport(
     expected = hasattr(report, "wasxfail") or item.get_closest_marker("gpu") is not None
     if REQUIRE_ALL and report.skipped and not expected:
         report.outcome = "failed"
-        report.longrepr = f"{item.nodeid} skipped, and SPECVLM_REQUIRE_ALL=1 allows none: {call.excinfo}"
+        report.longrepr = f"{item.nodeid} skipped, and REQUIRE_ALL_TESTS=1 allows none: {call.excinfo}"
     return report
 
 
@@ -52,5 +52,5 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     if REQUIRE_ALL and report.skipped:
         report.outcome = "failed"
-        report.longrepr = f"{report.nodeid} skipped as a whole, and SPECVLM_REQUIRE_ALL=1 allows none"
+        report.longrepr = f"{report.nodeid} skipped as a whole, and REQUIRE_ALL_TESTS=1 allows none"
     return report

@@ -49,10 +49,18 @@ def serve(model: Path, folder: Path, *flags: str) -> Iterator[LiveServer]:
     command = [sys.executable, "-m", "server", "serve", "--model", str(model), "--device", "cpu"]
     command += ["--dtype", "float32", "--host", "127.0.0.1", "--port", str(port), *flags]
     log = folder / f"server-{port}.log"
+    # A developer's own settings must not reach the server under test.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SPECVLM_")}
     with log.open("wb") as output:
         # A session of its own, so that a server that does not stop can be ended with its engine.
         process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
     server = LiveServer(f"http://127.0.0.1:{port}", process, log)
     try:

@@ -1,0 +1,91 @@
+"""``python -m benchmarks``: every measurement, each in a process of its own, as one JSON document.
+
+A fresh process a measurement keeps their memory, caches and thread pools apart. Progress goes to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import busy_warning, load, machine
+from benchmarks.plot import write_svg
+from benchmarks.settings import Settings
+
+MEASUREMENTS = ("decode", "batch", "first_token", "overhead", "memory", "startup")
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    settings = Settings(
+        model=str(arguments.model or _demo_model()),
+        threads=arguments.threads,
+        repeats=arguments.repeats,
+        num_tokens=arguments.num_tokens,
+        seed=arguments.seed,
+    )
+    before = load()
+    started = time.time()
+    results = {name: _run(name, settings) for name in arguments.only or MEASUREMENTS}
+    after = load()
+    document: dict[str, Any] = {
+        "machine": machine(),
+        "argv": sys.argv[1:] if argv is None else argv,
+        "started_unix": round(started),
+        "seconds": round(time.time() - started, 1),
+        "load": {"before": before, "after": after},
+        "warning": busy_warning(before, after),
+        "settings": settings.as_dict(),
+        "results": results,
+    }
+    if document["warning"]:
+        print(f"warning: {document['warning']}", file=sys.stderr)
+    print(json.dumps(document, indent=2))
+    if arguments.plot:
+        write_svg(document, arguments.plot)
+    return 1 if any("error" in result for result in results.values()) else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--model", type=Path, help="checkpoint folder; without it the embedded demo model")
+    parser.add_argument(
+        "--only", nargs="+", choices=MEASUREMENTS, metavar="NAME", help=" ".join(MEASUREMENTS)
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--num-tokens", type=int, default=64, help="output tokens of one run")
+    parser.add_argument("--seed", type=int, default=0, help="of pictures and prompts")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE.svg", help="also draw the figures beside their aims"
+    )
+    return parser
+
+
+def _demo_model() -> Path:
+    from demo.build import build
+
+    return build()
+
+
+def _run(name: str, settings: Settings) -> dict[str, Any]:
+    """The JSON that ``python -m benchmarks.NAME`` prints; a failure is a result too, and is shown."""
+    print(f"measuring {name} …", file=sys.stderr, flush=True)
+    start = time.perf_counter()
+    command = [sys.executable, "-m", f"benchmarks.{name}", json.dumps(settings.as_dict())]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    print(f"  {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    if done.returncode != 0:
+        return {"error": f"exit code {done.returncode}; its messages went to stderr"}
+    result = json.loads(done.stdout)
+    assert isinstance(result, dict)
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())

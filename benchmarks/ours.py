@@ -1,0 +1,66 @@
+"""The engine, driven in process as the server's engine process drives it: ``add``, then ``step``."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from benchmarks.settings import Settings
+from benchmarks.workload import Chat, Trace
+from engine.config import EngineConfig
+from engine.core import EngineCore
+from engine.messages import GenerateRequest, SamplingParams, StepReport
+from processing.chat import ChatMessage, ImagePart, TextPart
+from processing.processor import Processor
+from processing.prompt import Prompt
+
+
+class Ours:
+    def __init__(self, settings: Settings, **config: Any) -> None:
+        engine_config = EngineConfig(
+            model=settings.model, device="cpu", dtype="float32", num_threads=settings.threads, **config
+        )
+        self.core = EngineCore.load(engine_config)
+        self._processor = Processor.from_pretrained(settings.model)
+        self._ids = itertools.count()
+
+    @property
+    def target(self) -> Any:
+        """The model under the engine, for timing its passes."""
+        return self.core._target
+
+    def run(
+        self, chats: Sequence[Chat], num_tokens: int, step: Callable[[], StepReport] | None = None
+    ) -> list[Trace]:
+        """Greedy, exactly ``num_tokens`` for each chat, all at once; clocks start at the decoded pictures."""
+        step = step or self.core.step
+        traces: dict[str, Trace] = {}
+        for chat in chats:
+            request_id = str(next(self._ids))
+            traces[request_id] = Trace(time.perf_counter())
+            sampling = SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
+            self.core.add(
+                GenerateRequest(request_id=request_id, prompt=self._prompt(chat), sampling=sampling)
+            )
+        while self.core.has_work:
+            report, now = step(), time.perf_counter()
+            for output in report.outputs:
+                assert output.error is None, output.error
+                trace = traces[output.request_id]
+                trace.token_ids += output.token_ids
+                trace.token_times += [now] * len(output.token_ids)
+        assert all(len(trace.token_ids) == num_tokens for trace in traces.values())
+        return list(traces.values())
+
+    def _prompt(self, chat: Chat) -> Prompt:
+        return self._processor.apply([_message(message) for message in chat])
+
+
+def _message(message: dict[str, Any]) -> ChatMessage:
+    parts = [
+        ImagePart(part["image"]) if part["type"] == "image" else TextPart(part["text"])
+        for part in message["content"]
+    ]
+    return ChatMessage(message["role"], parts)
