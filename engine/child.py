@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import shutil
 import stat
@@ -83,6 +84,7 @@ class EngineChild:
             config=config,
             requests_address=f"ipc://{folder / 'requests'}",
             reports_address=f"ipc://{folder / 'reports'}",
+            log_level=logging.getLogger().getEffectiveLevel(),
         )
         # Whoever receives binds. A connecting sender has its queue from the start, so (without a high-water
         # mark) sending neither waits nor fails, and needs no asyncio.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from engine.child import EngineChild, module_command
 from engine.client import EngineDeadError, EngineState
 from engine.config import EngineConfig
-from engine.messages import ClientMessage, EngineInfo, LoadFailed, Shutdown, StepReport
+from engine.messages import ClientMessage, EngineInfo, EngineStats, LoadFailed, Shutdown, StepReport
 from engine.streams import StreamingClient
 from engine.wire import WireError
 
@@ -172,6 +172,7 @@ class ProcessClient(StreamingClient):
             if self._state == "ready":
                 self._set_state("restarting")
             self._streams.fail_all("the engine process ended")
+            self._on_report(StepReport(outputs=[], stats=EngineStats()))  # nothing runs any more
             await child.close()
         return run
 

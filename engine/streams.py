@@ -90,13 +90,10 @@ class RequestStreams:
             queue.put_nowait(_Died(reason))
             self._drop_queue(request_id)
 
-    async def wait_empty(self, timeout: float) -> bool:
-        """Whether all requests with a listener ended within ``timeout`` seconds."""
-        try:
+    async def wait_empty(self, timeout: float) -> None:
+        """Until no request has a listener any more, for up to ``timeout`` seconds."""
+        with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._empty.wait(), timeout)
-        except TimeoutError:
-            return False
-        return True
 
     def _drop_queue(self, request_id: str) -> None:
         self._queues.pop(request_id, None)

@@ -22,6 +22,7 @@ import zmq
 from engine.config import EngineConfig
 from engine.core_protocol import CoreLoader
 from engine.errors import ModelLoadError
+from engine.logs import configure_logging
 from engine.loop import EngineLoop, Unreadable
 from engine.messages import ClientMessage, EngineMessage, LoadFailed
 from engine.wire import WireError, from_engine, request_id_in, to_engine
@@ -40,6 +41,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     config: EngineConfig
     requests_address: str
     reports_address: str
+    log_level: int = logging.INFO
 
 
 class Channel:
@@ -80,10 +82,10 @@ def main(load: CoreLoader) -> int:
     """Entry of the engine process. Returns its exit code."""
     # Ctrl-C reaches the whole process group; the parent decides when its engine ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     life_line = _take_stdin()
     spec = msgspec.json.decode(life_line.readline(), type=WorkerSpec)
     _end_with_parent(life_line)
+    configure_logging(spec.log_level)
     with zmq.Context() as context, contextlib.closing(Channel(spec, context)) as channel:
         return run_worker(load, spec.config, channel)
 

@@ -189,6 +189,23 @@ async def test_client_leaving_early_aborts(client: InprocClient) -> None:
     await until_idle(client)
 
 
+async def test_clients_that_leave_at_any_moment_leave_nothing_behind(client: InprocClient) -> None:
+    random_ = random.Random(3)
+
+    async def visit(name: str, patience: float) -> str:
+        request = make_request(name, max_tokens=random_.randrange(1, 60))
+        try:
+            async with asyncio.timeout(patience):
+                assert await collect(client, request) == expected(request)
+        except TimeoutError:
+            return "left"
+        return "served"
+
+    visits = [visit(f"r{i}", random_.uniform(0, 0.15)) for i in range(100)]
+    assert set(await asyncio.gather(*visits)) == {"left", "served"}
+    await until_idle(client)
+
+
 async def test_listeners_see_reports_and_cannot_harm(client: InprocClient) -> None:
     seen: list[RequestOutput] = []
 

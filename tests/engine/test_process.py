@@ -4,73 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
+import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from unittest import mock
 
 import numpy as np
-import psutil
 import pytest
 
-from engine.child import module_command
 from engine.client import EngineDeadError, RequestRejectedError
-from engine.process import Backoff, ProcessClient, RestartPolicy, Run
+from engine.process import Backoff, RestartPolicy, Run
 from engine.wire import WireError
-from tests.engine.clients import collect, outputs_of, until, until_idle
+from tests.engine.clients import collect, until, until_idle
 from tests.engine.fake_core import BREAK, DIE, HANG, REJECT, Script, expected, make_request
-
-QUICK = RestartPolicy(first_delay=0.01, max_delay=0.1, max_failed_loads=3)
-SLOW_STEPS = Script(step_seconds=0.002)
-ENDLESS = 10**9
-
-
-@pytest.fixture(autouse=True)
-def temp_folder(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where the sockets live (pytest's own folders have names too long for a socket)."""
-    tmp_path_factory.getbasetemp()  # is made on first use, and must not be made in ours
-    with tempfile.TemporaryDirectory() as folder:
-        monkeypatch.setattr(tempfile, "tempdir", folder)
-        yield Path(folder)
-        assert not list(Path(folder).iterdir())
-
-
-def make_client(script: Script, **options: object) -> ProcessClient:
-    settings: dict[str, Any] = {
-        "command": module_command("tests.engine.fake_worker"),
-        "restart": QUICK,
-        **options,
-    }
-    return ProcessClient(script.config, **settings)
-
-
-@asynccontextmanager
-async def running(script: Script = SLOW_STEPS, **options: object) -> AsyncIterator[ProcessClient]:
-    """A started client; afterwards nothing of it may be left."""
-    before = children()
-    client = make_client(script, **options)
-    await client.start()
-    try:
-        yield client
-    finally:
-        await client.shutdown()
-        await client.shutdown()
-    assert client.state in ("stopped", "failed")
-    assert client.pid is None
-    assert children() == before
-    assert asyncio.all_tasks() <= {asyncio.current_task()}
-
-
-def children() -> set[int]:
-    """Zombies included."""
-    return {child.pid for child in psutil.Process().children(recursive=True)}
-
-
-def kill(client: ProcessClient) -> None:
-    assert client.pid is not None
-    os.kill(client.pid, signal.SIGKILL)
+from tests.engine.processes import ENDLESS, kill, running
 
 
 async def test_many_requests_at_once() -> None:
@@ -135,6 +82,7 @@ async def test_death_is_told_to_every_open_request_and_survived() -> None:
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(type(result) is EngineDeadError for result in results)
         assert client.state == "restarting"
+        assert client.stats.num_running == 0
         await client.wait_ready()
         assert client.pid != first_pid
         assert await collect(client, make_request("r0")) == expected(make_request("r0"))
@@ -250,20 +198,37 @@ async def test_refusal_to_load_again_is_not_final(tmp_path: Path) -> None:
         assert refused.read_bytes() == b""
 
 
+NONSENSE = """
+import sys, time, json, zmq
+spec = json.loads(sys.stdin.readline())
+socket = zmq.Context().socket(zmq.PUSH)
+socket.connect(spec["reports_address"])
+socket.send(b"nonsense")
+time.sleep(3600)
+"""
+
+
+async def test_engine_that_sends_nonsense_is_not_kept() -> None:
+    async with running(command=[sys.executable, "-c", NONSENSE]) as client:
+        with pytest.raises(EngineDeadError, match="nonsense"):
+            await client.wait_ready()
+
+
 async def test_program_that_does_not_exist_fails() -> None:
     async with running(command=["/does/not/exist"]) as client:
         with pytest.raises(EngineDeadError, match="could not be started"):
             await client.wait_ready()
 
 
-async def test_folder_too_long_for_a_socket_fails(temp_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = temp_folder / ("x" * 100)
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    async with running() as client:
-        with pytest.raises(EngineDeadError, match="no sockets"):
-            await client.wait_ready()
-    folder.rmdir()
+async def test_folder_too_long_for_a_socket_fails() -> None:
+    async with running() as client:  # which has not had its turn to start anything yet
+        with (
+            tempfile.TemporaryDirectory(prefix="x" * 100) as folder,
+            mock.patch.object(tempfile, "tempdir", folder),
+        ):
+            with pytest.raises(EngineDeadError, match="no sockets"):
+                await client.wait_ready()
+            assert os.listdir(folder) == []
 
 
 async def test_wait_ready_times_out() -> None:
@@ -272,120 +237,12 @@ async def test_wait_ready_times_out() -> None:
             await client.wait_ready(timeout=0.05)
 
 
-async def test_sockets_are_private(temp_folder: Path) -> None:
+async def test_sockets_are_private() -> None:
     async with running() as client:
         await client.wait_ready()
-        (folder,) = os.listdir(temp_folder)
-        assert os.stat(temp_folder / folder).st_mode & 0o777 == 0o700
-        assert sorted(os.listdir(temp_folder / folder)) == ["reports", "requests"]
-
-
-async def test_shutdown_waits_for_open_requests_then_aborts_them() -> None:
-    async with running() as client:
-        await client.wait_ready()
-        short = asyncio.create_task(collect(client, make_request("short", max_tokens=10)))
-        endless = asyncio.create_task(outputs_of(client, make_request("endless", max_tokens=ENDLESS)))
-        await until(lambda: client.stats.num_running == 2)
-        stopping = asyncio.create_task(client.shutdown(timeout=1.0))
-        await until(lambda: client.state == "stopped")
-        with pytest.raises(EngineDeadError):
-            await collect(client, make_request("late"))
-        await stopping
-        assert len(await short) == 10
-        assert (await endless)[-1].finish_reason == "abort"
-
-
-@pytest.mark.parametrize("load_seconds", [0.0, 3600.0])
-async def test_shutdown_at_any_moment_of_loading(load_seconds: float) -> None:
-    for pause in (0.0, 0.001, 0.1):
-        async with running(Script(load_seconds=load_seconds)):
-            await asyncio.sleep(pause)
-
-
-async def test_shutdown_before_start_and_start_after_shutdown() -> None:
-    client = make_client(SLOW_STEPS)
-    await client.shutdown()
-    with pytest.raises(RuntimeError):
-        await client.start()
-    with pytest.raises(EngineDeadError):
-        await client.wait_ready()
-
-
-@pytest.mark.parametrize("stop", ["hang", "freeze"])
-async def test_shutdown_ends_an_engine_that_does_not_listen(
-    stop: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("engine.process.SHUTDOWN_SECONDS", 0.1)
-    monkeypatch.setattr("engine.child.TERMINATE_SECONDS", 0.1)
-    async with running() as client:
-        await client.wait_ready()
-        await collect(client, make_request("first"))
-        token = HANG if stop == "hang" else 1
-        task = asyncio.create_task(collect(client, make_request("a", token, max_tokens=ENDLESS)))
-        await asyncio.sleep(0.1)
-        if stop == "freeze":
-            assert client.pid is not None
-            os.kill(client.pid, signal.SIGSTOP)  # only SIGKILL ends it now
-        await client.shutdown()
-        with pytest.raises(EngineDeadError):
-            await task
-
-
-async def test_death_during_shutdown_ends_it() -> None:
-    async with running() as client:
-        await client.wait_ready()
-        task = asyncio.create_task(collect(client, make_request("a", max_tokens=ENDLESS)))
-        await until(lambda: client.stats.num_running == 1)
-        stopping = asyncio.create_task(client.shutdown(timeout=3600))
-        await asyncio.sleep(0.01)
-        kill(client)
-        await stopping
-        with pytest.raises(EngineDeadError):
-            await task
-        assert client.state == "stopped"
-
-
-async def test_cycles_leave_no_descriptors_behind() -> None:
-    async def cycle() -> int:
-        async with running() as client:
-            await client.wait_ready()
-            await collect(client, make_request("a", pixels=np.zeros(100_000)))
-        return psutil.Process().num_fds()
-
-    await cycle()  # libraries open some for good on first use
-    assert await cycle() == await cycle()
-
-
-async def test_unclosed_loop_still_ends_the_engine() -> None:
-    """``asyncio.run`` cancels what is left; nobody called ``shutdown``."""
-    before = children()
-
-    async def forgetful() -> None:
-        client = make_client(SLOW_STEPS)
-        await client.start()
-        await client.wait_ready()
-
-    await asyncio.to_thread(asyncio.run, forgetful())
-    assert children() == before
-
-
-async def test_works_on_uvloop() -> None:
-    uvloop = pytest.importorskip("uvloop")
-
-    async def session() -> None:
-        async with running() as client:
-            await client.wait_ready()
-            request = make_request("a", pixels=np.zeros(100_000))
-            assert await collect(client, request) == expected(request)
-            kill(client)
-            await until(lambda: client.state == "restarting")
-            await client.wait_ready()
-
-    def run(main: Callable[[], object]) -> None:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(main())  # type: ignore[arg-type]
-
-    await asyncio.to_thread(run, session)
+        (folder,) = Path(tempfile.gettempdir()).iterdir()  # noqa: ASYNC240
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert sorted(os.listdir(folder)) == ["reports", "requests"]
 
 
 def test_restarts_come_slower_until_an_engine_runs_well() -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,13 +15,11 @@ import psutil
 import pytest
 import zmq
 
-from engine.child import module_command
 from engine.messages import EngineInfo, EngineMessage, LoadFailed, RequestOutput, Shutdown, StepReport
 from engine.wire import from_engine, to_engine
 from engine.worker import WorkerSpec
 from tests.engine.fake_core import BREAK, Script, expected, make_request
-
-FAKE_WORKER = module_command("tests.engine.fake_worker")
+from tests.engine.processes import FAKE_WORKER
 
 
 class Parent:
@@ -139,7 +138,7 @@ ORPHAN_MAKER = """
 import asyncio, sys
 from engine.process import ProcessClient
 from tests.engine.fake_core import HANG, Script, make_request
-from tests.engine.test_worker import FAKE_WORKER
+from tests.engine.processes import FAKE_WORKER
 
 async def main():
     client = ProcessClient(Script().config, command=FAKE_WORKER)
@@ -167,4 +166,4 @@ def test_worker_ends_with_a_parent_that_is_killed() -> None:
         parent.wait()
         # Nobody may be there to reap it in a container; it is gone all the same.
         while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
-            pass
+            time.sleep(0.01)
