@@ -30,14 +30,18 @@ class Admission:
 
     def admit(self, num_choices: int) -> Ticket:
         """An idle server takes any request, however many choices it asks for."""
-        if self._closed:
-            raise self._rejection("shutting_down", shutting_down())
-        if self._client.state != "ready":
-            raise self._rejection("engine_unavailable", engine_unavailable())
+        self.check()
         if self._num_open and self._num_open + num_choices > self._max_open:
             raise self._rejection("queue_full", queue_full())
         self._num_open += num_choices
         return Ticket(self, num_choices)
+
+    def check(self) -> None:
+        """Raise unless the engine is there to answer. Worth repeating after a wait."""
+        if self._closed:
+            raise self._rejection("shutting_down", shutting_down())
+        if self._client.state != "ready":
+            raise self._rejection("engine_unavailable", engine_unavailable())
 
     def release(self, num_choices: int) -> None:
         self._num_open -= num_choices

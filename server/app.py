@@ -15,6 +15,7 @@ from server.chat import ChatParts
 from server.context import RequestContextMiddleware
 from server.errors import ERROR_RESPONSES, install_error_handlers
 from server.metrics import Metrics
+from server.openapi import describe_streams
 from server.prompts import ImageLoader, PromptBuilder
 from server.routes import chat, models, status, tokens
 from server.sampling import SamplingDefaults
@@ -71,6 +72,7 @@ def create_app(
     app.state.server = ServerState(settings=settings, client=client, chat=parts, metrics=metrics)
     for module in (chat, models, tokens, status):
         app.include_router(module.router, responses=ERROR_RESPONSES)
+    describe_streams(app)
     install_error_handlers(app)
     if keys:
         app.add_middleware(ApiKeyMiddleware, keys=keys)

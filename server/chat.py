@@ -153,6 +153,7 @@ async def begin_chat(parts: ChatParts, request: ChatRequest, *, request_id: str,
         if info is None:
             raise engine_unavailable()
         prompt = await parts.prompts.build(request.messages, max_images=info.max_images)
+        parts.admission.check()
         choices = make_choices(parts, request, prompt, info, request_id=request_id, arrival=arrival)
     except BaseException:
         ticket.release()
@@ -178,7 +179,9 @@ def make_choices(
     arrival: float,
 ) -> list[Choice]:
     """All with the same seed; the engine's noise differs by ``choice_index``."""
-    sampling = SamplingBuilder(parts.defaults, info.max_model_len, info.vocab_size).build(request, prompt)
+    prompt_len = len(prompt.token_ids)
+    builder = SamplingBuilder(parts.defaults, info.max_model_len, info.vocab_size)
+    sampling = builder.build(request, prompt_len)
     unique_id = f"{request_id}-{secrets.token_hex(4)}"
     num_top = request.num_logprobs
     logprobs = None if num_top is None else LogprobFormatter(parts.processor, num_top)
@@ -195,7 +198,7 @@ def make_choices(
             detokenizer=parts.processor.detokenizer(skip_special_tokens=request.skip_special_tokens),
             stop=StopMatcher(request.stop_strings, include_stop=request.include_stop_str_in_output),
             logprobs=logprobs,
-            timeline=Timeline(parts.metrics, arrival, len(prompt.token_ids)),
+            timeline=Timeline(parts.metrics, arrival, prompt_len),
         )
         for index in range(request.num_choices)
     ]

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
-from pydantic_settings import CliApp, CliSubCommand, SettingsError
+from pydantic_settings import CliApp, CliSubCommand, CliUnknownArgs, SettingsError
 
 from server.settings import ServeSettings
 
 
 class Serve(ServeSettings):
-    __doc__ = ServeSettings.__doc__
+    """Serve a model over HTTP. Without --model: the embedded demo model."""
 
     def cli_cmd(self) -> None:
         from engine.process import ProcessClient
         from server.run import serve
 
-        if self.model is not None:
-            model = self.model
-        else:
-            from demo.build import build
-
-            model = str(build())
+        model = self.model or demo_model()
         sys.exit(serve(self, model, ProcessClient(self.engine_config(model))))
 
 
@@ -31,28 +28,80 @@ class DemoBuild(BaseModel):
     """Assemble the embedded demo model in the cache folder and print its path."""
 
     def cli_cmd(self) -> None:
-        from demo.build import build
+        print(demo_model())
 
-        print(build())
+
+class DemoTrain(BaseModel):
+    """Train the adapter of the demo model, resuming where it was left; print the checkpoint's path."""
+
+    out: Path = Field(description="folder for checkpoints and logs")
+    stage: str | None = Field(None, description="one stage of the recipe; all of them by default")
+    resume: bool = Field(True, description="go on from what is in the folder")
+
+    def cli_cmd(self) -> None:
+        from demo.train import train
+
+        print(train(self.out, stage=self.stage, resume=self.resume))
+
+
+class DemoEval(BaseModel):
+    """Score the demo model, another folder, or an OpenAI endpoint on held-out samples; print JSON."""
+
+    model: Path | None = Field(None, description="model folder; the demo model by default")
+    url: str | None = Field(None, description="base URL of an endpoint to ask instead, ending in /v1")
+    samples: int = Field(320, ge=1, description="how many samples")
+
+    def cli_cmd(self) -> None:
+        from demo.evaluate import evaluate, evaluate_url
+
+        if self.url is not None:
+            report = evaluate_url(self.url, samples=self.samples)
+        else:
+            report = evaluate(self.model, samples=self.samples)
+        print(json.dumps(report, indent=2))
 
 
 class Demo(BaseModel):
     """The embedded demo model."""
 
-    build: CliSubCommand[DemoBuild]
+    build: CliSubCommand[DemoBuild] = Field(description="assemble it and print its path")
+    train: CliSubCommand[DemoTrain] = Field(description="train its adapter")
+    eval: CliSubCommand[DemoEval] = Field(description="score it, or any endpoint")
 
     def cli_cmd(self) -> None:
         CliApp.run_subcommand(self)
+
+
+class Bench(BaseModel):
+    """Measure speed and memory; print JSON. Takes the flags of ``python -m benchmarks``."""
+
+    flags: CliUnknownArgs
+
+    def cli_cmd(self) -> None:
+        from benchmarks.__main__ import main
+
+        sys.exit(main(self.flags))
 
 
 class Specvlm(BaseModel):
     """OpenAI-compatible inference server for vision-language models."""
 
-    serve: CliSubCommand[Serve]
-    demo: CliSubCommand[Demo]
+    serve: CliSubCommand[Serve] = Field(description="serve a model over HTTP")
+    demo: CliSubCommand[Demo] = Field(description="build, train or score the embedded demo model")
+    bench: CliSubCommand[Bench] = Field(description="measure speed and memory")
 
     def cli_cmd(self) -> None:
         CliApp.run_subcommand(self)
+
+
+def demo_model() -> str:
+    """Its folder, assembled on first use."""
+    from demo.build import DemoUnavailableError, build
+
+    try:
+        return str(build())
+    except DemoUnavailableError as error:
+        sys.exit(f"specvlm: {error}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -67,4 +116,4 @@ def main(argv: list[str] | None = None) -> None:
 def complaint(detail: ErrorDetails) -> str:
     """``('serve', 'max_num_seqs')`` is the flag ``--max-num-seqs``."""
     fields = [str(part).replace("_", "-") for part in detail["loc"][1:2]]
-    return ": ".join([f"--{field}" for field in fields] + [detail["msg"]])
+    return ": ".join([f"--{field}" for field in fields] + [detail["msg"].removeprefix("Value error, ")])

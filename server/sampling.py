@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 import msgspec
 
 from engine.messages import SamplingParams
-from processing.prompt import Prompt
 from server.errors import bad_request, context_overflow
 from server.schemas.chat import ChatRequest
 
@@ -38,10 +37,10 @@ class SamplingBuilder:
         self._max_model_len = max_model_len
         self._vocab_size = vocab_size
 
-    def build(self, request: ChatRequest, prompt: Prompt) -> SamplingParams:
+    def build(self, request: ChatRequest, prompt_len: int) -> SamplingParams:
         """Parameters of choice 0. Raises ``ApiError`` where they do not fit the model or each other."""
         defaults = self._defaults
-        max_tokens = self._max_tokens(request, len(prompt.token_ids))
+        max_tokens = self._max_tokens(request, prompt_len)
         if request.min_tokens > max_tokens:
             raise bad_request("'min_tokens' is greater than 'max_tokens'.", param="min_tokens")
         return SamplingParams(

@@ -31,7 +31,7 @@ Names = Annotated[list[str], NoDecode]
 
 
 class ServeSettings(BaseSettings):
-    """Serve a model over HTTP. Without --model: the embedded demo model."""
+    """Immutable; made by the command line, or by keyword arguments (which come before everything else)."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,

@@ -8,12 +8,12 @@ from typing import Any, Final
 
 import structlog
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
 from server.body import StrictRoute
 from server.chat import ChatAnswer, begin_chat
 from server.disconnect import unless_disconnected
-from server.schemas.answers import ChatCompletion, ChatCompletionChunk
+from server.openapi import CHUNK_SCHEMA
+from server.schemas.answers import ChatCompletion
 from server.schemas.chat import ChatRequest
 from server.sse import ChatStream
 from server.state import State
@@ -24,7 +24,7 @@ RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     200: {
         "model": ChatCompletion,
         "description": "The answer; with `stream`, server-sent events of chunks, then `[DONE]`.",
-        "content": {"text/event-stream": {"itemSchema": ChatCompletionChunk.model_json_schema()}},
+        "content": {"text/event-stream": {"itemSchema": CHUNK_SCHEMA}},
     },
 }
 
@@ -43,7 +43,7 @@ async def create_chat_completion(request: Request, body: ChatRequest, state: Sta
         answer = await unless_disconnected(request, begun(begin))
         return ChatStream(answer, show_usage=body.include_usage, ping=PING_SECONDS)
     whole = await unless_disconnected(request, completed(begin))
-    return JSONResponse(whole.model_dump())
+    return Response(whole.model_dump_json(), media_type="application/json")
 
 
 async def begun(begin: Callable[[], Awaitable[ChatAnswer]]) -> ChatAnswer:

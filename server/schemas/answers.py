@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from server.schemas.base import AnswerModel
 
 FinishReason = Literal["stop", "length"]
+
+
+def is_absent(value: object) -> bool:
+    return value is None
 
 
 class TopLogprob(AnswerModel):
@@ -59,8 +65,10 @@ class ChatCompletion(AnswerModel):
 
 
 class Delta(AnswerModel):
-    role: Literal["assistant"] | None = None
-    content: str | None = None
+    """Only what changes is written."""
+
+    role: Literal["assistant"] | None = Field(default=None, exclude_if=is_absent)
+    content: str | None = Field(default=None, exclude_if=is_absent)
 
 
 class ChunkChoice(AnswerModel):

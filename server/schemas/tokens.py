@@ -31,7 +31,7 @@ class TokenizeAnswer(AnswerModel):
 
 class DetokenizeRequest(ClientModel):
     model: str | None = None
-    tokens: list[TokenId] = Field(max_length=10_000_000)
+    tokens: list[TokenId] = Field(max_length=1_000_000)
 
 
 class DetokenizeAnswer(AnswerModel):

@@ -1,0 +1,145 @@
+"""The command line and where settings come from."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+
+from server import cli
+from server.settings import ServeSettings
+
+FLAGS = (
+    *("--model", "--served-model-name", "--host", "--port", "--api-key", "--dtype", "--device"),
+    *("--max-model-len", "--max-num-seqs", "--max-num-batched-tokens", "--max-num-queued-reqs"),
+    *("--gpu-memory-utilization", "--kv-cache-memory", "--limit-mm-per-prompt", "--allowed-media-domains"),
+    *("--allowed-local-media-path", "--chat-template", "--root-path", "--ssl-keyfile", "--ssl-certfile"),
+    *("--shutdown-timeout", "--revision", "--metrics-prefix", "--trust-remote-code", "--log-level"),
+)
+
+
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[ServeSettings]:
+    """What ``specvlm serve`` would have served with."""
+    seen: list[ServeSettings] = []
+    monkeypatch.setattr(cli.Serve, "cli_cmd", seen.append)
+    return seen
+
+
+def test_help_is_quick_and_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["serve", "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for flag in FLAGS:
+        assert flag + " " in text
+    assert "(default: 8000)" in text
+    heavy = "{'torch', 'transformers', 'fastapi', 'uvicorn'}"
+    code = f"import sys, server.cli; print(*{heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_flags(parsed: list[ServeSettings]) -> None:
+    flags = ["--model", "m", "--port", "0", "--kv-cache-memory", "2GiB", "--max-num-seqs", "3"]
+    flags += ["--api-key", "a", "--api-key", "b,c", "--served-model-name", "x", "--trust-remote-code"]
+    flags += ["--no-enable-prefix-caching", "--limit-mm-per-prompt", '{"image": 8}']
+    cli.main(["serve", *flags])
+    [settings] = parsed
+    assert settings.kv_cache_memory == 2 * 2**30
+    assert settings.api_keys() == ["a", "b", "c"]
+    assert settings.names == ["x"]
+    assert settings.max_images == 8
+    config = settings.engine_config("m")
+    assert (config.max_num_seqs, config.enable_prefix_caching, config.trust_remote_code) == (3, False, True)
+    assert config.kv_cache_memory == 2 * 2**30
+
+
+def test_the_demo_model_has_a_name_of_its_own(parsed: list[ServeSettings]) -> None:
+    cli.main(["serve"])
+    assert parsed[0].names == ["specvlm-demo"]
+    assert (parsed[0].host, parsed[0].port) == ("127.0.0.1", 8000)
+
+
+def test_flags_come_before_environment_before_file(
+    parsed: list[ServeSettings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps({"port": 1, "max-num-seqs": 2, "host": "file"}))
+    monkeypatch.setenv("SPECVLM_PORT", "3")
+    monkeypatch.setenv("SPECVLM_MAX_NUM_SEQS", "4")
+    monkeypatch.setenv("SPECVLM_API_KEY", "k1,k2")
+    cli.main(["serve", "--config", str(file), "--port", "5"])
+    monkeypatch.setenv("SPECVLM_CONFIG", str(file))
+    cli.main(["serve"])
+    assert [(s.port, s.max_num_seqs, s.host) for s in parsed] == [(5, 4, "file"), (3, 4, "file")]
+    assert parsed[0].api_keys() == ["k1", "k2"]
+
+
+def test_toml(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('max_num_seqs = 7\nserved-model-name = ["a", "b"]\n')
+    settings = ServeSettings(config=file)
+    assert (settings.max_num_seqs, settings.names) == (7, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--draft", "auto"],
+        ["--speculative-config", "{}"],
+        ["--nonsense"],
+        ["--port", "65536"],
+        ["--kv-cache-memory", "2 bananas"],
+        ["--limit-mm-per-prompt", '{"video": 1}'],
+        ["--ssl-keyfile", "key"],
+        ["--metrics-prefix", "a b"],
+        ["--root-path", "x/"],
+        ["--config", "/nowhere.json"],
+    ],
+)
+def test_bad_flags_end_with_a_word_about_them(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["serve", *flags])
+    message = f"{caught.value.code}{capsys.readouterr().err}"
+    assert caught.value.code not in (0, None)
+    assert flags[0].lstrip("-").split("-")[0] in message
+    assert "Traceback" not in message
+    assert "pydantic" not in message
+
+
+def test_unknown_keys_fail_wherever_they_come_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="prot"):
+        ServeSettings(prot=1)
+    file = tmp_path / "settings.json"
+    file.write_text('{"prot": 1}')
+    with pytest.raises(ValidationError, match="prot"):
+        ServeSettings(config=file)
+    monkeypatch.setenv("SPECVLM_PROT", "1")
+    with pytest.raises(SettingsError, match="SPECVLM_PROT"):
+        ServeSettings()
+
+
+def test_keys_are_not_shown() -> None:
+    assert "hunter2" not in repr(ServeSettings(api_key=["hunter2"]))
+
+
+def test_an_empty_key_file_does_not_open_the_server(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("\n")
+    with pytest.raises(ValueError, match="no key"):
+        ServeSettings(api_key_file=file).api_keys()
+
+
+def test_python_m_server_is_the_program() -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SPECVLM_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "server", "--help"], capture_output=True, text=True, env=environment
+    )
+    assert done.stdout.startswith("usage: specvlm ")

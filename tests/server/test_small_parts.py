@@ -1,0 +1,93 @@
+"""Parts of the server that need no HTTP: logs, sampling defaults, names of parameters, counters."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from server.errors import ApiError, parameter_name
+from server.generation_config import recommended_sampling
+from server.logs import configure_logging
+from server.metrics import increase
+from server.sampling import SamplingBuilder, SamplingDefaults
+from server.schemas.chat import ChatRequest
+from tests.server.conftest import MODEL, Live
+
+SECRET = "a secret nobody may log"
+
+
+@pytest.fixture
+def json_logs() -> Iterator[io.StringIO]:
+    stream = io.StringIO()
+    configure_logging("debug", "json", stream)
+    yield stream
+    configure_logging("error", "json")
+
+
+def test_logs_name_requests_and_hold_no_prompt(
+    live: Live, http: httpx.Client, json_logs: io.StringIO
+) -> None:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": SECRET}]}
+    headers = {"X-Request-Id": "log-me", "Authorization": f"Bearer {SECRET}"}
+    for more in ({}, {"stream": True}, {"nonsense": SECRET}):
+        http.post("/v1/chat/completions", json=body | more, headers=headers)
+    written = json_logs.getvalue()
+    lines = [json.loads(line) for line in written.splitlines() if line.startswith("{")]
+    requests = [line for line in lines if line["event"] == "request"]
+    assert [line["status"] for line in requests] == [200, 200, 400]
+    assert all(line["request_id"] == "log-me" for line in requests)
+    assert SECRET not in written
+
+
+def test_libraries_log_in_the_same_way(json_logs: io.StringIO) -> None:
+    try:
+        raise ValueError("inside")
+    except ValueError:
+        logging.getLogger("some.library").exception("it failed", extra={"color_message": "red"})
+    line = json.loads(json_logs.getvalue())
+    assert (line["event"], line["level"], line["logger"]) == ("it failed", "error", "some.library")
+    assert "ValueError: inside" in line["exception"]
+    assert "color_message" not in line
+
+
+def request(**fields: object) -> ChatRequest:
+    return ChatRequest.model_validate({"messages": [{"role": "user", "content": "x"}]} | fields)
+
+
+def test_a_models_recommendation_stands_where_the_client_is_silent(tmp_path: Path) -> None:
+    assert recommended_sampling(str(tmp_path)) == SamplingDefaults()
+    config = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05, "max_new_tokens": 30}
+    (tmp_path / "generation_config.json").write_text(json.dumps(config | {"do_sample": True, "min_p": None}))
+    build = SamplingBuilder(recommended_sampling(str(tmp_path)), max_model_len=100, vocab_size=10).build
+    silent = build(request(), 5)
+    assert (silent.temperature, silent.top_p, silent.top_k) == (0.7, 0.8, 20)
+    assert (silent.min_p, silent.repetition_penalty, silent.max_tokens) == (0, 1.05, 30)
+    asked = build(request(temperature=0, top_p=1, top_k=-1, repetition_penalty=1, max_tokens=90), 5)
+    assert (asked.temperature, asked.top_p, asked.top_k) == (0, 1, 0)
+    assert (asked.repetition_penalty, asked.max_tokens) == (1, 90)
+
+
+def test_max_tokens_is_what_fits() -> None:
+    build = SamplingBuilder(SamplingDefaults(), max_model_len=100, vocab_size=10).build
+    assert build(request(), 99).max_tokens == 1
+    assert build(request(max_completion_tokens=40), 60).max_tokens == 40
+    for prompt_len, fields in ((100, {}), (61, {"max_tokens": 40})):
+        with pytest.raises(ApiError, match="maximum context length is 100 tokens"):
+            build(request(**fields), prompt_len)
+
+
+def test_names_of_parameters() -> None:
+    assert parameter_name(("temperature",)) == "temperature"
+    assert parameter_name(("stop", "list[constrained-str]", 0)) == "stop[0]"
+    where = ("messages", 0, "user", "content", "list[tagged-union[A,B]]", 1, "text", "text")
+    assert parameter_name(where) == "messages[0].content[1].text"
+
+
+def test_increase_survives_a_reset() -> None:
+    assert [increase(0, 5), increase(5, 5), increase(5, 9), increase(9, 2)] == [5, 0, 4, 2]
