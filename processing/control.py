@@ -185,7 +185,7 @@ class ControlTokenizer:
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Special tokens in ``text`` are parsed: for prompts that their author wrote whole."""
-        return list(self._parsing.encode(text, add_special_tokens=add_special_tokens).ids)
+        return _ids(self._parsing, text, add_special_tokens)
 
     def encode_plain(self, text: str, add_special_tokens: bool) -> list[int]:
         """Special tokens in ``text`` are ordinary characters."""
@@ -220,7 +220,7 @@ class ControlTokenizer:
 
     def _encode_text(self, text: str, after_token: bool) -> list[int]:
         # SentencePiece vocabularies treat the first word of a text in another way than a later one.
-        ids = self._plain.encode((self._lead if after_token else "") + text, add_special_tokens=False).ids
+        ids = _ids(self._plain, (self._lead if after_token else "") + text, add_special_tokens=False)
         return [self._true_ids.get(i, i) for i in ids[int(after_token) :]]
 
     def _num_control(self, ids: Iterable[int]) -> int:
@@ -245,6 +245,11 @@ class ControlTokenizer:
         bare, full = self.encode("a", add_special_tokens=False), self.encode("a", add_special_tokens=True)
         at = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
         return full[:at], full[at + len(bare) :]
+
+
+def _ids(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
+    # A batch of one: unlike ``encode``, it lets other threads run meanwhile, the event loop's among them.
+    return list(tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
 
 
 def _unknown_id(tokenizer: Tokenizer) -> int | None:

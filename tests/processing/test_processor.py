@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,20 @@ def test_runs_in_many_threads_at_once(llava: Processor) -> None:
     for prompt, wanted in zip(together, alone * 6, strict=True):
         assert prompt.token_ids == wanted.token_ids
         assert [i.hash for i in prompt.images] == [i.hash for i in wanted.images]
+
+
+def test_other_threads_run_while_a_long_prompt_is_tokenised(llava: Processor) -> None:
+    text = " ".join(map(str, range(500_000)))
+    begin = last = time.monotonic()
+    pause = 0.0
+    with ThreadPoolExecutor(1) as pool:
+        work = pool.submit(llava.encode, text)
+        while not work.done():
+            time.sleep(0.002)
+            pause, last = max(pause, time.monotonic() - last), time.monotonic()
+    took = time.monotonic() - begin
+    assert took > 0.2  # long enough for a held interpreter to show
+    assert pause < took / 2
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 150), (150, 1), (3, 3), (2000, 10)])
