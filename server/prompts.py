@@ -112,5 +112,7 @@ def with_images(messages: Sequence[Message], images: Sequence[Image.Image]) -> l
             content = (isinstance(message, AssistantMessage) and message.refusal) or ""
         parts = content if isinstance(content, str) else [convert(part) for part in content]
         extra = {"name": message.name} if message.name is not None else {}
-        conversation.append(chat.ChatMessage(message.role, parts, extra))
+        # The hosted API's later name for the same thing; templates of open models know the earlier one.
+        role = "system" if message.role == "developer" else message.role
+        conversation.append(chat.ChatMessage(role, parts, extra))
     return conversation

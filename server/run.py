@@ -23,6 +23,7 @@ from server.settings import ServeSettings
 LAST_WORDS_SECONDS: Final = 5.0
 """After the drain: for open requests to hear that they were cut, and for the engine to end."""
 
+LOOPBACK_HOSTS: Final = ("127.0.0.1", "::1", "localhost")
 WATCH_SECONDS: Final = 0.5
 
 log = structlog.get_logger(__name__)
@@ -52,7 +53,10 @@ class DrainingServer(uvicorn.Server):
         self._app.state.server.chat.admission.close()
         draining = asyncio.create_task(self._drain())
         await super().shutdown(sockets)
-        await draining
+        if self.force_exit:  # a second Ctrl-C; the engine's process ends with ours
+            draining.cancel()
+        else:
+            await draining
 
     @property
     def exit_code(self) -> int:
@@ -112,6 +116,8 @@ def make_server(settings: ServeSettings, app: FastAPI, client: EngineClient) -> 
 def serve(settings: ServeSettings, model: str, client: EngineClient) -> int:
     """Serve ``model`` until told to stop. Returns the exit code."""
     configure_logging(settings.log_level, settings.log_format)
+    if not settings.api_keys() and settings.host not in LOOPBACK_HOSTS:
+        log.warning("open_to_everybody", host=settings.host, advice="set --api-key or SPECVLM_API_KEY")
     app = assemble(settings, model, client)
     server = make_server(settings, app, client)
     server.run()

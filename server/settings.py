@@ -35,6 +35,7 @@ class ServeSettings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
+        env_ignore_empty=True,
         extra="forbid",
         cli_kebab_case=True,
         cli_implicit_flags=True,
@@ -108,6 +109,12 @@ class ServeSettings(BaseSettings):
         return value
 
     @model_validator(mode="after")
+    def _keys_are_keys(self) -> ServeSettings:
+        if "api_key" in self.model_fields_set and not any(self.api_keys_given()):
+            raise ValueError("--api-key is empty; leave it out to serve everybody")
+        return self
+
+    @model_validator(mode="after")
     def _tls_has_both_halves(self) -> ServeSettings:
         if (self.ssl_keyfile is None) != (self.ssl_certfile is None):
             raise ValueError("--ssl-keyfile and --ssl-certfile go together")
@@ -121,8 +128,12 @@ class ServeSettings(BaseSettings):
     def max_images(self) -> int:
         return self.limit_mm_per_prompt.get("image", 16)
 
+    def api_keys_given(self) -> list[str]:
+        return [key.get_secret_value() for key in self.api_key]
+
     def api_keys(self) -> list[str]:
-        keys = [key.get_secret_value() for key in self.api_key]
+        """Those given and those of the file."""
+        keys = self.api_keys_given()
         if self.api_key_file is not None:
             keys += [line.strip() for line in self.api_key_file.read_text().splitlines()]
             if not any(keys):

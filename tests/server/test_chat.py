@@ -201,6 +201,12 @@ def test_an_assistants_answer_can_be_sent_back_as_it_came(client: openai.OpenAI)
     ask(client, messages=[*USER, message])
 
 
+def test_developers_are_systems_to_open_models(live: Live, client: openai.OpenAI) -> None:
+    ask(client, messages=[{"role": "developer", "content": [{"type": "text", "text": "x"}]}, *USER])
+    token_ids = live.engine.requests[0].prompt.token_ids
+    assert live.engine.processor.decode(token_ids) == "system:xuser:Hi"
+
+
 def test_sampling_reaches_the_engine(live: Live, client: openai.OpenAI) -> None:
     extra = {
         "top_k": 5,

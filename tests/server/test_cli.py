@@ -101,6 +101,7 @@ def test_toml(tmp_path: Path) -> None:
         ["--ssl-keyfile", "key"],
         ["--metrics-prefix", "a b"],
         ["--root-path", "x/"],
+        ["--api-key", ""],
         ["--config", "/nowhere.json"],
     ],
 )
@@ -128,6 +129,12 @@ def test_unknown_keys_fail_wherever_they_come_from(monkeypatch: pytest.MonkeyPat
 
 def test_keys_are_not_shown() -> None:
     assert "hunter2" not in repr(ServeSettings(api_key=["hunter2"]))
+
+
+def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECVLM_API_KEY", "")
+    monkeypatch.setenv("SPECVLM_PORT", "")
+    assert (ServeSettings().api_keys(), ServeSettings().port) == ([], 8000)
 
 
 def test_an_empty_key_file_does_not_open_the_server(tmp_path: Path) -> None:

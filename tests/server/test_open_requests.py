@@ -173,6 +173,17 @@ def test_clients_retry_when_the_queue_is_full(start_server: StartServer, monkeyp
         assert second.wait().choices[0].message.content == "Hello, world!"
 
 
+def test_an_idle_stream_is_kept_alive(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.routes.chat.PING_SECONDS", 0.1)
+    live.engine.stalled = True
+    asking = Background(lambda: stream_text(live))
+    time.sleep(0.5)
+    live.engine.stalled = False
+    text = asking.wait()
+    assert text.count(": ping") >= 2
+    assert text.rstrip().endswith("data: [DONE]")
+
+
 def stream_text(live: Live) -> str:
     with live.http() as http:
         return http.post(CHAT, json=VALID | {"stream": True}).text
@@ -225,7 +236,7 @@ configure_logging("info", "json")
 processor = ByteProcessor()
 engine = FakeEngineClient(processor)
 engine.loads = sys.argv[1] == "loads"
-engine.answer = engine.says("x" * 20, pause=0.05)
+engine.answer = engine.says("x" * 20, pause=float(sys.argv[2]))
 settings = ServeSettings(port=0, served_model_name=[MODEL])
 app = create_app(settings, client=engine, processor=processor, media=FakeMedia())
 server = make_server(settings, app, engine)
@@ -234,10 +245,10 @@ sys.exit(server.exit_code)
 """
 
 
-def start_program(mode: str) -> subprocess.Popen[str]:
+def start_program(mode: str, pause: float = 0.05) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SPECVLM_")}
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, mode], stderr=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", PROGRAM, mode, str(pause)], stderr=subprocess.PIPE, text=True, env=environment
     )
 
 
@@ -251,6 +262,21 @@ def test_sigterm_drains_a_real_process() -> None:
         process.send_signal(signal.SIGTERM)
         assert asking.wait().choices[0].message.content == "x" * 20
     assert process.wait(timeout=10) == -signal.SIGTERM
+    process.stderr.close()
+
+
+def test_a_second_ctrl_c_waits_for_nobody() -> None:
+    process = start_program("loads", pause=1)
+    assert process.stderr is not None
+    url = next(line for line in process.stderr if "serves" in line).rsplit(" ", 1)[1].strip()
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        asking = Background(lambda: client.chat.completions.create(**VALID))
+        time.sleep(0.2)
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.2)
+        process.wait(timeout=2)
+        assert isinstance(asking.wait(), openai.APIError)
     process.stderr.close()
 
 
