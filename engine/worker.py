@@ -111,7 +111,7 @@ def run_worker(load: CoreLoader, config: EngineConfig, channel: Channel) -> int:
 
 def _take_stdin() -> IO[bytes]:
     """Stdin for us alone: libraries that ask on a terminal read an end of file, children inherit nothing."""
-    life_line = os.fdopen(os.dup(0), "rb")
+    life_line = os.fdopen(os.dup(0), "rb", buffering=0)  # a thread waiting in a buffer upsets the exit
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
