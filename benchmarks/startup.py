@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -36,14 +37,24 @@ def _start_once(settings: Settings) -> float:
     command = [sys.executable, "-m", "server", "serve", "--model", settings.model, "--port", str(port)]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SPECVLM_")}
     start = time.perf_counter()
-    process = subprocess.Popen(
-        command, env=environment, stdin=subprocess.DEVNULL, stdout=sys.stderr, start_new_session=True
-    )
-    try:
-        _wait(f"http://127.0.0.1:{port}/ready", process)
-        return time.perf_counter() - start
-    finally:
-        _stop(process)
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        try:
+            _wait(f"http://127.0.0.1:{port}/ready", process)
+            return time.perf_counter() - start
+        except RuntimeError:
+            output.seek(0)
+            sys.stderr.buffer.write(output.read())
+            raise
+        finally:
+            _stop(process)
 
 
 def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
