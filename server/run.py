@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import sys
 from typing import Final
 
 import structlog
@@ -67,7 +66,7 @@ class DrainingServer(uvicorn.Server):
         try:
             info = await self._client.wait_ready()
             log.info("model_loaded", model=info.model, device=info.device, seconds=info.load_seconds)
-            print(greeting(self.url(), self._app.state.server.settings.names[0]), file=sys.stderr, flush=True)
+            print(greeting(self.url(), self._app.state.server.settings.names[0]), flush=True)
             while self._client.state != "failed":  # noqa: ASYNC110 - the engine's client has no event for it
                 await asyncio.sleep(WATCH_SECONDS)
             self._failure = "the engine failed and will not be started again"
@@ -118,7 +117,11 @@ def serve(settings: ServeSettings, model: str, client: EngineClient) -> int:
     configure_logging(settings.log_level, settings.log_format)
     if not settings.api_keys() and settings.host not in LOOPBACK_HOSTS:
         log.warning("open_to_everybody", host=settings.host, advice="set --api-key or SPECVLM_API_KEY")
-    app = assemble(settings, model, client)
+    try:
+        app = assemble(settings, model, client)
+    except (OSError, ValueError, ImportError) as error:
+        log.error("model_unusable", model=model, reason=str(error))
+        return 1
     server = make_server(settings, app, client)
     server.run()
     return server.exit_code

@@ -144,9 +144,19 @@ def test_an_empty_key_file_does_not_open_the_server(tmp_path: Path) -> None:
         ServeSettings(api_key_file=file).api_keys()
 
 
-def test_python_m_server_is_the_program() -> None:
+def test_a_model_that_is_not_there_ends_with_a_word_about_it(tmp_path: Path) -> None:
+    done = run_program("serve", "--model", str(tmp_path / "nothing"), "--port", "0", "--log-format", "json")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    line = json.loads(done.stderr.splitlines()[-1])
+    assert (line["event"], line["model"]) == ("model_unusable", str(tmp_path / "nothing"))
+
+
+def run_program(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SPECVLM_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "server", "--help"], capture_output=True, text=True, env=environment
-    )
-    assert done.stdout.startswith("usage: specvlm ")
+    command = [sys.executable, "-m", "server", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+
+
+def test_python_m_server_is_the_program() -> None:
+    assert run_program("--help").stdout.startswith("usage: specvlm ")

@@ -248,27 +248,34 @@ sys.exit(server.exit_code)
 def start_program(mode: str, pause: float = 0.05) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SPECVLM_")}
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, mode, str(pause)], stderr=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", PROGRAM, mode, str(pause)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
+
+
+def url_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return next(line for line in process.stdout if "serves" in line).rsplit(" ", 1)[1].strip()
 
 
 def test_sigterm_drains_a_real_process() -> None:
     process = start_program("loads")
-    assert process.stderr is not None
-    url = next(line for line in process.stderr if "serves" in line).rsplit(" ", 1)[1].strip()
+    url = url_of(process)
     with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
         asking = Background(lambda: client.chat.completions.create(**VALID))
         time.sleep(0.3)
         process.send_signal(signal.SIGTERM)
         assert asking.wait().choices[0].message.content == "x" * 20
     assert process.wait(timeout=10) == -signal.SIGTERM
-    process.stderr.close()
+    process.communicate()
 
 
 def test_a_second_ctrl_c_waits_for_nobody() -> None:
     process = start_program("loads", pause=1)
-    assert process.stderr is not None
-    url = next(line for line in process.stderr if "serves" in line).rsplit(" ", 1)[1].strip()
+    url = url_of(process)
     with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
         asking = Background(lambda: client.chat.completions.create(**VALID))
         time.sleep(0.2)
@@ -277,7 +284,7 @@ def test_a_second_ctrl_c_waits_for_nobody() -> None:
             time.sleep(0.2)
         process.wait(timeout=2)
         assert isinstance(asking.wait(), openai.APIError)
-    process.stderr.close()
+    process.communicate()
 
 
 def test_a_model_that_cannot_load_ends_the_process() -> None:
