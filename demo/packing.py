@@ -1,0 +1,105 @@
+"""Dialogues as rows of a fixed length, several questions about a picture sharing the picture's tokens.
+
+A row is a tree: a prefix (system prompt, picture) and branches (question, answer) that see the prefix and
+themselves but not each other; every branch's positions go on from the prefix, so each is exactly the
+dialogue a user would have. Example with a prefix of 3 and branches of 2 and 2 tokens:
+
+    tokens     P P P a a b b
+    position   0 1 2 3 4 3 4
+    b sees     P P P     b b
+
+Knows token ids, positions and masks; nothing of pixels or models.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from demo.model import IMAGE_TOKEN_ID, IMAGE_TOKENS
+
+Encode = Callable[[str], list[int]]
+
+SYSTEM = (
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+)
+USER, END, ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n", "<|im_start|>assistant\n"
+PICTURE = [IMAGE_TOKEN_ID] * IMAGE_TOKENS
+
+
+@dataclass(slots=True)
+class Row:
+    """One row under construction; ``target`` is 1 where the token is to be learned."""
+
+    length: int
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    target: list[int] = field(default_factory=list)
+    spans: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def room(self) -> int:
+        return self.length - len(self.ids)
+
+    def add(self, tokens: list[int], target: list[int], branch: bool) -> bool:
+        """Append the prefix (``branch`` False, first) or a branch; False and no change when it does not
+        fit.
+        """
+        if len(tokens) > self.room:
+            return False
+        start = len(self.ids)
+        base = self.spans[0][1] if branch else 0
+        self.ids += tokens
+        self.positions += range(base, base + len(tokens))
+        self.target += target
+        self.spans.append((start, start + len(tokens)))
+        return True
+
+
+def prefix(pictures: int, encode: Encode) -> list[int]:
+    """System prompt, opening of the user's turn, ``pictures`` pictures."""
+    return encode(SYSTEM + USER) + (PICTURE + encode("\n")) * pictures
+
+
+def branch(turns: list[tuple[str, str]], encode: Encode) -> tuple[list[int], list[int]]:
+    """(token ids, target) of a dialogue that goes on from :func:`prefix`."""
+    ids: list[int] = []
+    target: list[int] = []
+    for i, (question, answer) in enumerate(turns):
+        asked = encode((("\n" + USER) if i else "") + question + END + ASSISTANT)
+        told = encode(answer + END[:-1])
+        ids += asked + told
+        target += [0] * len(asked) + [1] * len(told)
+    return ids, target
+
+
+def chain(turns: list[tuple[str, str]], encode: Encode) -> tuple[list[int], list[int]]:
+    """A whole dialogue in one line with the first question *before* its picture."""
+    (first, answer), rest = turns[0], turns[1:]
+    head = encode(SYSTEM + USER + first) + PICTURE + encode("\n" + END + ASSISTANT)
+    told = encode(answer + END[:-1])
+    ids, target = head + told, [0] * len(head) + [1] * len(told)
+    if rest:
+        more, aim = branch(rest, encode)
+        opening = encode("\n" + USER)
+        ids, target = ids + opening + more, target + [0] * len(opening) + aim
+    return ids, target
+
+
+def arrays(rows: list[Row]) -> dict[str, np.ndarray]:
+    """``ids`` and ``positions`` int64 [B, T], ``target`` bool [B, T], ``mask`` bool [B, 1, T, T] (True:
+    may see).
+    """
+    length = rows[0].length
+    ids, positions = (np.zeros((len(rows), length), np.int64) for _ in range(2))
+    target = np.zeros((len(rows), length), bool)
+    mask = np.zeros((len(rows), 1, length, length), bool)
+    for i, row in enumerate(rows):
+        used = len(row.ids)
+        ids[i, :used], positions[i, :used], target[i, :used] = row.ids, row.positions, row.target
+        mask[i, 0] = np.eye(length, dtype=bool)
+        for at, (start, end) in enumerate(row.spans):
+            mask[i, 0, start:end, start:end] = np.tri(end - start, dtype=bool)
+            if at:
+                mask[i, 0, start:end, : row.spans[0][1]] = True
+    return {"ids": ids, "positions": positions, "target": target, "mask": mask}
