@@ -1,17 +1,20 @@
-"""Linear layers with weights packed for oneDNN, which few-row passes on a CPU need.
+"""Linear layers with weights packed for oneDNN, which few-row passes need on some CPUs.
 
-A plain float32 linear goes to a matrix library whose cost jumps between one row and two to four; packed
-weights keep the curve flat (``docs/performance.md`` has the table). Nothing here is used on a GPU.
+A plain float32 linear goes to a matrix library that, on the CPUs it was not made for, makes rows of two to
+four as dear as twelve; packed weights keep that curve flat. Elsewhere packing costs the single row more than
+it saves (``docs/LOG.md`` has both tables), so it is measured once at load. Nothing here is used on a GPU.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 _ROWS = (1, 4, 8)  # the row counts that decoding a few streams, or a draft tree, brings
+_WORTHWHILE = 0.9  # packing must save this much to be chosen: below that, the verdict would be noise
 
 
 class PackedLinear(nn.Module):
@@ -29,42 +32,44 @@ class PackedLinear(nn.Module):
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    available = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+    available = bool(torch.backends.mkldnn.is_available())
     return available and device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
 
 
 def pack_linears(model: nn.Module) -> int:
-    """Replace every ``nn.Linear`` below ``model`` where packing is measured to pay; returns how many.
-
-    One layer of each shape is timed both ways, a few milliseconds each.
-    """
-    verdicts: dict[tuple[int, int], bool] = {}
-    replaced = 0
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) is not nn.Linear:
-                continue
-            shape = (child.in_features, child.out_features)
-            if shape not in verdicts:
-                verdicts[shape] = packing_pays(child)
-            if verdicts[shape]:
-                setattr(module, name, PackedLinear(child))
-                replaced += 1
-    return replaced
-
-
-def packing_pays(linear: nn.Linear) -> bool:
-    """Whether the packed product is faster over the usual row counts, by the sum of their best times."""
-    packed = PackedLinear(linear)
-    inputs = [torch.randn(1, rows, linear.in_features, dtype=linear.weight.dtype) for rows in _ROWS]
-    return sum(_best_time(packed, x) for x in inputs) < sum(_best_time(linear, x) for x in inputs)
+    """Replace every ``nn.Linear`` below ``model`` if that is measured to pay; returns how many."""
+    found = [
+        (module, name, child)
+        for module in model.modules()
+        for name, child in module.named_children()
+        if type(child) is nn.Linear
+    ]
+    distinct = {(child.in_features, child.out_features): child for _, _, child in found}
+    if not packing_pays(list(distinct.values())):
+        return 0
+    for module, name, child in found:
+        setattr(module, name, PackedLinear(child))
+    return len(found)
 
 
 @torch.inference_mode()
-def _best_time(module: nn.Module, inputs: torch.Tensor, repeats: int = 10) -> float:
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        module(inputs)
-        best = min(best, time.perf_counter() - start)
-    return best
+def packing_pays(linears: Sequence[nn.Linear], repeats: int = 15) -> bool:
+    """Whether packed products are clearly faster over the usual row counts.
+
+    Both ways are timed in turn and the best times compared, so that other work on the machine hits both.
+    """
+    plain = packed = 0.0
+    for linear in linears:
+        candidate = PackedLinear(linear)
+        for rows in _ROWS:
+            inputs = torch.zeros(1, rows, linear.in_features, dtype=linear.weight.dtype)
+            times = [(_seconds(linear, inputs), _seconds(candidate, inputs)) for _ in range(repeats)]
+            plain += min(a for a, _ in times)
+            packed += min(b for _, b in times)
+    return packed < _WORTHWHILE * plain
+
+
+def _seconds(module: nn.Module, inputs: torch.Tensor) -> float:
+    start = time.perf_counter()
+    module(inputs)
+    return time.perf_counter() - start

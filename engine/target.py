@@ -45,7 +45,7 @@ class TargetModel:
         self._text_model = adapter.text_model
         self._embed: torch.nn.Module = model.get_input_embeddings()
         self._head: torch.nn.Module = model.get_output_embeddings()
-        if can_pack(device, dtype) and packing_pays(self._head):
+        if can_pack(device, dtype) and packing_pays([self._head]):
             self._head = PackedLinear(self._head)
 
     @classmethod
