@@ -18,6 +18,8 @@ class StrictRequest(Request):
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         limit: int = self.app.state.max_request_size
+        if int(self.headers.get("content-length", 0)) > limit:
+            raise HTTPException(413)
         size = 0
         async for chunk in super().stream():
             size += len(chunk)

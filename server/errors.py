@@ -122,10 +122,9 @@ def as_api_error(error: Exception) -> ApiError:
     match error:
         case ApiError():
             return error
-        case RequestRejectedError(code="context_length_exceeded" | "invalid_request"):
+        case RequestRejectedError(code="context_length_exceeded" | "invalid_request" | "out_of_memory"):
+            # The engine words these for clients. Trying again would not help.
             return ApiError(400, str(error), code=error.code)
-        case RequestRejectedError(code="out_of_memory"):
-            return ApiError(503, "The model has no memory left for this request.", code="out_of_memory")
         case EngineDeadError():
             return ApiError(500, "The model stopped while it was answering.", code="engine_dead")
         case _:

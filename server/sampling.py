@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import secrets
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from engine.messages import SamplingParams
 from server.errors import bad_request, context_overflow
 from server.schemas.chat import ChatRequest
+
+# Dividing logits by less overflows float32; what is drawn there is the likeliest token anyway.
+GREEDY_BELOW: Final = 1e-5
 
 Number = TypeVar("Number", int, float)
 
@@ -45,7 +48,7 @@ class SamplingBuilder:
             raise bad_request("'min_tokens' is greater than 'max_tokens'.", param="min_tokens")
         return SamplingParams(
             max_tokens=max_tokens,
-            temperature=first_given(request.temperature, defaults.temperature, 1.0),
+            temperature=self._temperature(request),
             top_p=first_given(request.top_p, defaults.top_p, 1.0),
             top_k=max(0, first_given(request.top_k, defaults.top_k, 0)),
             min_p=first_given(request.min_p, defaults.min_p, 0.0),
@@ -59,6 +62,10 @@ class SamplingBuilder:
             stop_token_ids=self._known("stop_token_ids", request.stop_token_ids or []),
             logprobs=request.num_logprobs,
         )
+
+    def _temperature(self, request: ChatRequest) -> float:
+        temperature = first_given(request.temperature, self._defaults.temperature, 1.0)
+        return temperature if temperature >= GREEDY_BELOW else 0.0
 
     def _max_tokens(self, request: ChatRequest, prompt_len: int) -> int:
         asked = request.max_completion_tokens or request.max_tokens

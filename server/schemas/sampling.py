@@ -28,7 +28,7 @@ class SamplingFields(ClientModel):
     min_p: float | None = Field(None, ge=0, le=1)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     logit_bias: dict[TokenIdKey, Bias] | None = Field(None, max_length=1024, description="Token id to bias.")
     seed: int | None = Field(None, ge=-INT64_MAX - 1, le=INT64_MAX)
     max_tokens: MaxTokens | None = None

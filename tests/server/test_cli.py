@@ -155,7 +155,7 @@ def test_a_model_that_is_not_there_ends_with_a_word_about_it(tmp_path: Path) -> 
 def run_program(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SPECVLM_")}
     command = [sys.executable, "-m", "server", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
 
 
 def test_python_m_server_is_the_program() -> None:

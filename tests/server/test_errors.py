@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from http.client import HTTPConnection
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import openai
@@ -62,6 +64,7 @@ def test_an_unknown_parameter_deep_inside_is_named(http: httpx.Client) -> None:
         ({"min_p": 1.01}, "min_p"),
         ({"frequency_penalty": -3}, "frequency_penalty"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repetition_penalty": 1e-300}, "repetition_penalty"),
         ({"seed": 2**63}, "seed"),
         ({"seed": 10**400}, "seed"),
         ({"max_tokens": 0}, "max_tokens"),
@@ -157,6 +160,16 @@ def test_a_body_that_is_too_large(start_server: StartServer) -> None:
         assert http.post(CHAT, json=VALID).status_code == 200
 
 
+def test_an_announced_size_is_enough_to_be_refused(live: Live) -> None:
+    connection = HTTPConnection(urlsplit(live.url).netloc, timeout=5)
+    connection.putrequest("POST", CHAT)
+    connection.putheader("Content-Type", "application/json")
+    connection.putheader("Content-Length", "999999999999")
+    connection.endheaders(b"{")
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
 def test_context_overflow_names_both_numbers(http: httpx.Client) -> None:
     messages = [{"role": "user", "content": "x" * 300}]
     error = refused(http, code="context_length_exceeded", messages=messages)
@@ -185,7 +198,7 @@ def test_too_many_pictures(start_server: StartServer) -> None:
     [
         (RequestRejectedError("invalid_request", "no such thing"), 400, "invalid_request"),
         (RequestRejectedError("context_length_exceeded", "too long"), 400, "context_length_exceeded"),
-        (RequestRejectedError("out_of_memory", "secret address 0x1"), 503, "out_of_memory"),
+        (RequestRejectedError("out_of_memory", "the picture is too large"), 400, "out_of_memory"),
         (RequestRejectedError("internal_error", "secret address 0x1"), 500, "internal_error"),
         (EngineDeadError("secret address 0x1"), 500, "engine_dead"),
         (RuntimeError("secret address 0x1"), 500, "internal_error"),
