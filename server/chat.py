@@ -152,7 +152,9 @@ async def begin_chat(parts: ChatParts, request: ChatRequest, *, request_id: str,
         info = parts.client.info
         if info is None:
             raise engine_unavailable()
-        prompt = await parts.prompts.build(request.messages, max_images=info.max_images)
+        prompt = await parts.prompts.build(
+            request.messages, max_images=info.max_images, max_len=info.max_model_len
+        )
         parts.admission.check()
         choices = make_choices(parts, request, prompt, info, request_id=request_id, arrival=arrival)
     except BaseException:

@@ -85,9 +85,12 @@ def model_not_found(name: str) -> ApiError:
     return ApiError(404, f"The model '{name}' is not served here.", param="model", code="model_not_found")
 
 
-def context_overflow(max_model_len: int, prompt_len: int, max_tokens: int | None) -> ApiError:
+def context_overflow(
+    max_model_len: int, prompt_len: int, max_tokens: int | None = None, *, at_least: bool = False
+) -> ApiError:
     if max_tokens is None:
-        wanted = f"your messages take {prompt_len} tokens, which leaves no room for an answer"
+        count = f"at least {prompt_len}" if at_least else prompt_len
+        wanted = f"your messages take {count} tokens, which leaves no room for an answer"
     else:
         wanted = (
             f"you asked for {prompt_len + max_tokens} tokens ({prompt_len} in the messages, "

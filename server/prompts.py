@@ -15,7 +15,7 @@ from PIL import Image
 from processing import chat
 from processing.errors import PromptError
 from processing.prompt import Prompt
-from server.errors import bad_request
+from server.errors import bad_request, context_overflow
 from server.media import MediaError
 from server.schemas.messages import AssistantMessage, ImagePart, Message, RefusalPart, TextPart
 
@@ -41,15 +41,23 @@ class PromptBuilder:
         self._media = media
         self._max_images = max_images
         self._pool = ThreadPoolExecutor(PROMPT_THREADS, "prompt")
+        self._longest_token: int | None = None
 
     async def aclose(self) -> None:
         await self._media.aclose()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def build(self, messages: Sequence[Message], *, max_images: int | None = None) -> Prompt:
-        """Raises ``ApiError`` where a picture cannot be had or the chat cannot become a prompt."""
+    async def build(
+        self, messages: Sequence[Message], *, max_images: int | None = None, max_len: int | None = None
+    ) -> Prompt:
+        """Raises ``ApiError`` where a picture cannot be had or the chat cannot become a prompt.
+
+        ``max_len``, in tokens, spares the tokenizer texts that are too long whatever their tokens.
+        """
         urls = image_urls(messages)
         self._check_count(len(urls), max_images)
+        if max_len is not None:
+            await self._check_length(num_characters(messages), max_len)
         conversation = with_images(messages, await self._load(urls))
         try:
             return await self.in_pool(self._processor.apply, conversation)
@@ -72,6 +80,14 @@ class PromptBuilder:
             raise error from None
         return [load.result() for load in loads]
 
+    async def _check_length(self, num_chars: int, max_len: int) -> None:
+        if num_chars <= max_len:
+            return
+        if self._longest_token is None:
+            self._longest_token = await self.in_pool(longest_token, self._processor)
+        if num_chars > max_len * self._longest_token:
+            raise context_overflow(max_len, num_chars // self._longest_token, at_least=True)
+
     def _check_count(self, num_images: int, max_of_model: int | None) -> None:
         limit = self._max_images if max_of_model is None else min(self._max_images, max_of_model)
         if num_images > limit:
@@ -80,6 +96,20 @@ class PromptBuilder:
                 param="messages",
                 code="too_many_images",
             )
+
+
+def longest_token(processor: Processor) -> int:
+    """In bytes; no token stands for more characters."""
+    return max(len(processor.token_bytes(token_id)) for token_id in range(processor.vocab_size))
+
+
+def num_characters(messages: Sequence[Message]) -> int:
+    return sum(
+        len(message.content)
+        if isinstance(message.content, str)
+        else sum(len(part.text) for part in message.content or () if isinstance(part, TextPart))
+        for message in messages
+    )
 
 
 def image_urls(messages: Sequence[Message]) -> list[str]:

@@ -46,6 +46,7 @@ class ByteProcessor:
     def __init__(self) -> None:
         self.tokenizer = byte_tokenizer()
         self.vocabulary = Vocabulary(self.tokenizer)
+        self.vocab_size = len(self.vocabulary)
         self.eos = self.tokenizer.token_to_id(EOS_TEXT)
         self.image = self.tokenizer.token_to_id(IMAGE_TEXT)
 

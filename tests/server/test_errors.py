@@ -179,6 +179,15 @@ def test_context_overflow_names_both_numbers(http: httpx.Client) -> None:
     assert str(MAX_MODEL_LEN + len("user:Hi")) in error["message"]
 
 
+def test_endless_texts_are_refused_before_they_are_tokenised(
+    live: Live, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live.engine.processor, "apply", lambda *_: pytest.fail("tokenised"))
+    for content in ("x" * 5000, [{"type": "text", "text": "x" * 2500}] * 2):
+        error = refused(http, code="context_length_exceeded", messages=[{"role": "user", "content": content}])
+        assert str(MAX_MODEL_LEN) in error["message"]
+
+
 def test_pictures_that_cannot_be_had(http: httpx.Client) -> None:
     picture = {"type": "image_url", "image_url": {"url": "http://10.0.0.1/"}}
     refused(http, code="invalid_image_url", messages=[{"role": "user", "content": [picture]}])
