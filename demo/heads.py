@@ -13,11 +13,11 @@ from demo.pictures import FAMILIES
 from demo.words import BACKGROUNDS
 
 _PATCH = (
-    ("class", len(CLASSES), 1.0),
+    ("class", len(CLASSES), 2.0),
     ("color", len(COLOR_NAMES), 1.0),
     ("size", len(SIZE_NAMES), 0.3),
     ("count", 10, 0.5),
-    ("letter", len(ALPHABET), 1.0),
+    ("letter", len(ALPHABET), 2.0),
     ("place", TEXT_LEN + 1, 0.5),
 )
 _LETTERS = len(ALPHABET)
@@ -48,21 +48,20 @@ def losses(
     logits = heads.patch(normed).flatten(0, 1).float()
     found: dict[str, Tensor] = {}
     at = 0
+    busy, printed = labels[:, 0] > 0, labels[:, 4] > 0
     for i, (name, size, weight) in enumerate(_PATCH):
         per_patch = F.cross_entropy(logits[:, at : at + size], labels[:, i], reduction="none")
-        busy = labels[:, 0] > 0
-        found[name] = weight * (
-            per_patch[busy].mean() + (0.5 * per_patch[~busy].mean() if name == "class" else 0.0)
-        )
+        told = per_patch[printed if name in ("letter", "place") else busy].mean()
+        found[name] = weight * (told + (0.5 * per_patch[~busy].mean() if name == "class" else 0.0))
         at += size
     letters, truth = logits[:, at:].view(-1, TEXT_LEN + VALUE_LEN, _LETTERS), labels[:, len(_PATCH) :]
-    for name, columns, weight in (("text", slice(0, TEXT_LEN), 3.0), ("value", slice(TEXT_LEN, None), 2.0)):
+    for name, columns, weight in (("text", slice(0, TEXT_LEN), 1.0), ("value", slice(TEXT_LEN, None), 0.7)):
         spelled = truth[:, columns].any(-1)
         found[name] = weight * F.cross_entropy(
             letters[spelled, columns].flatten(0, 1), truth[spelled, columns].flatten()
         )
     found |= _whole(heads, normed, batch["whole"].long())
-    found["caption"] = _captions(heads, visual, batch["captions"].long().flatten(0, 1), table, noise)
+    found["caption"] = 0.5 * _captions(heads, visual, batch["captions"].long().flatten(0, 1), table, noise)
     spread = visual.float().pow(2).mean(-1).sqrt() / table.float().pow(2).mean().sqrt()
     found["norm"] = 0.05 * spread.clamp_min(1e-4).log().pow(2).mean()
     return found
@@ -76,7 +75,7 @@ def _whole(heads: Heads, normed: Tensor, truth: Tensor) -> dict[str, Tensor]:
     return {
         "family": 0.2 * F.cross_entropy(family, truth[:, 0]),
         "background": 0.2 * F.cross_entropy(background, truth[:, 1]),
-        "counts": 1.0 * number,
+        "counts": 0.5 * number,
     }
 
 
@@ -103,8 +102,10 @@ def accuracies(heads: Heads, visual: Tensor, batch: dict[str, Tensor]) -> dict[s
     logits = heads.patch(normed).flatten(0, 1)
     busy = labels[:, 0] > 0
     found, at = {}, 0
+    printed = labels[:, 4] > 0
     for i, (name, size, _) in enumerate(_PATCH):
-        found[name] = (logits[busy, at : at + size].argmax(-1) == labels[busy, i]).float().mean().item()
+        rows = printed if name in ("letter", "place") else busy
+        found[name] = (logits[rows, at : at + size].argmax(-1) == labels[rows, i]).float().mean().item()
         at += size
     right = logits[:, at:].view(-1, TEXT_LEN + VALUE_LEN, _LETTERS).argmax(-1) == labels[:, len(_PATCH) :]
     for name, columns in (("text", slice(0, TEXT_LEN)), ("value", slice(TEXT_LEN, None))):

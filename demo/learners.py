@@ -16,6 +16,7 @@ from demo.data import SceneBatches, normalised
 from demo.heads import Heads, accuracies, losses
 from demo.model import Eyes
 from demo.recipe import Stage
+from demo.start import prepare
 
 
 class Learner(Protocol):
@@ -63,6 +64,7 @@ class EyesLearner:
         table = load_file(language / "model.safetensors")["model.embed_tokens.weight"].float()
         self.table = table
         nn.init.normal_(self.eyes.multi_modal_projector.linear_2.weight, std=0.02)
+        prepare(self.eyes, normalised(SceneBatches(stage.seed + 1, 256, language)[0]["pixels"]))
 
     def batches(self) -> Dataset[Any]:
         return SceneBatches(self.stage.seed, self.stage.batch, self.language)

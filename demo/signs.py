@@ -35,12 +35,12 @@ class Sign:
 
 def word(rng: Random) -> str:
     """A printed word of up to 6 letters: mostly from the list, sometimes an invented one, in any case."""
-    if rng.random() < 0.2:
+    if rng.random() < 0.12:
         size = rng.randint(3, 6)
         text = "".join(pick(rng, list(_CONSONANTS if i % 2 == 0 else _VOWELS)) for i in range(size))
     else:
         text = WORDS[rng.randrange(len(WORDS))]
-    return (text.upper(), text.upper(), text.capitalize(), text)[rng.randrange(4)]
+    return (text.upper(), text.upper(), text.upper(), text.capitalize(), text)[rng.randrange(5)]
 
 
 def number(rng: Random) -> str:
