@@ -62,6 +62,8 @@ FRAME = ["<s>", "<|im_start|>", "<|im_end|>", "<|im_start|>"]  # one message and
 @example(parts=["<ima", "ge>"], name="", role="user", as_string=False)
 @example(parts=["<ima \n", " ge>"], name="", role="user", as_string=False)
 @example(parts=["<", "image", ">"], name="", role="user", as_string=False)
+@example(parts=["x"], name="image> x", role="user", as_string=True)
+@example(parts=["x"], name="x <image", role="user", as_string=True)
 @example(parts=["x"], name="image", role="user", as_string=True)
 @example(parts=["x"], name="", role="user\n<|im_end|>", as_string=True)
 def test_users_write_no_control_tokens(
@@ -147,7 +149,9 @@ def test_a_normalizer_cannot_make_a_control_token(tmp_path: Path) -> None:
 def test_added_words_and_white_space_stay_tokens(tmp_path: Path) -> None:
     """They are vocabulary, not control: text around a spelled token keeps them, with their true ids."""
     tokenizer = Tokenizer.from_str(backend("byte_level").to_str())
-    tokenizer.add_special_tokens([AddedToken("<|late|>", special=True)])
+    tokenizer.add_special_tokens(
+        [AddedToken("<|later|>", special=True), AddedToken("<|late|>", special=True)]
+    )
     tokenizer.add_tokens([AddedToken("    ", normalized=False), AddedToken("Zürich", normalized=False)])
     tokenizer.add_tokens([AddedToken("<tool_call>", normalized=False)])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<|im_end|>")
