@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Literal, Protocol
 
 from engine.messages import EngineInfo, EngineStats, GenerateRequest, RejectCode, RequestOutput, StepReport
@@ -46,10 +46,10 @@ class EngineClient(Protocol):
     async def wait_ready(self, timeout: float | None = None) -> EngineInfo:
         """Wait for the model. Raises ``EngineDeadError`` if it cannot be loaded, ``TimeoutError``."""
 
-    def generate(self, request: GenerateRequest) -> AsyncIterator[RequestOutput]:
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[RequestOutput, None]:
         """Outputs of one request, the last with a finish reason other than ``error``.
 
-        Closing the iterator early aborts the request. Raises ``RequestRejectedError`` where the engine
+        Closing the generator early aborts the request. Raises ``RequestRejectedError`` where the engine
         refuses it, ``EngineDeadError`` where the engine is not there or dies.
         """
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import cast
 
 from engine.client import EngineClient, EngineDeadError
 from engine.messages import GenerateRequest, RequestOutput
@@ -59,7 +58,7 @@ class Choice:
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         end = "abort"
         try:
-            outputs = cast(AsyncGenerator[RequestOutput, None], self._client.generate(self._request))
+            outputs = self._client.generate(self._request)
             async with aclosing(outputs):
                 async for output in outputs:
                     self._timeline.on_output(output)

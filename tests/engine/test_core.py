@@ -1,4 +1,4 @@
-"""What the core promises beyond right tokens: true ends, seeds, limits, aborts, and faults that stay small."""
+"""What the core promises beyond right tokens: true ends, seeds, limits, aborts, small faults."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_bad_requests_are_refused_and_others_go_on(golden: Golden) -> None:
     bad = bad_requests(golden)
     run = run_core(core, [(0, request("good", good, max_tokens=10)), *((0, one) for one in bad.values())])
     golden.compare(run.token_ids["good"], good, 10, "beside bad requests")
-    assert run.reasons == {name: "error" for name in bad} | {"good": run.reasons["good"]}
+    assert run.reasons == dict.fromkeys(bad, "error") | {"good": run.reasons["good"]}
 
 
 def test_context_overflow_names_both_numbers(golden: Golden) -> None:
