@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from demo.labels import label
 from demo.model import IMAGE_SIZE, tokens_with_offsets
 from demo.pictures import generator, scene
+from demo.recipe import MIX
 
 
 def pixels(image: Image.Image) -> np.ndarray:
@@ -30,13 +31,16 @@ def normalised(raw: torch.Tensor) -> torch.Tensor:
 class SceneBatches(Dataset[dict[str, torch.Tensor]]):
     """Item ``step``: pictures and their dense labels."""
 
-    def __init__(self, seed: int, batch: int, language: Path):
-        self.seed, self.batch, self.language = seed, batch, language
+    def __init__(self, seed: int, batch: int, language: Path, mix: tuple[float, ...] = MIX):
+        self.seed, self.batch, self.language, self.mix = seed, batch, language, mix
         self.tokens: Any = None
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         self.tokens = self.tokens or tokens_with_offsets(self.language)
-        scenes = [scene(generator(self.seed, step * self.batch + i, "train")) for i in range(self.batch)]
+        scenes = [
+            scene(generator(self.seed, step * self.batch + i, "train"), mix=self.mix)
+            for i in range(self.batch)
+        ]
         return dense(scenes, self.tokens)
 
 

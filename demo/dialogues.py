@@ -15,6 +15,7 @@ from demo.data import dense
 from demo.model import tokens_with_offsets
 from demo.packing import Row, arrays, branch, chain, prefix
 from demo.pictures import follow_up, generator, questions, scene
+from demo.recipe import TALK
 from demo.scene import Question, Scene
 from demo.text import passages
 
@@ -49,7 +50,7 @@ class DialogueBatches(Dataset[dict[str, torch.Tensor]]):
         rng = generator(self.seed, step, "train")
         rows, scenes = [], []
         for _ in range(self.batch - 1):
-            drawn = scene(rng)
+            drawn = scene(rng, mix=TALK)
             rows.append(shared_row([drawn], _dialogues(drawn, rng), encode))
             scenes.append(drawn)
         kind = step % 3

@@ -67,7 +67,7 @@ class EyesLearner:
         prepare(self.eyes, normalised(SceneBatches(stage.seed + 1, 256, language)[0]["pixels"]))
 
     def batches(self) -> Dataset[Any]:
-        return SceneBatches(self.stage.seed, self.stage.batch, self.language)
+        return SceneBatches(self.stage.seed, self.stage.batch, self.language, self.stage.mix)
 
     def step(self, batch: dict[str, Tensor], step: int) -> dict[str, float]:
         with torch.autocast("cpu", torch.bfloat16):

@@ -3,6 +3,7 @@
 Knows the architecture and its configuration; not data, not losses, not where files live.
 """
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class Eyes(nn.Module):
     def __init__(self, text: LlamaConfig, vision: CLIPVisionConfig | None = None):
         super().__init__()
         vision = vision or vision_config()
-        self.config = llava_config(text, vision)
+        self.config = llava_config(deepcopy(text), vision)  # it would reset the attention chosen for ``text``
         self.vision_tower = CLIPVisionModel._from_config(vision, attn_implementation=NAME)
         embeddings = self.vision_tower.embeddings
         embeddings.patch_embedding = PatchEmbedding(embeddings.patch_embedding)

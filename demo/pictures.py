@@ -69,7 +69,6 @@ _ASK = {
     "receipt": tables.ask,
 }
 FAMILIES = tuple(_DRAW)
-_WEIGHTS = (8, 7, 2, 1.5, 1.5, 1.5, 2)
 _TASK_FAMILIES: dict[str, tuple[str, ...]] = {
     "color": ("shapes", "shapes", "sign"),
     "shape": ("shapes",),
@@ -93,9 +92,9 @@ def generator(seed: int, index: int, split: Split) -> Random:
     return Random(f"specvlm/{split}/{seed}/{index}")
 
 
-def scene(rng: Random, family: str = "") -> Scene:
-    """A drawn scene of ``family`` (any when empty)."""
-    family = family or rng.choices(FAMILIES, _WEIGHTS)[0]
+def scene(rng: Random, family: str = "", mix: tuple[float, ...] = (8, 7, 2, 1.5, 1.5, 1.5, 2)) -> Scene:
+    """A drawn scene of ``family``; when empty, one of FAMILIES with weights ``mix``."""
+    family = family or rng.choices(FAMILIES, mix)[0]
     return _DRAW[family](rng)
 
 

@@ -5,14 +5,19 @@ Knows numbers only. ``demo.train`` runs it; the model card quotes it.
 
 from dataclasses import dataclass
 
+MIX = (8, 7, 2, 1.5, 1.5, 1.5, 2)
+READING = (3, 9, 2.5, 2, 2, 3, 3.5)
+TALK = (8, 7, 2.5, 2, 2, 2, 2.5)
+"""How often each family of ``demo.pictures.FAMILIES`` (shapes, sign, bar, line, pie, table, receipt) comes:
+at first, while learning to read, and in dialogues."""
+
 
 @dataclass(slots=True, frozen=True)
 class Stage:
     """One stage. ``kind`` is ``eyes`` (tower and projector against dense labels) or ``joint`` (through the
     language model). ``matrix_lr`` drives Muon on the tower's hidden matrices, ``lr`` AdamW on the rest of
     tower, projector and heads, ``lora_lr`` AdamW on the delta. ``batch`` counts pictures (eyes) or rows
-    (joint),
-    ``extra`` pictures that get dense labels only. Everything drawn follows from ``seed`` and the step."""
+    (joint), ``extra`` pictures that get dense labels only. Everything drawn follows from the seed."""
 
     name: str
     kind: str
@@ -28,15 +33,17 @@ class Stage:
     final: float = 0.05
     dense_weight: float = 1.0
     text_weight: float = 0.0
+    mix: tuple[float, ...] = MIX
 
 
 RECIPE: tuple[Stage, ...] = (
-    Stage("eyes", "eyes", steps=1100, batch=64, seed=101, matrix_lr=2e-3, lr=1e-3),
+    Stage("eyes", "eyes", steps=480, batch=64, seed=101, matrix_lr=2e-3, lr=1e-3, final=1.0),
+    Stage("reading", "eyes", steps=900, batch=64, seed=111, matrix_lr=2e-3, lr=1e-3, mix=READING),
     Stage(
         "joint",
         "joint",
-        steps=2000,
-        batch=6,
+        steps=1700,
+        batch=4,
         seed=202,
         matrix_lr=6e-4,
         lr=5e-4,

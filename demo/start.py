@@ -6,6 +6,7 @@ they are put into the initial weights. Knows the tower's modules; everything sta
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,7 +83,7 @@ def _turn(offset: tuple[int, int]) -> Tensor:
     return turned
 
 
-def _look_away(attention: torch.nn.Module, offsets: tuple[tuple[int, int], ...], width: int) -> None:
+def _look_away(attention: Any, offsets: tuple[tuple[int, int], ...], width: int) -> None:
     """Head i of ``attention`` starts by looking at the patch ``offsets[i]`` away."""
     for head, offset in enumerate(offsets):
         rows = slice(head * PLACE_WIDTH, (head + 1) * PLACE_WIDTH)

@@ -2,8 +2,9 @@
 
 import numpy as np
 import torch
-from demo.packing import Row, arrays
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from demo.packing import Row, arrays
 
 
 def _row() -> Row:

@@ -1,11 +1,12 @@
-"""Samples follow from their arguments alone, score as right by their own checks, and the splits share no wording."""
+"""Samples follow from their arguments, are right by their own checks, and the splits share no wording."""
 
 import random
 import re
 
 import pytest
+
 from demo import wordings
-from demo.pictures import FAMILIES, TASKS, generator, questions, sample, scene
+from demo.pictures import FAMILIES, TASKS, Split, generator, questions, sample, scene
 from demo.scoring import score
 
 
@@ -29,7 +30,7 @@ def test_drawing_leaves_the_process_wide_generator_alone() -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "heldout"])
-def test_every_answer_is_right_by_its_own_check(split) -> None:
+def test_every_answer_is_right_by_its_own_check(split: Split) -> None:
     for index in range(160):
         one = sample(11, index, split)
         assert len(one.turns) == len(one.checks)

@@ -1,6 +1,7 @@
 """Scoring is exact: the right value and no rival."""
 
 import pytest
+
 from demo.scene import Check
 from demo.scoring import mentioned, numbers, score
 from demo.words import COLORS, POSITIONS
