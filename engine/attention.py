@@ -29,7 +29,8 @@ class _Group:
     ``rows`` int64 ``[S, Q]``: rows of the packed row, padding repeats the first; ``valid`` bool ``[S, Q]`` or
     ``None`` if nothing is padded. ``kv_slots`` int64 ``[S * L]``. ``prefix`` int64 ``[S]``. ``dense``: every
     query sees every key unless a window cuts it off. ``tree_masks`` int64 ``[S, Q]`` or ``None``.
-    ``masks``: additive, ``[S, 1, Q, L]``, by sliding window; made when first asked for.
+    ``masks``: additive, by sliding window; made when first asked for. ``gathered``: room
+    for the keys and values of one layer at a time; fresh memory for each of them cost twice the attention.
     """
 
     rows: torch.Tensor
@@ -40,6 +41,7 @@ class _Group:
     dense: bool
     tree_masks: torch.Tensor | None
     masks: dict[int | None, torch.Tensor | None] = field(default_factory=dict)
+    gathered: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 @dataclass(slots=True)
@@ -129,11 +131,12 @@ def _attend(
     query = rows[group.rows].reshape(num_sequences, num_queries, kv_heads, share, dim)
     query = query.permute(0, 2, 3, 1, 4).reshape(num_sequences, kv_heads, share * num_queries, dim)
     shape = (num_sequences, group.kv_len, kv_heads, dim)
-    key = keys.index_select(0, group.kv_slots).view(shape).transpose(1, 2)
-    value = values.index_select(0, group.kv_slots).view(shape).transpose(1, 2)
-    mask = _mask(group, sliding_window, query.dtype)
-    if mask is not None and share > 1 and num_queries > 1:
-        mask = mask.repeat(1, 1, share, 1)
+    if group.gathered is None:
+        room = (len(group.kv_slots), kv_heads, dim)
+        group.gathered = keys.new_empty(room), values.new_empty(room)
+    key = torch.index_select(keys, 0, group.kv_slots, out=group.gathered[0]).view(shape).transpose(1, 2)
+    value = torch.index_select(values, 0, group.kv_slots, out=group.gathered[1]).view(shape).transpose(1, 2)
+    mask = _mask(group, sliding_window, query.dtype, share)
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
     out = out.reshape(num_sequences, kv_heads, share, num_queries, dim).permute(0, 3, 1, 2, 4)
     return out.reshape(num_sequences, num_queries, heads, dim)
@@ -161,12 +164,12 @@ def _group(batch: Batch, sequences: list[int]) -> _Group:
     )
 
 
-def _mask(group: _Group, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
-    """Additive mask ``[S, 1, Q, L]``, or ``None`` where every query sees every key."""
+def _mask(group: _Group, window: int | None, dtype: torch.dtype, share: int) -> torch.Tensor | None:
+    """Additive mask ``[S, 1, share * Q, L]``, or ``None`` where every query sees every key."""
     if group.dense and (window is None or group.kv_len <= window):
         return None
     if window not in group.masks:
-        visible = _visible(group, window).unsqueeze(1)
+        visible = _visible(group, window).unsqueeze(1).repeat(1, 1, share, 1)
         mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
         group.masks[window] = mask.masked_fill_(~visible, float("-inf"))
     return group.masks[window]
