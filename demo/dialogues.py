@@ -15,7 +15,7 @@ from demo.data import dense
 from demo.model import tokens_with_offsets
 from demo.packing import Row, arrays, branch, chain, prefix
 from demo.pictures import follow_up, generator, questions, scene
-from demo.recipe import TALK
+from demo.recipe import READING, TALK
 from demo.scene import Question, Scene
 from demo.text import passages
 
@@ -66,7 +66,7 @@ class DialogueBatches(Dataset[dict[str, torch.Tensor]]):
             rows.append(chain_row(drawn, rng, encode))
             scenes.append(drawn)
         while len(scenes) < self.batch + 1 + self.extra:
-            scenes.append(scene(rng))
+            scenes.append(scene(rng, mix=READING))
         packed = {name: torch.from_numpy(array) for name, array in arrays(rows).items()}
         text = torch.tensor(len(rows) - 1 if kind == 1 and texts else -1)
         return packed | dense(scenes, tokens) | {"text_row": text}

@@ -38,7 +38,7 @@ class Stage:
 
 RECIPE: tuple[Stage, ...] = (
     Stage("eyes", "eyes", steps=480, batch=64, seed=101, matrix_lr=2e-3, lr=1e-3, final=1.0),
-    Stage("reading", "eyes", steps=900, batch=64, seed=111, matrix_lr=2e-3, lr=1e-3, mix=READING),
+    Stage("reading", "eyes", steps=1100, batch=64, seed=111, matrix_lr=2e-3, lr=1e-3, mix=READING),
     Stage(
         "joint",
         "joint",
@@ -47,8 +47,8 @@ RECIPE: tuple[Stage, ...] = (
         seed=202,
         matrix_lr=6e-4,
         lr=5e-4,
-        lora_lr=6e-4,
-        extra=16,
+        lora_lr=1e-3,
+        extra=12,
         dense_weight=0.3,
         text_weight=0.5,
     ),
