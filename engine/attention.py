@@ -18,8 +18,14 @@ from engine.kv_cache import KVCache
 
 ATTENTION_NAME = "specvlm_paged"
 
-# Keywords that transformers hands to every attention function and that change nothing here.
-_NEUTRAL = {"position_ids", "use_cache", "is_causal", "cache_position", "output_attentions"}
+# Keywords that transformers hands to every attention function, with the values that change nothing here.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {"is_causal": (None, True), "output_attentions": (None, False)}
+_IGNORED = {"position_ids", "use_cache", "cache_position"}  # said by the batch already
+
+# A group may waste this share of its query-key pairs on padding, and this many pairs: a call of its own
+# costs about as much as they do.
+_WASTE_SHARE = 0.5
+_WASTE_PAIRS = 1024
 
 
 @dataclass(slots=True)
@@ -54,16 +60,29 @@ class AttentionContext:
 
 
 def prepare(batch: Batch, cache: KVCache) -> AttentionContext:
-    """Group sequences: those with one query together, every longer span of the row alone.
+    """Group sequences of like size, so that a step costs a few padded calls a layer and not one a sequence.
 
-    A padded group costs one gather and one attention call a layer instead of one a sequence.
+    Grouped by size, because a group is padded to its longest context: one long chat beside many short ones
+    would otherwise make all of them long. Trees and causal spans are grouped apart.
     """
-    short = [s for s in range(batch.num_sequences) if batch.query_len(s) == 1]
-    long = [s for s in range(batch.num_sequences) if batch.query_len(s) > 1]
-    if batch.tree_masks is not None:  # trees are short and alike: pad them together
-        short, long = list(range(batch.num_sequences)), []
-    members = ([short] if short else []) + [[s] for s in long]
-    return AttentionContext(batch, cache, [_group(batch, sequences) for sequences in members])
+    groups: list[list[int]] = []
+    order = sorted(
+        range(batch.num_sequences),
+        key=lambda s: (batch.is_tree(s), batch.query_len(s), batch.kv_len(s)),
+        reverse=True,
+    )
+    queries = keys = pairs = 0  # of the group being filled: its longest span and context, and its real work
+    for sequence in order:
+        own = batch.query_len(sequence) * batch.kv_len(sequence)
+        if groups and batch.is_tree(sequence) == batch.is_tree(groups[-1][0]):
+            padded = (len(groups[-1]) + 1) * queries * max(keys, batch.kv_len(sequence))
+            if padded <= (1 + _WASTE_SHARE) * (pairs + own) + _WASTE_PAIRS:
+                groups[-1].append(sequence)
+                keys, pairs = max(keys, batch.kv_len(sequence)), pairs + own
+                continue
+        groups.append([sequence])
+        queries, keys, pairs = batch.query_len(sequence), batch.kv_len(sequence), own
+    return AttentionContext(batch, cache, [_group(batch, sorted(members)) for members in groups])
 
 
 def paged_attention(
@@ -84,7 +103,11 @@ def paged_attention(
     ``query`` is ``[1, heads, N, head_dim]``; ``key`` and ``value`` ``[1, kv_heads, N, head_dim]``. Raises
     ``RuntimeError`` without a context and on anything asked for that it would have to ignore.
     """
-    unknown = {k: v for k, v in unknown.items() if k not in _NEUTRAL and v is not None}
+    unknown = {
+        name: value
+        for name, value in unknown.items()
+        if value is not None and name not in _IGNORED and value not in _NEUTRAL.get(name, ())
+    }
     if context is None or attention_mask is not None or dropout or unknown:
         raise RuntimeError(
             "paged attention was called without its context or with what it does not honour: "
@@ -95,7 +118,7 @@ def paged_attention(
     keys.index_copy_(0, context.batch.slots, key[0].transpose(0, 1))
     values.index_copy_(0, context.batch.slots, value[0].transpose(0, 1))
     rows = query[0].transpose(0, 1)  # [N, heads, head_dim]
-    if len(context.groups) == 1 and context.groups[0].valid is None:
+    if len(context.groups) == 1 and context.groups[0].valid is None:  # all rows, in their own order
         out = _attend(context.groups[0], rows, keys, values, scaling, sliding_window)
         return out.reshape(1, *rows.shape), None
     out = torch.empty_like(rows, memory_format=torch.contiguous_format)
@@ -151,8 +174,13 @@ def _group(batch: Batch, sequences: list[int]) -> _Group:
     index = torch.arange(num_queries, device=device).expand(len(sequences), -1)
     padded = index >= lengths[:, None]
     rows = starts[:, None] + index.masked_fill(padded, 0)
-    logical = torch.arange(kv_len, device=device)
-    pages = batch.page_table[torch.tensor(sequences, device=device)][:, logical // batch.page_size]
+    # Padding repeats the sequence's own last key under the mask: a slot of somebody else, or one that was
+    # never written, could hold a NaN, and zero weight times NaN is NaN.
+    own_len = torch.tensor([batch.kv_len(s) for s in sequences], device=device)
+    logical = torch.minimum(torch.arange(kv_len, device=device), own_len[:, None] - 1)
+    tables = batch.page_table[torch.tensor(sequences, device=device)]
+    pages = tables.gather(1, logical // batch.page_size)
+    is_tree = batch.is_tree(sequences[0])
     return _Group(
         rows=rows,
         valid=~padded if len({batch.query_len(s) for s in sequences}) > 1 else None,
@@ -160,7 +188,7 @@ def _group(batch: Batch, sequences: list[int]) -> _Group:
         kv_len=kv_len,
         prefix=torch.tensor([batch.prefix_lens[s] for s in sequences], device=device),
         dense=num_queries == 1 and len({batch.kv_len(s) for s in sequences}) == 1,
-        tree_masks=batch.tree_masks[rows] if batch.tree_masks is not None else None,
+        tree_masks=batch.tree_masks[rows] if is_tree and batch.tree_masks is not None else None,
     )
 
 
@@ -197,7 +225,7 @@ def _visible(group: _Group, window: int | None) -> torch.Tensor:
         query_position = group.prefix[:, None] + depth
         key_position = torch.where(node < 0, logical, group.prefix[:, None] + depth.gather(1, own))
         ancestor = bits.gather(2, node.clamp(0, 63)[:, None, :].expand(-1, bits.shape[1], -1)) == 1
-        visible = (node < 0)[:, None, :] | ancestor
+        visible = (node < 0)[:, None, :] | (ancestor & (node < 64)[:, None, :])
     if window is not None:
         visible &= key_position[:, None, :] > query_position[:, :, None] - window
     return visible

@@ -28,8 +28,9 @@ class Batch:
     ``token_ids``, ``slots``: int64 ``[N]``; ``positions``: int64 ``[N]`` or ``[3, N]``; ``page_table``: int64
     ``[S, P]``, padded with 0. ``span_starts`` (S + 1) and ``prefix_lens`` (S) stay on the host.
 
-    ``tree_masks``: int64 ``[N]`` or ``None``. Bit ``j`` of a row's mask says that the row sees node ``j`` of
-    its own span (itself included), as a draft tree needs; ``None`` means that spans are causal.
+    ``trees``: which spans are draft trees, empty if none is; the others are causal. ``tree_masks``: int64
+    ``[N]`` or ``None``; bit ``j`` of a tree's row says that it sees node ``j`` of its own span, itself
+    included. A tree has at most 64 nodes.
     """
 
     token_ids: torch.Tensor
@@ -39,7 +40,13 @@ class Batch:
     span_starts: tuple[int, ...]
     prefix_lens: tuple[int, ...]
     page_size: int
+    trees: tuple[bool, ...] = ()
     tree_masks: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for sequence in range(self.num_sequences):
+            if self.is_tree(sequence) and (self.tree_masks is None or self.query_len(sequence) > 64):
+                raise ValueError(f"a tree needs masks and at most 64 nodes, got {self.query_len(sequence)}")
 
     @property
     def num_rows(self) -> int:
@@ -48,6 +55,9 @@ class Batch:
     @property
     def num_sequences(self) -> int:
         return len(self.prefix_lens)
+
+    def is_tree(self, sequence: int) -> bool:
+        return bool(self.trees) and self.trees[sequence]
 
     def query_len(self, sequence: int) -> int:
         return self.span_starts[sequence + 1] - self.span_starts[sequence]
