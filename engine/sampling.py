@@ -12,12 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from engine.messages import SamplingParams
 from engine.noise import uniforms
+from engine.truncation import truncate
 
 _GREEDY_BELOW = 1e-5  # a temperature this low would overflow float32, and draws the likeliest token anyway
-_SHORTLIST = 1024  # likeliest tokens that top_p is first looked for in, instead of sorting the vocabulary
+NO_TOKEN = -1
+_BLOCK = 512  # vocabulary entries summed together before one of them is searched
 
 
 @dataclass(slots=True, frozen=True)
@@ -45,7 +48,11 @@ class DrawRow:
 
 @dataclass(slots=True, frozen=True)
 class Drawn:
-    """On the host. ``logprobs``: float32 ``[R]``; ``top_ids`` and ``top_logprobs``: ``[R, K]``."""
+    """On the host. ``logprobs``: float32 ``[R]``; ``top_ids`` and ``top_logprobs``: ``[R, K]``.
+
+    ``token_ids``: ``NO_TOKEN`` where nothing can be drawn, because the logits are not numbers or everything
+    is forbidden.
+    """
 
     token_ids: list[int]
     logprobs: np.ndarray | None
@@ -57,11 +64,12 @@ class Drawn:
 def draw(logits: torch.Tensor, rows: Seq[DrawRow]) -> Drawn:
     """Draw one token a row from float32 ``[R, vocab]``. Costs one device-to-host copy."""
     adjusted = _adjust(logits, rows)
-    tokens = torch.argmax(adjusted, dim=-1)
+    best, tokens = adjusted.max(dim=-1)
     sampled = [i for i, row in enumerate(rows) if not row.greedy]
     if sampled:
         index = torch.tensor(sampled, device=logits.device)
-        tokens[index] = _sample(adjusted[index], [rows[i] for i in sampled])
+        tokens[index] = _sample(adjusted[index] - best[index, None], [rows[i] for i in sampled])
+    tokens = torch.where(torch.isfinite(best), tokens, NO_TOKEN)
     return _to_host(tokens, logits, rows)
 
 
@@ -89,18 +97,18 @@ def _adjust(logits: torch.Tensor, rows: Seq[DrawRow]) -> torch.Tensor:
 def _penalise(line: torch.Tensor, row: DrawRow) -> None:
     """Repetition penalty over prompt and output (Keskar et al. 2019), the other two over the output."""
     p = row.params
-    context = torch.from_numpy(np.asarray(row.context_ids, dtype=np.int64)).to(line.device)
+    context = torch.from_numpy(np.array(row.context_ids, dtype=np.int64)).to(line.device)
     if p.repetition_penalty != 1.0:
-        seen = torch.unique(context)
-        scores = line[seen]
-        line[seen] = torch.where(scores > 0, scores / p.repetition_penalty, scores * p.repetition_penalty)
+        scale = torch.ones_like(line)
+        scale[context] = p.repetition_penalty
+        line.copy_(torch.where(line > 0, line / scale, line * scale))
     if p.frequency_penalty or p.presence_penalty:
-        ids, counts = torch.unique(context[row.num_prompt_tokens :], return_counts=True)
-        line[ids] -= p.frequency_penalty * counts + p.presence_penalty
+        counts = torch.bincount(context[row.num_prompt_tokens :], minlength=len(line))
+        line -= p.frequency_penalty * counts + p.presence_penalty * (counts > 0)
 
 
 def _sample(logits: torch.Tensor, rows: Seq[DrawRow]) -> torch.Tensor:
-    """One draw a row, int64 ``[R]``."""
+    """One draw a row, int64 ``[R]``, from logits whose largest is 0."""
     device = logits.device
     params = [row.params for row in rows]
     temperature = torch.tensor([p.temperature for p in params], device=device)
@@ -108,71 +116,38 @@ def _sample(logits: torch.Tensor, rows: Seq[DrawRow]) -> torch.Tensor:
     cut = [i for i, p in enumerate(params) if p.top_k or p.top_p < 1.0 or p.min_p > 0.0]
     if cut:
         index = torch.tensor(cut, device=device)
-        probs[index] = _truncate(probs[index], [params[i] for i in cut])
+        probs[index] = truncate(probs[index], [params[i] for i in cut])
     noise = uniforms(
         np.array([p.seed & 0xFFFFFFFFFFFFFFFF for p in params], dtype=np.uint64),
         np.array([p.choice_index for p in params], dtype=np.uint64),
         np.array([row.position for row in rows], dtype=np.uint64),
     )
-    cumulative = probs.double().cumsum(dim=-1)
-    total = cumulative[:, -1:]
-    target = torch.from_numpy(noise).to(device)[:, None] * total
-    # Rounding must not reach the total itself: the tokens behind the last possible one have no probability.
-    target = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    return _invert(probs, torch.from_numpy(noise).to(device))
 
 
-def _truncate(probs: torch.Tensor, params: Seq[SamplingParams]) -> torch.Tensor:
-    """Zero what ``min_p``, ``top_k`` and ``top_p`` cut off; what is left need not sum to one."""
-    device, vocab = probs.device, probs.shape[-1]
-    cuts = _Cuts(
-        top_p=torch.tensor([p.top_p for p in params], device=device)[:, None],
-        top_k=torch.tensor([min(p.top_k or vocab, vocab) for p in params], device=device)[:, None],
-        min_p=torch.tensor([p.min_p for p in params], device=device)[:, None],
-        total=probs.sum(dim=-1, keepdim=True),
-    )
-    if device.type == "cpu" and vocab > _SHORTLIST:
-        values, ids = probs.topk(_SHORTLIST, dim=-1)
-        keep, exact = cuts.apply(values, vocab)
-        if exact:
-            return torch.zeros_like(probs).scatter_(-1, ids, values * keep)
-    values, ids = probs.sort(
-        dim=-1, descending=True
-    )  # on a GPU cheaper than finding out whether it is needed
-    keep, _ = cuts.apply(values, vocab)
-    return torch.zeros_like(probs).scatter_(-1, ids, values * keep)
+def _invert(probs: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Tokens at which the cumulative sums of ``[R, vocab]`` pass ``noise`` ``[R]`` times their totals.
+
+    First the block is found, then the token in it: no cumulative sum over the vocabulary.
+    """
+    blocks = F.pad(probs, (0, -probs.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK)).double()
+    ends = blocks.sum(dim=-1).cumsum(dim=-1)
+    block, before = _first_above(ends, noise[:, None] * ends[:, -1:])
+    inner = blocks.gather(1, block[:, :, None].expand(-1, -1, _BLOCK)).squeeze(1).cumsum(dim=-1)
+    token, _ = _first_above(inner, noise[:, None] * ends[:, -1:] - before)
+    return (block * _BLOCK + token).squeeze(-1)
 
 
-@dataclass(slots=True, frozen=True)
-class _Cuts:
-    """Limits ``[R, 1]`` of each row, and the mass of its whole vocabulary."""
+def _first_above(ends: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """First index of each row whose cumulative sum is above ``target`` ``[R, 1]``, and the sum before it.
 
-    top_p: torch.Tensor
-    top_k: torch.Tensor
-    min_p: torch.Tensor
-    total: torch.Tensor
-
-    def apply(self, values: torch.Tensor, vocab: int) -> tuple[torch.Tensor, bool]:
-        """Which of the descending ``values`` ``[R, K]`` stay, and whether K was enough to tell.
-
-        ``top_p`` is a share of what ``min_p`` and ``top_k`` leave: of the listed mass where they cut inside
-        the list, of the total where they do not cut at all. Else the list is too short, as it is where
-        ``top_p`` keeps all of it.
-        """
-        rank = torch.arange(values.shape[-1], device=values.device)
-        keep = (rank < self.top_k) & (values >= self.min_p * values[:, :1])
-        if values.shape[-1] == vocab:
-            mass, exact = (values * keep).sum(dim=-1, keepdim=True), True
-        else:
-            cut_inside = ~keep[:, -1:]
-            uncut = (self.top_k >= vocab) & (self.min_p <= 0)
-            mass = torch.where(cut_inside, (values * keep).sum(dim=-1, keepdim=True), self.total)
-            exact = bool((cut_inside | uncut).all())
-        before = values.double().cumsum(dim=-1) - values
-        keep &= (before < self.top_p * mass) | (self.top_p >= 1)
-        if values.shape[-1] < vocab:
-            exact = exact and not bool(keep[:, -1].any())
-        return keep, exact
+    Rounding must not reach the last sum: entries behind the last possible one have no probability.
+    """
+    last = ends[:, -1:]
+    target = torch.minimum(target, torch.nextafter(last, torch.zeros_like(last)))
+    index = torch.searchsorted(ends, target, right=True).clamp_(max=ends.shape[-1] - 1)
+    before = torch.where(index > 0, ends.gather(1, (index - 1).clamp(min=0)), 0.0)
+    return index, before
 
 
 def _to_host(tokens: torch.Tensor, logits: torch.Tensor, rows: Seq[DrawRow]) -> Drawn:
@@ -182,7 +157,7 @@ def _to_host(tokens: torch.Tensor, logits: torch.Tensor, rows: Seq[DrawRow]) -> 
         return Drawn(tokens.tolist(), None, None, None)
     count = max(asked)
     logprobs = torch.log_softmax(logits, dim=-1)
-    chosen = logprobs.gather(1, tokens[:, None])
+    chosen = logprobs.gather(1, tokens[:, None].clamp(min=0))
     top_values, top_ids = logprobs.topk(count, dim=-1)
     # Everything travels as int32; floats keep their bits.
     parts = [tokens[:, None].int(), chosen.view(torch.int32), top_ids.int(), top_values.view(torch.int32)]

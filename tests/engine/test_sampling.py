@@ -14,7 +14,8 @@ from transformers.generation import logits_process as hf
 
 from engine.messages import SamplingParams
 from engine.noise import uniforms
-from engine.sampling import DrawRow, _truncate, draw
+from engine.sampling import NO_TOKEN, DrawRow, draw
+from engine.truncation import truncate
 
 
 def row(context: list[int] | None = None, num_prompt: int | None = None, **params: Any) -> DrawRow:
@@ -95,7 +96,7 @@ def test_shortlist_cuts_like_the_whole_vocabulary(
         processors.append(hf.TopPLogitsWarper(top_p))
     probs = warped(logits, *processors)
     params = SamplingParams(max_tokens=1, top_p=top_p, top_k=top_k, min_p=min_p)
-    kept = _truncate(torch.softmax(logits, -1), [params])[0].numpy()
+    kept = truncate(torch.softmax(logits, -1), [params])[0].numpy()
     ours, theirs = kept > 0, probs > 0
     # The one token at the cut may fall on either side by rounding of a long sum.
     assert (ours != theirs).sum() <= 1, (ours.sum(), theirs.sum())
@@ -193,3 +194,36 @@ def test_extreme_temperatures_give_no_nan() -> None:
     tokens = draw(logits, rows).token_ids
     assert tokens[:2] == logits.argmax(-1)[:2].tolist()
     assert 0 <= tokens[2] < 100
+
+
+def test_ties_and_neighbours_do_not_move_a_draw() -> None:
+    """bfloat16 logits tie often; a flat neighbour makes other code paths run. Neither may change a text."""
+    logits = logits_of(11, 40, 3000).bfloat16().float()
+    flat = torch.zeros(1, 3000)
+    for params in (
+        {"top_k": 40},
+        {"top_p": 0.9},
+        {"min_p": 0.02, "top_p": 0.8},
+        {"top_k": 2000, "top_p": 0.95},
+    ):
+        rows = [row(seed=seed, **params) for seed in range(40)]
+        alone = draw(logits, rows).token_ids
+        beside = draw(torch.cat([logits, flat]), [*rows, row(seed=1, top_p=0.99)]).token_ids
+        assert beside[:-1] == alone, params
+
+
+def test_a_vocabulary_that_is_no_multiple_of_a_block() -> None:
+    logits = torch.full((1, 1537), -30.0)
+    logits[0, [0, 511, 512, 1536]] = 0.0
+    counts = frequencies(logits, 4000)
+    assert_follows(counts, torch.softmax(logits, -1)[0].numpy())
+
+
+def test_rows_that_are_not_numbers_draw_nothing_and_leave_others_alone() -> None:
+    good = logits_of(4, 1, 50)
+    bad = [torch.full((1, 50), value) for value in (float("nan"), float("inf"), float("-inf"))]
+    for temperature in (0.0, 1.0):
+        one = row(temperature=temperature, seed=1, logprobs=1)
+        expected = draw(good, [one]).token_ids
+        drawn = draw(torch.cat([*bad, good]), [one] * 4)
+        assert drawn.token_ids == [NO_TOKEN] * 3 + expected

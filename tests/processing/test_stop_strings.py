@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from processing.stop import StopMatcher
 
 SHORT = st.text(alphabet="abc", min_size=1, max_size=5)
+REPEATING = st.text(alphabet="ab", min_size=1, max_size=12)  # begins again inside itself
 
 
 def naive(text: str, stops: list[str], include: bool) -> tuple[str, str | None]:
@@ -28,7 +30,7 @@ def cut(text: str, cuts: list[int]) -> list[str]:
 
 @given(
     text=st.text(alphabet="abc", max_size=40),
-    stops=st.lists(SHORT, max_size=4),
+    stops=st.lists(SHORT | REPEATING, max_size=4),
     cuts=st.lists(st.integers(0, 40), max_size=10),
     include=st.booleans(),
 )
@@ -75,3 +77,14 @@ def test_examples(stops: list[str], pieces: list[str], include: bool, out: str, 
 def test_an_empty_stop_string_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
         StopMatcher(["a", ""])
+
+
+def test_long_stop_strings_that_almost_match_cost_little() -> None:
+    """At the limits of the API: 16 of 1024 characters, and a text that keeps all of them in suspense."""
+    matcher = StopMatcher(["a" * 1023 + chr(ord("b") + i) for i in range(16)])
+    begin = time.monotonic()
+    out = "".join(matcher.feed("a") for _ in range(4000))
+    assert time.monotonic() - begin < 4  # comparing ends with beginnings took 20 ms a character
+    assert len(out) == 4000 - 1023
+    assert matcher.feed("c") == ""
+    assert matcher.matched == "a" * 1023 + "c"
