@@ -15,13 +15,14 @@ class StopMatcher:
     """``matched`` names the stop string once it was found; nothing is returned after that.
 
     Text that might be the beginning of a stop string is held back until it is known. ``include_stop`` keeps
-    the stop string itself in the text.
+    the stop string itself in the text. A character costs the same however long the stop strings are.
     """
 
     def __init__(self, stops: Sequence[str], *, include_stop: bool = False) -> None:
         if not all(stops):
             raise ValueError("a stop string is empty; remove it")
-        self._stops = tuple(stops)
+        # Of several completed by one character, the first in this order is the one.
+        self._searches = [_Search(stop) for stop in sorted(stops, key=len, reverse=True)]
         self._include_stop = include_stop
         self._held = ""
         self.matched: str | None = None
@@ -30,29 +31,42 @@ class StopMatcher:
         """Text that is final so far. Never any part of a stop string that matches, unless included."""
         if self.matched is not None:
             return ""
-        self._held += text
-        found = [(at + len(stop), at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
-        if found:
-            end, start, self.matched = min(found)
-            final, self._held = self._held[: end if self._include_stop else start], ""
-            return final
-        cut = len(self._held) - self._num_open()
-        final, self._held = self._held[:cut], self._held[cut:]
-        return final
+        seen = self._held + text
+        self._held = ""
+        for end, char in enumerate(text, start=len(seen) - len(text) + 1):
+            # Every search must read every character, also when another one has its match.
+            complete = [search.stop for search in self._searches if search.reads(char)]
+            if complete:
+                self.matched = complete[0]
+                return seen[: end if self._include_stop else end - len(self.matched)]
+        cut = len(seen) - max((search.num_matching for search in self._searches), default=0)
+        self._held = seen[cut:]
+        return seen[:cut]
 
     def finish(self) -> str:
         """The stream ended: what was held back is text after all."""
         final, self._held = self._held, ""
         return final
 
-    def _num_open(self) -> int:
-        """Length of the longest end of the held text with which a stop string begins."""
-        return max(
-            (
-                n
-                for stop in self._stops
-                for n in range(1, min(len(stop), len(self._held) + 1))
-                if self._held.endswith(stop[:n])
-            ),
-            default=0,
-        )
+
+class _Search:
+    """Knuth, Morris and Pratt's automaton: with how much of ``stop`` does the text read so far end?"""
+
+    def __init__(self, stop: str) -> None:
+        self.stop = stop
+        self.num_matching = 0
+        # borders[n - 1]: with how much of ``stop``, short of all n, do its first n characters end? Filled as
+        # far as a match has come, so that long stop strings cost nothing where the text never begins them.
+        self._borders = [0]
+
+    def reads(self, char: str) -> bool:
+        """Whether ``char`` completes the stop string. Not to be called again after that."""
+        self.num_matching = self._longer(self.num_matching, char)
+        if self.num_matching > len(self._borders):
+            self._borders.append(self._longer(self._borders[-1], char))
+        return self.num_matching == len(self.stop)
+
+    def _longer(self, matching: int, char: str) -> int:
+        while matching and self.stop[matching] != char:
+            matching = self._borders[matching - 1]
+        return matching + (self.stop[matching] == char)
