@@ -5,6 +5,8 @@ process (``engine.inproc``) and behind sockets (``engine.worker``); it knows nei
 from __future__ import annotations
 
 import logging
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -25,6 +27,9 @@ from engine.messages import (
 
 HEARTBEAT_SECONDS = 1.0
 
+INTAKE_SECONDS = 0.005
+"""Between two steps, for new requests: a flood of them must not keep those that run waiting."""
+
 # The text is fixed: what an exception says may hold addresses and paths. The log has the traceback.
 ENGINE_BROKE = RequestError(code="internal_error", message="The engine failed while this request was open.")
 UNREADABLE = RequestError(code="invalid_request", message="The engine could not read this request.")
@@ -38,7 +43,8 @@ class Unreadable:
 
 
 Receive = Callable[[float], Iterable[ClientMessage | Unreadable]]
-"""What has arrived; if nothing has, waits for up to so many seconds. 0 does not wait."""
+"""What has arrived; if nothing has, waits for up to so many seconds. 0 does not wait.
+The loop may stop reading early: what was not read must be there the next time."""
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +55,7 @@ class EngineLoop:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._open: dict[str, None] = {}  # a set that keeps the order of arrival
+        self._arrived: OrderedDict[str, GenerateRequest] = OrderedDict()  # open, not yet in the core
         self._refusals: list[RequestOutput] = []  # of requests that the core never sees, for the next report
 
     @property
@@ -63,7 +70,13 @@ class EngineLoop:
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """Ids that are unknown or have ended are ignored."""
-        known = [request_id for request_id in request_ids if request_id in self._open]
+        known = []
+        for request_id in request_ids:
+            if self._arrived.pop(request_id, None) is not None:
+                del self._open[request_id]
+                self._refusals.append(_ended(request_id, "abort"))
+            elif request_id in self._open:
+                known.append(request_id)
         if known:
             self._core.abort(known)
 
@@ -93,7 +106,7 @@ class EngineLoop:
         Emits one report per step; while idle, an empty one every ``HEARTBEAT_SECONDS``.
         """
         try:
-            while self._take(receive(0.0 if self._core.has_work else HEARTBEAT_SECONDS)):
+            while self._take(receive(0.0 if self._busy else HEARTBEAT_SECONDS)):
                 emit(self.step())
             emit(self.abort_all())
         except Exception:
@@ -101,8 +114,17 @@ class EngineLoop:
             emit(StepReport(outputs=list(self._end_all("error", ENGINE_BROKE)), stats=EngineStats()))
             raise
 
+    @property
+    def _busy(self) -> bool:
+        return bool(self._arrived) or self._core.has_work
+
     def _take(self, messages: Iterable[ClientMessage | Unreadable]) -> bool:
-        """Whether to go on: not after a ``Shutdown``."""
+        """Whether to go on: not after a ``Shutdown``.
+
+        Reading a message is quick, adding a request to the core is not. So aborts are heard over requests
+        that arrived before them and still wait to be added.
+        """
+        deadline: float | None = None
         for message in messages:
             match message:
                 case Shutdown():
@@ -112,11 +134,25 @@ class EngineLoop:
                 case GenerateRequest(request_id=request_id) if request_id in self._open:
                     # An answer would reach the request that owns the id. Our clients never send this.
                     log.error("dropped a second request with the id %r", request_id)
-                case GenerateRequest():
-                    self.submit(message)
+                case GenerateRequest(request_id=request_id):
+                    self._open[request_id] = None
+                    self._arrived[request_id] = message
                 case Unreadable(request_id=str(request_id)) if request_id not in self._open:
                     self._refusals.append(_ended(request_id, "error", UNREADABLE))
+            # The first message may have been waited for. What is not read stays where it is.
+            deadline = deadline or time.monotonic() + INTAKE_SECONDS
+            if self._busy and time.monotonic() >= deadline:
+                break
+        self._add_arrived(deadline or time.monotonic())
         return True
+
+    def _add_arrived(self, deadline: float) -> None:
+        """At least one, and more until the ``deadline`` or while there is nothing else to do."""
+        while self._arrived:
+            _, request = self._arrived.popitem(last=False)
+            self._core.add(request)
+            if self._core.has_work and time.monotonic() >= deadline:
+                break
 
     def _end_all(self, reason: FinishReason, error: RequestError | None = None) -> Iterator[RequestOutput]:
         while self._open:
