@@ -5,6 +5,7 @@ worker's. Knows nothing of sockets; takes a core that is already loaded.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import queue
 import threading
@@ -16,22 +17,38 @@ from engine.loop import EngineLoop
 from engine.messages import ClientMessage, EngineInfo, GenerateRequest, RequestOutput, Shutdown, StepReport
 from engine.streams import StreamingClient
 
+MAX_OPEN = 128
+"""How many requests an offline run holds at a time, unless told otherwise."""
+
 log = logging.getLogger(__name__)
 
 
-def run_to_completion(core: Core, requests: Iterable[GenerateRequest]) -> Iterator[RequestOutput]:
-    """Outputs of all ``requests``, as they come, without threads. Closing the iterator aborts the rest.
+def run_to_completion(
+    core: Core, requests: Iterable[GenerateRequest], *, max_open: int = MAX_OPEN
+) -> Iterator[RequestOutput]:
+    """Outputs of all ``requests``, as they come, without threads. However it ends, the core is left empty.
 
-    A request that is refused ends with an output of finish reason ``error``; an engine that breaks raises.
+    Requests are drawn as they are needed: never more than ``max_open`` are drawn and have not ended. One that
+    is refused ends with an output of finish reason ``error``; an engine that breaks raises.
     """
+    if max_open < 1:
+        raise ValueError("max_open must be at least 1")
+    if core.has_work:
+        raise RuntimeError("the core is at work for somebody else")
     loop = EngineLoop(core)
+    coming = iter(requests)
     try:
-        for request in requests:
-            loop.submit(request)
-        while loop.num_open:
+        while True:
+            for request in itertools.islice(coming, max_open - loop.num_open):
+                loop.submit(request)
+            if not loop.num_open:
+                return
             yield from loop.step().outputs
-    except GeneratorExit:
-        loop.abort_all()
+    except BaseException:  # what stayed would run, and answer, in the middle of the next run
+        try:
+            loop.abort_all()
+        except Exception:
+            log.exception("the core could not be cleared")
         raise
 
 

@@ -12,7 +12,7 @@ The same step loop as the server's, with no transport between.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +21,9 @@ from tqdm import tqdm
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.inproc import run_to_completion
-from engine.messages import FinishReason, GenerateRequest, SamplingParams
+from engine.messages import FinishReason, GenerateRequest, RequestOutput, SamplingParams
 from processing.chat import ChatMessage
+from processing.errors import PromptError
 from processing.processor import Processor
 
 
@@ -30,7 +31,7 @@ from processing.processor import Processor
 class Completion:
     """One answer. ``token_ids`` holds the stop token, if that ended it; ``text`` does not."""
 
-    num_prompt_tokens: int
+    num_prompt_tokens: int = 0
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
@@ -45,6 +46,8 @@ class LLM:
         config = EngineConfig(model=model, **settings)
         self.processor = Processor.from_pretrained(model, config.revision, config.trust_remote_code)
         self.core = EngineCore.load(config)
+        # As many as run together, and as many ready to follow: pixels of more would only take memory.
+        self._max_open = 2 * config.max_num_seqs
 
     def generate(
         self, chats: Sequence[Sequence[ChatMessage]], *, progress: bool = True, **sampling: Any
@@ -52,28 +55,43 @@ class LLM:
         """Answer every chat; the order is kept. ``sampling`` are the fields of ``SamplingParams``.
 
         ``temperature`` is 0 unless given, ``max_tokens`` what the context leaves. Chats run together, as
-        many as the engine's limits allow. Raises ``PromptError`` for a chat that the template refuses;
-        one that the engine refuses gets a ``Completion`` with ``error``.
+        many as the engine's limits allow. One that the template or the engine refuses gets a ``Completion``
+        with ``error``; the others are answered.
         """
         defaults = {"temperature": 0.0, "max_tokens": self.core.info.max_model_len}
         params = SamplingParams(**(defaults | sampling))
-        prompts = [self.processor.apply(chat) for chat in chats]
-        requests = [
-            GenerateRequest(request_id=str(i), prompt=prompt, sampling=params)
-            for i, prompt in enumerate(prompts)
-        ]
-        completions = [Completion(num_prompt_tokens=len(prompt.token_ids)) for prompt in prompts]
+        completions = [Completion() for _ in chats]
         with tqdm(total=len(chats), desc="answers", unit="chat", disable=not progress) as bar:
-            for output in run_to_completion(self.core, requests):
-                completion = completions[int(output.request_id)]
-                completion.token_ids += output.token_ids
+            requests = self._requests(chats, params, completions, bar)
+            for output in run_to_completion(self.core, requests, max_open=self._max_open):
+                self._add(completions[int(output.request_id)], output)
                 if output.finish_reason is not None:
-                    completion.finish_reason = output.finish_reason
-                    completion.num_cached_tokens = output.num_cached_tokens
-                    completion.error = output.error.message if output.error else None
-                    stop = 1 if output.stop_token_id is not None else 0
-                    completion.text = self.processor.decode(
-                        completion.token_ids[: len(completion.token_ids) - stop]
-                    )
                     bar.update()
         return completions
+
+    def _requests(
+        self,
+        chats: Sequence[Sequence[ChatMessage]],
+        params: SamplingParams,
+        completions: list[Completion],
+        bar: tqdm[Any],
+    ) -> Iterator[GenerateRequest]:
+        """Drawn while earlier ones run, so that the pixels of all chats are never there at once."""
+        for index, (chat, completion) in enumerate(zip(chats, completions, strict=True)):
+            try:
+                prompt = self.processor.apply(chat)
+            except PromptError as error:
+                completion.finish_reason, completion.error = "error", str(error)
+                bar.update()
+                continue
+            completion.num_prompt_tokens = len(prompt.token_ids)
+            yield GenerateRequest(request_id=str(index), prompt=prompt, sampling=params)
+
+    def _add(self, completion: Completion, output: RequestOutput) -> None:
+        completion.token_ids += output.token_ids
+        if output.finish_reason is not None:
+            completion.finish_reason = output.finish_reason
+            completion.num_cached_tokens = output.num_cached_tokens
+            completion.error = output.error.message if output.error else None
+            stop = 1 if output.stop_token_id is not None else 0
+            completion.text = self.processor.decode(completion.token_ids[: len(completion.token_ids) - stop])

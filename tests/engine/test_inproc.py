@@ -15,6 +15,7 @@ from engine.loop import EngineLoop, Unreadable
 from engine.messages import (
     AbortRequest,
     ClientMessage,
+    GenerateRequest,
     RequestOutput,
     Shutdown,
     StepReport,
@@ -122,6 +123,38 @@ def test_run_to_completion_yields_every_token() -> None:
     assert tokens == {request.request_id: expected(request) for request in requests}
 
 
+class Interrupted(FakeCore):
+    """Ctrl-C in one of its calls."""
+
+    def __init__(self, call: str) -> None:
+        super().__init__()
+        self.call = call
+
+    def add(self, request: GenerateRequest) -> None:
+        super().add(request)
+        self._interrupt("add", len(self._requests) == 2)
+
+    def step(self) -> StepReport:
+        report = super().step()
+        self._interrupt("step", self.num_steps == 2)
+        return report
+
+    def _interrupt(self, call: str, now: bool) -> None:
+        if call == self.call and now:
+            self.call = ""
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("call", ["add", "step"])
+def test_run_to_completion_interrupted_leaves_nothing_to_the_next_run(call: str) -> None:
+    core = Interrupted(call)
+    with pytest.raises(KeyboardInterrupt):
+        list(run_to_completion(core, [make_request("a", 1, max_tokens=9), make_request("b", 2)]))
+    assert not core.has_work
+    tokens = [t for output in run_to_completion(core, [make_request("a", 7)]) for t in output.token_ids]
+    assert tokens == expected(make_request("a", 7))
+
+
 def test_run_to_completion_closed_early_aborts_the_rest() -> None:
     core = FakeCore()
     outputs = run_to_completion(core, [make_request("a", max_tokens=99), make_request("b", max_tokens=99)])
@@ -131,8 +164,48 @@ def test_run_to_completion_closed_early_aborts_the_rest() -> None:
 
 
 def test_run_to_completion_refuses_duplicate_ids() -> None:
+    core = FakeCore()
     with pytest.raises(ValueError, match="in use"):
-        list(run_to_completion(FakeCore(), [make_request("a"), make_request("a")]))
+        list(run_to_completion(core, [make_request("a"), make_request("a")]))
+    assert not core.has_work
+
+
+@pytest.mark.parametrize("trick", [BREAK, FORGET])
+def test_run_to_completion_raises_what_broke_the_core(trick: int) -> None:
+    core = FakeCore()
+    with pytest.raises(RuntimeError, match=r"broken|idle"):
+        list(run_to_completion(core, [make_request("a", max_tokens=5), make_request("b", trick)]))
+    assert not core.has_work
+
+
+def test_run_to_completion_refuses_a_core_at_work() -> None:
+    core = FakeCore()
+    outputs = run_to_completion(core, [make_request("a", max_tokens=99)])
+    next(outputs)
+    with pytest.raises(RuntimeError, match="at work"):
+        next(run_to_completion(core, [make_request("b")]))
+    assert [output.request_id for output in outputs] == ["a"] * 98
+
+
+def test_run_to_completion_draws_requests_as_they_are_needed() -> None:
+    open_, most, drawn = set[str](), 0, []
+
+    def draw() -> Iterator[GenerateRequest]:
+        nonlocal most
+        for i in range(20):
+            drawn.append(request := make_request(f"r{i}", i, max_tokens=1 + i % 4))
+            open_.add(request.request_id)
+            most = max(most, len(open_))
+            yield request
+
+    tokens: dict[str, list[int]] = {}
+    for output in run_to_completion(FakeCore(), draw(), max_open=3):
+        tokens.setdefault(output.request_id, []).extend(output.token_ids)
+        if output.finish_reason is not None:
+            open_.remove(output.request_id)
+    assert most == 3
+    assert tokens == {request.request_id: expected(request) for request in drawn}
+    assert len(drawn) == 20
 
 
 @pytest.fixture

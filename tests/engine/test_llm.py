@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from engine.llm import LLM
+from engine.messages import StepReport
 from processing.chat import ChatMessage, ImagePart, TextPart
+from processing.errors import PromptError
+from processing.prompt import Prompt
 from tests.conftest import BuildCheckpoint
 from tests.golden.reference import load_golden
 from tests.models import picture
@@ -39,3 +44,29 @@ def test_a_refused_chat_says_why_and_the_others_are_answered(tiny: BuildCheckpoi
     assert refused.error is not None
     assert "64" in refused.error
     assert len(answered.token_ids) > 0
+
+
+def test_prompts_are_built_while_earlier_ones_run(
+    tiny: BuildCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = LLM(str(tiny("llama")), device="cpu", kv_cache_memory=1 << 23, max_num_seqs=1)
+    apply, step, events = llm.processor.apply, llm.core.step, list[str]()
+
+    def recorded_apply(chat: Sequence[ChatMessage]) -> Prompt:
+        events.append("build")
+        if chat[0].role == "nobody":
+            raise PromptError("no such role")
+        return apply(chat)
+
+    def recorded_step() -> StepReport:
+        events.append("step")
+        return step()
+
+    monkeypatch.setattr(llm.processor, "apply", recorded_apply)
+    monkeypatch.setattr(llm.core, "step", recorded_step)
+    roles = ["user", "user", "user", "nobody", "user"]
+    answers = llm.generate([[ChatMessage(role, "Hi")] for role in roles], progress=False, max_tokens=2)
+    assert events[:3] == ["build", "build", "step"]
+    assert events.count("build") == 5
+    assert [answer.error for answer in answers] == [None, None, None, "no such role", None]
+    assert len({tuple(answer.token_ids) for answer in answers if answer.error is None}) == 1
