@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from engine.adapters.base import Adapter
 from engine.messages import GenerateRequest, RejectCode
+
+# Beyond these, float32 arithmetic on logits gives infinities or nothing that could be drawn.
+_RANGES: dict[str, tuple[float, float]] = {
+    "max_tokens": (1, 2**31),
+    "min_tokens": (0, 2**31),
+    "temperature": (0, 100),
+    "top_p": (1e-6, 1),
+    "top_k": (0, 2**31),
+    "min_p": (0, 1),
+    "frequency_penalty": (-100, 100),
+    "presence_penalty": (-100, 100),
+    "repetition_penalty": (0.01, 100),
+    "choice_index": (0, 2**31),
+    "seed": (-(2**63), 2**64 - 1),
+}
+_MAX_BIAS = 1000.0
+_MAX_STOP_IDS = 1024
 
 
 class Rejected(ValueError):
@@ -71,22 +87,16 @@ class Admission:
 
     def _check_sampling(self, request: GenerateRequest) -> None:
         p = request.sampling
-        numbers = [
-            p.temperature,
-            p.top_p,
-            p.min_p,
-            p.frequency_penalty,
-            p.presence_penalty,
-            p.repetition_penalty,
-        ]
-        if not all(map(math.isfinite, [*numbers, *p.logit_bias.values()])):
-            raise Rejected("invalid_request", "sampling parameters must be finite numbers")
-        if p.max_tokens < 1 or p.min_tokens < 0 or p.temperature < 0 or not 0 < p.top_p <= 1 or p.top_k < 0:
-            raise Rejected("invalid_request", "a sampling parameter is out of range")
-        if not 0 <= p.min_p <= 1 or p.repetition_penalty <= 0 or p.choice_index < 0:
-            raise Rejected("invalid_request", "a sampling parameter is out of range")
+        for name, (low, high) in _RANGES.items():
+            value = getattr(p, name)
+            if not low <= value <= high:  # false for NaN too
+                raise Rejected("invalid_request", f"{name} must lie in {low}..{high}, got {value}")
+        if not all(abs(bias) <= _MAX_BIAS for bias in p.logit_bias.values()):
+            raise Rejected("invalid_request", f"logit_bias must lie in -{_MAX_BIAS}..{_MAX_BIAS}")
         ids = [*p.stop_token_ids, *p.logit_bias]
         if ids and (min(ids) < 0 or max(ids) >= self.vocab_size):
             raise Rejected("invalid_request", f"token ids must lie in 0..{self.vocab_size - 1}")
+        if len(p.stop_token_ids) > _MAX_STOP_IDS:
+            raise Rejected("invalid_request", f"at most {_MAX_STOP_IDS} stop_token_ids are allowed")
         if p.logprobs is not None and not 0 <= p.logprobs <= self.vocab_size:
             raise Rejected("invalid_request", f"logprobs must lie in 0..{self.vocab_size}")

@@ -27,11 +27,12 @@ from engine.messages import (
     TokenLogprobs,
 )
 from engine.pages import PagePool, PageTable
-from engine.sampling import Drawn, DrawRow, draw
+from engine.sampling import NO_TOKEN, Drawn, DrawRow, draw
 from engine.scheduler import Scheduler, Span, StepPlan
 from engine.sequence import Sequence
 from engine.sizing import choose_sizes
 from engine.target import TargetModel, read_eos_token_ids
+from processing.prompt import ImageInput
 
 log = logging.getLogger(__name__)
 
@@ -126,9 +127,9 @@ class EngineCore:
         plan = self.scheduler.schedule()
         self._encode(plan)
         outputs = self._execute(plan) if plan.spans else []
-        outputs, self._pending = [*self._pending, *outputs], []
+        outputs, self._pending = [*outputs, *self._pending], []
         if not self.scheduler.has_work:
-            self._pool_is_idle()
+            self._check_no_leak()
         return StepReport(outputs=outputs, stats=self.stats, num_tokens=plan.num_tokens)
 
     def check(self) -> None:
@@ -136,27 +137,39 @@ class EngineCore:
         self.scheduler.check()
 
     def _encode(self, plan: StepPlan) -> None:
-        """Encode the plan's pictures in one pass. One that fails ends its requests, not the engine."""
+        """Encode the plan's pictures in one pass; if it fails, one by one, so that only the culprits end."""
         if not plan.encode:
             return
-        keys, images = list(plan.encode), list(plan.encode.values())
+        encoded: Seq[torch.Tensor | None]
         try:
-            for key, features in zip(keys, self._target.encode_images(images), strict=True):
+            encoded = self._target.encode_images(list(plan.encode.values()))
+        except Exception:  # whatever a vision tower may raise, others go on
+            log.exception("encoding %d pictures at once failed", len(plan.encode))
+            encoded = [self._encode_alone(image) for image in plan.encode.values()]
+        for key, features in zip(plan.encode, encoded, strict=True):
+            if features is not None and bool(torch.isfinite(features).all()):
                 self._embeddings.put(key, features)
-        except (RuntimeError, ValueError) as error:
-            code: RejectCode = "out_of_memory" if _is_out_of_memory(error) else "internal_error"
-            log.exception("encoding %d pictures failed", len(images))
-            self._fail_users(plan, set(keys), code)
+            else:
+                self._fail_users(plan, key)
 
-    def _fail_users(self, plan: StepPlan, keys: set[bytes], code: RejectCode) -> None:
-        """End every request that was to use these pictures and take its spans out of the step."""
-        for sequence in [s for s in self.scheduler.running if s.pinned & keys]:
+    def _encode_alone(self, image: ImageInput) -> torch.Tensor | None:
+        try:
+            return self._target.encode_images([image])[0]
+        except Exception:
+            log.exception("encoding a picture of %d tokens failed", image.num_tokens)
+            return None
+
+    def _fail_users(self, plan: StepPlan, key: bytes) -> None:
+        """End every request that was to use this picture and take its span out of the step."""
+        for sequence in [s for s in self.scheduler.running if key in s.pinned]:
             plan.spans = [span for span in plan.spans if span.sequence is not sequence]
-            self.scheduler.finish(sequence, "error")
-            self._pending.append(_failure(sequence.request_id, code, "a picture could not be encoded"))
+            self._fail(sequence, "a picture could not be encoded")
         plan.num_tokens = sum(span.length for span in plan.spans)
-        for key in keys:
-            self._embeddings.drop(key)
+        self._embeddings.drop(key)
+
+    def _fail(self, sequence: Sequence, message: str) -> None:
+        self.scheduler.finish(sequence, "error")
+        self._pending.append(_failure(sequence.request_id, "internal_error", message))
 
     def _execute(self, plan: StepPlan) -> list[RequestOutput]:
         """Forward, draw, commit. One device-to-host copy."""
@@ -169,29 +182,29 @@ class EngineCore:
             logits = self._target.logits(hidden[last_rows])
             drawn = draw(logits, [_draw_row(plan.spans[i].sequence) for i in drawing])
         outputs = []
-        row_of = {span: row for row, span in enumerate(drawing)}
+        row_of = {index: row for row, index in enumerate(drawing)}
         for i, span in enumerate(plan.spans):
             row = row_of.get(i)
             if row is None or drawn is None:
-                self.scheduler.commit(span, [])
-                continue
-            taken = self.scheduler.commit(span, [drawn.token_ids[row]])
-            self._generation_tokens += len(taken)
-            outputs.append(self._output(span.sequence, taken, _logprobs(span.sequence, drawn, row)))
+                self.scheduler.commit(span, [], span.end)
+            elif drawn.token_ids[row] == NO_TOKEN:
+                self._fail(span.sequence, "the model gave no usable probabilities")
+            else:
+                taken = self.scheduler.commit(span, [drawn.token_ids[row]], span.end)
+                self._generation_tokens += len(taken)
+                outputs.append(self._output(span.sequence, taken, _logprobs(span.sequence, drawn, row)))
         return outputs
 
     def _placements(self, spans: Seq[Span]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Rows of this step that are picture placeholders, and the embeddings that go there."""
         placements, first_row = [], 0
         for span in spans:
-            for image in span.sequence.images:
-                if image.end <= span.start or image.start >= span.end:
-                    continue
+            for key, image in span.sequence.images_in(span.start, span.end):
                 positions = np.concatenate([np.arange(s, s + length) for s, length in image.spans])
                 chosen = np.flatnonzero((positions >= span.start) & (positions < span.end))
                 if not len(chosen):
                     continue
-                features = self._embeddings.get(span.sequence.image_key(image))
+                features = self._embeddings.get(key)
                 rows = torch.from_numpy(positions[chosen] - span.start + first_row).to(features.device)
                 placements.append((rows, features[int(chosen[0]) : int(chosen[-1]) + 1]))
             first_row += span.length
@@ -213,7 +226,7 @@ class EngineCore:
             timings=sequence.timings() if reason is not None else None,
         )
 
-    def _pool_is_idle(self) -> None:
+    def _check_no_leak(self) -> None:
         """At any idle moment every page is free or cached; a leak is a bug worth stopping for."""
         if self._pool.num_available != self._pool.num_pages:
             raise RuntimeError(
@@ -238,7 +251,3 @@ def _logprobs(sequence: Sequence, drawn: Drawn, row: int) -> list[TokenLogprobs]
 def _failure(request_id: str, code: RejectCode, message: str) -> RequestOutput:
     error = RequestError(code=code, message=message)
     return RequestOutput(request_id=request_id, token_ids=[], finish_reason="error", error=error)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

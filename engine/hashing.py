@@ -7,6 +7,7 @@ content depends on is hashed into it or into its parents. Knows neither pages no
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_right
 from collections.abc import Sequence
 from hashlib import blake2b
 
@@ -28,15 +29,19 @@ def extend_hashes(
     page_size: int,
 ) -> None:
     """Append to ``hashes`` the hash of every full page of ``token_ids`` that it does not cover yet."""
-    for page in range(len(hashes), len(token_ids) // page_size):
+    num_full = len(token_ids) // page_size
+    if len(hashes) == num_full:
+        return
+    ends = [image.end for image in images]
+    for page in range(len(hashes), num_full):
         start, end = page * page_size, (page + 1) * page_size
         digest = blake2b(hashes[-1] if hashes else root, digest_size=DIGEST_SIZE, person=b"page")
         digest.update(array("q", token_ids[start:end]).tobytes())
-        for image in images:
-            # Placeholder ids are the same for every picture: the picture itself, and where the page lies
-            # in it, must be part of the content.
-            if image.start < end and image.end > start:
-                digest.update(
-                    len(image.hash).to_bytes(2) + image.hash + (image.start - start).to_bytes(8, signed=True)
-                )
+        # Placeholder ids are the same for every picture: the picture itself, and where the page lies in it,
+        # must be part of the content.
+        index = bisect_right(ends, start)
+        while index < len(images) and images[index].start < end:
+            place = (images[index].start - start).to_bytes(8, signed=True)
+            digest.update(len(images[index].hash).to_bytes(2) + images[index].hash + place)
+            index += 1
         hashes.append(digest.digest())

@@ -47,9 +47,12 @@ def pack_linears(model: nn.Module) -> int:
     distinct = {(child.in_features, child.out_features): child for _, _, child in found}
     if not packing_pays(list(distinct.values())):
         return 0
-    for module, name, child in found:
+    count = len(found)
+    distinct.clear()
+    while found:  # one at a time, so that a plain copy is freed before the next packed one is made
+        module, name, child = found.pop()
         setattr(module, name, PackedLinear(child))
-    return len(found)
+    return count
 
 
 @torch.inference_mode()

@@ -2,8 +2,9 @@
 
 A step is one packed row of at most ``max_num_batched_tokens`` tokens. Sequences that want one token go
 first, so a long prompt or a picture never delays them by more than a step; what is left of the budget goes
-to prompts, oldest first. All pages of a prompt are reserved when it is admitted; a sequence that cannot get
-a page while it grows preempts the youngest running one, which is recomputed later (mostly from the cache).
+to prompts. Priority decides who goes first, then arrival. All pages of a prompt are reserved when it is
+admitted; a sequence that cannot get a page while it grows preempts the last of the running ones, which is
+recomputed later, mostly from the cache.
 """
 
 from __future__ import annotations
@@ -105,25 +106,28 @@ class Scheduler:
         self._admit(plan)
         return plan
 
-    def commit(self, span: Span, token_ids: list[int]) -> list[int]:
-        """Account for a span that ran and the tokens drawn after it; returns those that count.
+    def commit(self, span: Span, token_ids: list[int], num_computed: int) -> list[int]:
+        """Account for a span that ran and the tokens accepted after it; returns those that count.
 
-        Tokens are taken one by one: whatever follows a stop token or the length limit is dropped before
-        any page is published or freed.
+        ``num_computed``: tokens of the sequence, accepted ones included, whose KV is in place. Tokens are
+        taken one by one, and what follows a stop token or the length limit is dropped, before any page is
+        published or freed. Pages are published only once a token was drawn after them: that the draw
+        succeeded is the proof that their content is made of numbers.
         """
         sequence = span.sequence
-        assert sequence.num_computed == span.start
-        sequence.num_computed = span.end
+        assert sequence.num_computed == span.start, "a span was run twice, or not at all"
         taken = []
         for token_id in token_ids:
             taken.append(token_id)
             if sequence.append(token_id):
                 break
-        if self.caching:
+        ended = sequence.finish_reason is not None
+        sequence.num_computed = min(num_computed, sequence.num_tokens - (0 if ended else 1))
+        if self.caching and taken:
             sequence.update_hashes()
             sequence.table.publish(sequence.hashes, sequence.num_computed)
-        self._unpin(sequence, [i for i in sequence.images if i.end <= sequence.num_computed])
-        if sequence.finish_reason is not None:
+        self._unpin(sequence, sequence.num_computed)
+        if ended:
             self._leave(sequence)
         return taken
 
@@ -151,8 +155,9 @@ class Scheduler:
 
     def _plan_growing(self, plan: StepPlan) -> None:
         """Every running sequence that wants one token gets it, oldest first; the youngest pay for pages."""
-        for sequence in list(self.running):
-            if sequence.num_wanted != 1 or sequence not in self.running:
+        growing = [sequence for sequence in self.running if sequence.num_wanted == 1]
+        for sequence in growing:
+            if sequence.num_wanted != 1 or not sequence.table.pages:  # preempted since
                 continue
             while not sequence.table.can_reserve(sequence.num_tokens):
                 victim = self.running[-1]
@@ -169,19 +174,17 @@ class Scheduler:
         length = min(sequence.num_wanted, self.limits.max_num_batched_tokens - plan.num_tokens)
         if length <= 0:
             return
-        for image in sequence.images:
-            if image.end <= start or image.start >= start + length:
-                continue
-            if not self._provide_image(plan, sequence, image):
+        for key, image in sequence.images_in(start, start + length):
+            if not self._provide_image(plan, sequence, key, image):
                 length = max(0, image.start - start)
                 break
         if length:
             plan.spans.append(Span(sequence, start, length))
             plan.num_tokens += length
 
-    def _provide_image(self, plan: StepPlan, sequence: Sequence, image: ImageInput) -> bool:
+    def _provide_image(self, plan: StepPlan, sequence: Sequence, key: bytes, image: ImageInput) -> bool:
         """Pin a picture's embeddings, or plan to encode it; ``False`` if that must wait for another step."""
-        key, cache = sequence.image_key(image), self.encoder_cache
+        cache = self.encoder_cache
         if key in sequence.pinned:
             return True
         if key in cache:
@@ -210,15 +213,16 @@ class Scheduler:
         coming = (
             {h for s in self.running for h in s.hashes[s.table.num_published :]} if self.caching else set()
         )
+        num_held = 0  # places kept for those who wait for pages: later arrivals must not overtake them
         for sequence in list(self.waiting):
-            if (
-                len(self.running) >= self.limits.max_num_seqs
-                or plan.num_tokens >= self.limits.max_num_batched_tokens
-            ):
+            if len(self.running) + num_held >= self.limits.max_num_seqs:
+                break
+            if plan.num_tokens >= self.limits.max_num_batched_tokens:
                 break
             hits = self._prefix_hits(sequence)
             beyond = sequence.hashes[len(hits) : (sequence.num_tokens - 1) // sequence.table.page_size]
             if beyond and beyond[0] in coming:
+                num_held += 1
                 continue
             if not self._has_room(sequence, hits):
                 break
@@ -253,7 +257,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         """Give the pages back and wait again; tokens drawn so far are kept and recomputed."""
         self.running.remove(sequence)
-        self._unpin(sequence, sequence.images)
+        self._unpin(sequence, sequence.num_tokens)
         sequence.table.release()
         sequence.num_computed = 0
         self.add(sequence)
@@ -261,10 +265,14 @@ class Scheduler:
 
     def _leave(self, sequence: Sequence) -> None:
         (self.running if sequence in self.running else self.waiting).remove(sequence)
-        self._unpin(sequence, sequence.images)
+        self._unpin(sequence, sequence.num_tokens)
         sequence.table.release()
 
-    def _unpin(self, sequence: Sequence, images: Iterable[ImageInput]) -> None:
-        for key in {sequence.image_key(image) for image in images} & sequence.pinned:
-            self.encoder_cache.unpin(key, sequence.request_id)
-            sequence.pinned.discard(key)
+    def _unpin(self, sequence: Sequence, num_tokens: int) -> None:
+        """Let go of the pictures that end within the first ``num_tokens`` tokens."""
+        if not sequence.pinned:
+            return
+        for key, image in zip(sequence.image_keys, sequence.images, strict=True):
+            if image.end <= num_tokens and key in sequence.pinned:
+                self.encoder_cache.unpin(key, sequence.request_id)
+                sequence.pinned.discard(key)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from engine.hashing import extend_hashes, root_hash
@@ -16,13 +18,15 @@ class Sequence:
     """There is no prefill or decode phase: computed tokens catch up with known ones.
 
     Invariant while running: ``0 <= num_computed < num_tokens``, and the table holds the first
-    ``num_computed`` tokens. ``order`` is (priority, arrival); lower goes first.
+    ``num_computed`` tokens. ``order`` is (priority, arrival); lower goes first. ``image_keys``: where the
+    embeddings of each picture are in the encoder cache.
     """
 
     request_id: str
-    token_ids: list[int]
+    token_ids: array[int]
     num_prompt_tokens: int
     images: list[ImageInput]
+    image_keys: list[bytes]
     sampling: SamplingParams
     salt: str
     order: tuple[int, int]
@@ -51,20 +55,21 @@ class Sequence:
         max_model_len: int,
     ) -> Sequence:
         """Build from a request that was checked (``engine.admission``)."""
-        sampling, prompt = request.sampling, request.prompt
+        sampling, prompt, root = request.sampling, request.prompt, root_hash(request.cache_salt)
         stops = frozenset(sampling.stop_token_ids)
         sequence = cls(
             request_id=request.request_id,
-            token_ids=list(prompt.token_ids),
+            token_ids=array("q", prompt.token_ids),
             num_prompt_tokens=len(prompt.token_ids),
             images=list(prompt.images),
+            image_keys=[image.hash + root for image in prompt.images],
             sampling=sampling,
             salt=request.cache_salt,
             order=(request.priority, arrival),
             table=table,
             stop_token_ids=stops if sampling.ignore_eos else stops | eos_token_ids,
             max_tokens=min(sampling.max_tokens, max_model_len - len(prompt.token_ids)),
-            root=root_hash(request.cache_salt),
+            root=root,
         )
         sequence.update_hashes()
         return sequence
@@ -87,9 +92,12 @@ class Sequence:
         """Whether ``min_tokens`` still forbids stop tokens at the next position."""
         return self.num_output_tokens < self.sampling.min_tokens
 
-    def image_key(self, image: ImageInput) -> bytes:
-        """Key in the encoder cache."""
-        return image.hash + self.root
+    def images_in(self, start: int, end: int) -> Iterator[tuple[bytes, ImageInput]]:
+        """Pictures with a placeholder in ``start .. end``, each with its key in the encoder cache."""
+        if self.images and self.images[-1].end > start:  # most steps are past the last picture
+            for key, image in zip(self.image_keys, self.images, strict=True):
+                if image.end > start and image.start < end:
+                    yield key, image
 
     def update_hashes(self) -> None:
         extend_hashes(self.hashes, self.root, self.token_ids, self.images, self.table.page_size)

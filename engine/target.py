@@ -6,10 +6,12 @@ scheduling and no sampling.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
@@ -47,6 +49,7 @@ class TargetModel:
         self._head: torch.nn.Module = model.get_output_embeddings()
         if can_pack(device, dtype) and packing_pays([self._head]):
             self._head = PackedLinear(self._head)
+            model.set_output_embeddings(self._head)  # or the plain copy would stay in memory
 
     @classmethod
     def load(cls, config: EngineConfig) -> TargetModel:
@@ -147,14 +150,16 @@ def resolve_dtype(config: EngineConfig, hf_config: PretrainedConfig) -> torch.dt
 
 
 def read_eos_token_ids(config: EngineConfig) -> frozenset[int]:
-    """Tokens that end an answer: the generation config's where there is one, else the model's."""
-    try:
-        own = GenerationConfig.from_pretrained(config.model, revision=config.revision).eos_token_id
-    except OSError:
-        own = _read_config(config).get_text_config().eos_token_id
-    if own is None:
-        return frozenset()
-    return frozenset(own if isinstance(own, list) else [own])
+    """Tokens that end an answer: all that the generation config and the model's configs name."""
+    hf_config = _read_config(config)
+    owners: list[Any] = [hf_config, hf_config.get_text_config()]
+    with contextlib.suppress(OSError):  # many models have none
+        owners.append(GenerationConfig.from_pretrained(config.model, revision=config.revision))
+    found: set[int] = set()
+    for owner in owners:
+        own = getattr(owner, "eos_token_id", None)
+        found.update(own if isinstance(own, list) else [] if own is None else [own])
+    return frozenset(found)
 
 
 def _read_config(config: EngineConfig) -> PretrainedConfig:

@@ -6,9 +6,11 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from transformers import LlavaForConditionalGeneration, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, LlavaForConditionalGeneration, PretrainedConfig, PreTrainedModel
 
+from engine.adapters.causal_lm import CausalLMAdapter
 from engine.attention import ATTENTION_NAME
+from engine.errors import ModelLoadError
 from processing.prompt import ImageInput
 
 
@@ -26,6 +28,12 @@ class LlavaAdapter:
 
     @staticmethod
     def load(path: str, **kwargs: object) -> PreTrainedModel:
+        text = AutoConfig.from_pretrained(path, revision=kwargs.get("revision")).text_config.model_type
+        if text not in CausalLMAdapter.model_types:
+            raise ModelLoadError(
+                f"LLaVA over a {text!r} language model is not supported; supported: "
+                + ", ".join(CausalLMAdapter.model_types)
+            )
         return LlavaForConditionalGeneration.from_pretrained(path, **kwargs)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import msgspec
@@ -110,6 +111,24 @@ def test_the_context_ends_a_request_by_length(golden: Golden) -> None:
     assert run.reasons["a"] == "length"
 
 
+def test_an_accepted_path_ends_at_its_stop_token(golden: Golden) -> None:
+    """Several tokens may be accepted after one span; what follows a stop is dropped before it is shared."""
+    core, prompt = load(golden), golden.prompt("Hello there, how are you?")
+    core.add(request("a", prompt, max_tokens=20, stop_token_ids=[7]))
+    (span,) = core.scheduler.schedule().spans
+    sequence = span.sequence
+    sequence.table.reserve(span.end + 4)
+    assert core.scheduler.commit(span, [5, 6, 7, 8, 9], span.end + 4) == [5, 6, 7]
+    assert (sequence.finish_reason, sequence.num_computed) == ("stop", sequence.num_tokens)
+    core.check()
+    core.add(request("b", prompt, max_tokens=20))
+    (span,) = [s for s in core.scheduler.schedule().spans if s.sequence.request_id == "b"]
+    span.sequence.table.reserve(span.end + 2)
+    assert core.scheduler.commit(span, [5, 6, 9], span.end + 2) == [5, 6, 9]
+    assert span.sequence.num_wanted == 1
+    core.check()
+
+
 def picture_of(golden: Golden, **changes: Any) -> Prompt:
     prompt = golden.prompt("What?", (1,))
     return Prompt(token_ids=prompt.token_ids, images=[msgspec.structs.replace(prompt.images[0], **changes)])
@@ -132,14 +151,20 @@ def bad_requests(golden: Golden) -> dict[str, GenerateRequest]:
     }
     requests = {name: request(name, prompt, max_tokens=4) for name, prompt in prompts.items()}
     fine = golden.prompt("Hi")
-    for name, sampling in {
+    faults: dict[str, dict[str, Any]] = {
         "nan": {"temperature": float("nan")},
         "top_p": {"top_p": 0.0},
         "no tokens": {"max_tokens": 0},
         "bias id": {"logit_bias": {10**6: 1.0}},
         "stop id": {"stop_token_ids": [-3]},
         "logprobs": {"logprobs": 10**6},
-    }.items():
+        "infinite bias": {"logit_bias": {1: 1e308}},
+        "vanishing penalty": {"repetition_penalty": 1e-40},
+        "huge penalty": {"frequency_penalty": -1e308},
+        "huge temperature": {"temperature": 1e300},
+        "choice beyond 64 bits": {"choice_index": 2**64},
+    }
+    for name, sampling in faults.items():
         params = SamplingParams(**({"max_tokens": 4} | sampling))
         requests[name] = GenerateRequest(request_id=name, prompt=fine, sampling=params)
     return requests
@@ -185,21 +210,71 @@ def test_a_picture_that_fails_to_encode_ends_its_request_only(
     real = core._target.adapter.encode_images
 
     def failing(images: list[ImageInput]) -> Any:
-        if any(image.hash == b"picture 2" for image in images):
-            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        assert all(image.hash != b"picture 2" for image in images), "a tower may raise anything"
         return real(images)
 
     monkeypatch.setattr(core._target.adapter, "encode_images", failing)
-    text, broken = golden.prompt("Hello"), golden.prompt("What?", (2,))
-    run = run_core(
-        core, [(0, request("text", text, max_tokens=8)), (1, request("broken", broken, max_tokens=8))]
-    )
+    prompts = {"text": golden.prompt("Hello"), "broken": golden.prompt("What?", (2,))}
+    prompts["beside"] = golden.prompt("What?", (3,))  # encoded in the same step as the broken one
+    run = run_core(core, [(0, request(name, p, max_tokens=8)) for name, p in prompts.items()])
     assert run.reasons["broken"] == "error"
-    golden.compare(run.token_ids["text"], text, 8, "beside a failing picture")
+    for name in ("text", "beside"):
+        golden.compare(run.token_ids[name], prompts[name], 8, f"{name}, with a failing picture")
     again = golden.prompt("What?", (1,))
     golden.compare(
         run_core(core, [(0, request("c", again, max_tokens=8))]).token_ids["c"], again, 8, "after it"
     )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_pixels_that_are_not_numbers_poison_nobody(golden: Golden, value: float) -> None:
+    core, good = load(golden), golden.prompt("What?", (1,))
+    pixels = np.full_like(good.images[0].tensors["pixel_values"], value)
+    bad = picture_of(golden, hash=b"bad", tensors={"pixel_values": pixels})
+    requests = {"bad": bad, "good": good}
+    run = run_core(core, [(0, request(name, p, max_tokens=8)) for name, p in requests.items()])
+    assert run.reasons["bad"] == "error"
+    golden.compare(run.token_ids["good"], good, 8, "beside it")
+    later = golden.prompt("What else?", (1,))
+    golden.compare(run_core(core, [(0, request("l", later, max_tokens=8))]).token_ids["l"], later, 8, "after")
+
+
+def test_a_model_that_stops_giving_numbers_ends_its_request_and_shares_no_page(
+    golden: Golden, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = load(golden)
+    prompt, marked = golden.prompt("A long enough question about nothing."), golden.prompt("Number 13 please")
+    real = core._target.forward
+
+    def overflowing(context: Any, images: Any) -> Any:
+        hidden = real(context, images).clone()
+        starts, tokens = context.batch.span_starts, context.batch.token_ids.tolist()
+        for start, end in itertools.pairwise(starts):
+            if tokens[start:end] == marked.token_ids[-(end - start) :] and end - start > 1:
+                hidden[start:end] = float("nan")
+        return hidden
+
+    monkeypatch.setattr(core._target, "forward", overflowing)
+    run = run_core(
+        core, [(0, request("bad", marked, max_tokens=8)), (0, request("good", prompt, max_tokens=8))]
+    )
+    assert run.reasons["bad"] == "error"
+    golden.compare(run.token_ids["good"], prompt, 8, "beside it")
+    monkeypatch.undo()
+    again = run_core(core, [(0, request("again", marked, max_tokens=8))])
+    assert again.cached["again"] <= 4 * 4, "pages of the failed request were shared"
+    golden.compare(again.token_ids["again"], marked, 8, "after it")
+
+
+def test_twins_keep_their_turn(golden: Golden) -> None:
+    """Those who wait for pages that a twin computes are not overtaken for good by later arrivals."""
+    core = load(golden, max_num_seqs=2)
+    twin = golden.prompt("The same question twice, long enough to fill pages.")
+    others = [golden.prompt(f"Another {i}") for i in range(4)]
+    requests = [request("first", twin, max_tokens=20), request("second", twin, max_tokens=2)]
+    requests += [request(f"other {i}", p, max_tokens=30, ignore_eos=True) for i, p in enumerate(others)]
+    ends = [o.request_id for o in outputs_of(core, *requests) if o.finish_reason]
+    assert ends.index("second") < ends.index("other 0")
 
 
 def test_decoding_is_never_stalled_by_a_long_prompt(golden: Golden) -> None:

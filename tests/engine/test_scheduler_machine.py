@@ -138,15 +138,14 @@ class EngineMachine(RuleBasedStateMachine):
         ]
         for i in range(span.start):
             assert self.kv.get(slots[i]) == prints[i], f"KV of token {i} belongs to somebody else"
-        for image in sequence.images:
-            if image.start < span.end and image.end > span.start:
-                assert self.encoder.get(sequence.image_key(image)) == "embeddings"
+        for key, _ in sequence.images_in(span.start, span.end):
+            assert self.encoder.get(key) == "embeddings"
         for i in range(span.start, span.end):
             self.kv[slots[i]] = prints[i]
 
     def commit(self, span: Span, tokens: list[int]) -> None:
         sequence = span.sequence
-        assert self.scheduler.commit(span, tokens) == tokens
+        assert self.scheduler.commit(span, tokens, span.end) == tokens
         if sequence.finish_reason is not None:
             del self.open[sequence.request_id]
             ended_by_stop = sequence.token_ids[-1] == EOS
