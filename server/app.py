@@ -48,6 +48,7 @@ def create_app(
         defaults=defaults or SamplingDefaults(),
         admission=Admission(client, metrics, max_open),
         metrics=metrics,
+        allows_priorities=settings.scheduling_policy == "priority",
     )
 
     @asynccontextmanager

@@ -19,7 +19,7 @@ from processing.prompt import Prompt
 from processing.stop import StopMatcher
 from server.admission import Admission
 from server.choice import Choice, Piece
-from server.errors import engine_unavailable
+from server.errors import bad_request, engine_unavailable
 from server.generation import Generation
 from server.logprobs import LogprobFormatter
 from server.metrics import Metrics
@@ -55,6 +55,7 @@ class ChatParts:
     defaults: SamplingDefaults
     admission: Admission
     metrics: Metrics
+    allows_priorities: bool
 
 
 class ChatAnswer:
@@ -147,6 +148,12 @@ class ChatAnswer:
 async def begin_chat(parts: ChatParts, request: ChatRequest, *, request_id: str, model: str) -> ChatAnswer:
     """Let the request in and start its choices. Raises ``ApiError`` where it cannot be answered."""
     arrival = time.monotonic()
+    if request.priority and not parts.allows_priorities:
+        raise bad_request(
+            "'priority' needs a server that was started with '--scheduling-policy priority'.",
+            param="priority",
+            code="unsupported_parameter",
+        )
     ticket = parts.admission.admit(request.num_choices)
     try:
         info = parts.client.info

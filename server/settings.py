@@ -67,6 +67,9 @@ class ServeSettings(BaseSettings):
     max_num_seqs: int = Field(64, ge=1, description="answers generated at the same time")
     max_num_batched_tokens: int | None = Field(None, ge=1, description="most tokens in one forward pass")
     max_num_queued_reqs: int = Field(256, ge=0, description="answers that may wait; more get a 503")
+    scheduling_policy: Literal["fcfs", "priority"] = Field(
+        "fcfs", description="who goes first: the first to come, or the lowest 'priority' of a request"
+    )
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of a GPU's memory to use")
     kv_cache_memory: ByteSize | None = Field(None, gt=0, description="size of the KV cache, such as 2GiB")
     enable_prefix_caching: bool = Field(True, description="share KV between equal prefixes")

@@ -91,7 +91,9 @@ class ChatRequest(SamplingFields, FieldsWithoutEffect, UnbuiltFields):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     cache_salt: str = Field("", max_length=256, description="Separates prefix caches.")
-    priority: int = Field(0, ge=-INT32_MAX, le=INT32_MAX, description="Lower runs first.")
+    priority: int = Field(
+        0, ge=-INT32_MAX, le=INT32_MAX, description="Lower runs first, where the server allows priorities."
+    )
     request_id: str | None = Field(None, pattern=r"^[\x21-\x7e]{1,128}$")
 
     @model_validator(mode="after")

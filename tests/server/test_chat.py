@@ -7,7 +7,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.server.conftest import MODEL, Live
+from tests.server.conftest import MODEL, Live, StartServer
 from tests.server.fakes import IMAGE_TOKENS
 
 USER = [{"role": "user", "content": "Hi"}]
@@ -216,7 +216,6 @@ def test_sampling_reaches_the_engine(live: Live, client: openai.OpenAI) -> None:
         "ignore_eos": True,
         "stop_token_ids": [7],
         "cache_salt": "s",
-        "priority": -3,
     }
     ask(
         client,
@@ -238,7 +237,20 @@ def test_sampling_reaches_the_engine(live: Live, client: openai.OpenAI) -> None:
     assert (sampling.max_tokens, sampling.min_tokens, sampling.ignore_eos) == (9, 2, True)
     assert sampling.stop_token_ids == [7]
     assert sampling.logprobs is None
-    assert (request.cache_salt, request.priority) == ("s", -3)
+    assert request.cache_salt == "s"
+
+
+def test_priorities_are_for_servers_that_were_told_so(
+    live: Live, client: openai.OpenAI, start_server: StartServer
+) -> None:
+    with pytest.raises(openai.BadRequestError, match="--scheduling-policy priority") as caught:
+        ask(client, extra_body={"priority": -3})
+    assert (caught.value.param, live.engine.requests) == ("priority", [])
+    ask(client, extra_body={"priority": 0})
+    allowing = start_server(scheduling_policy="priority")
+    with allowing.openai() as client_of_it:
+        ask(client_of_it, extra_body={"priority": -3})
+    assert allowing.engine.requests[0].priority == -3
 
 
 def test_defaults_without_a_generation_config(live: Live, client: openai.OpenAI) -> None:
