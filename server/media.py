@@ -11,20 +11,22 @@ import asyncio
 import os
 import socket
 import stat
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
 import httpx
 from PIL import Image
 
-from server.media_image import decode_picture, read_data_url, too_large
+from server.media_budget import PixelBudget, PixelShare
+from server.media_image import decode_picture, open_picture, read_data_url, too_large
 from server.media_url import MediaError, WebURL, host_allowed, is_public, parse_web_url
 
-__all__ = ["MediaConfig", "MediaError", "MediaLoader"]
+__all__ = ["MediaConfig", "MediaError", "MediaLoader", "Pictures"]
 
 T = TypeVar("T")
 Resolve = Callable[[str, int], Awaitable[list[str]]]
@@ -43,12 +45,19 @@ FILE_REFUSED: Final = "This file: URL names no file that may be read here."
 class MediaConfig:
     """``allowed_domains``: where http(s) pictures may come from, subdomains included; empty allows every
     public host. ``allowed_local_path``: the folder below which ``file:`` URLs may point; ``None`` allows
-    none. ``timeout_s`` bounds a download as a whole, from looking up the name to the last byte."""
+    none. ``timeout_s`` bounds a download as a whole, from looking up the name to the last byte.
+
+    ``max_bytes`` and ``max_pixels`` are for one picture, ``max_request_bytes`` for those of one request.
+    ``max_total_pixels`` is for those of one request and for all that are decoded at a time, at 4 bytes each
+    (while one is decoded, up to 20); what would be more waits.
+    """
 
     allowed_domains: tuple[str, ...] = ()
     allowed_local_path: Path | None = None
     max_bytes: int = 32 * 2**20
     max_pixels: int = 40_000_000
+    max_request_bytes: int = 64 * 2**20
+    max_total_pixels: int = 100_000_000
     timeout_s: float = 10.0
     max_downloads: int = 16
     decode_threads: int = 4
@@ -58,6 +67,32 @@ async def resolve(host: str, port: int) -> list[str]:
     """Addresses of a name, as the machine's resolver gives them."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Of one request, decoded: RGB and upright. Threads work on them by ``run``, so that they are counted."""
+
+    images: list[Image.Image]
+    share: PixelShare
+
+    async def run(self, pool: Executor, call: Callable[..., T], *args: object) -> T:
+        return await self.share.run(pool, call, *args)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Over the pictures of one request, as they come in."""
+
+    limit: int
+    unit: str
+    count: int = 0
+
+    def add(self, count: int) -> None:
+        self.count += count
+        if self.count > self.limit:
+            message = f"The pictures of one request may have {self.limit} {self.unit} together; send fewer."
+            raise MediaError("images_too_large", message)
 
 
 class MediaLoader:
@@ -73,6 +108,7 @@ class MediaLoader:
         self._config = config
         self._resolve = resolver
         self._downloads = asyncio.Semaphore(config.max_downloads)
+        self._pixels = PixelBudget(config.max_total_pixels)
         self._pool = ThreadPoolExecutor(config.decode_threads, "media")
         # No connection is kept: one made for a host must not serve another that shares its address.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
@@ -81,21 +117,40 @@ class MediaLoader:
             transport=transport, trust_env=False, follow_redirects=False, limits=limits, timeout=timeout
         )
 
-    async def load(self, url: str) -> Image.Image:
-        """The picture at ``url``, RGB and upright. Raises ``MediaError``, nothing else."""
+    @asynccontextmanager
+    async def load(self, urls: Sequence[str]) -> AsyncIterator[Pictures]:
+        """The pictures of one request, in memory until the context ends. Raises ``MediaError``."""
+        num_bytes = _Tally(self._config.max_request_bytes, "bytes")
+        num_pixels = _Tally(self._config.max_total_pixels, "pixels")
+        opened = await together(self._open(url, num_bytes, num_pixels) for url in urls)
+        share = await self._pixels.take(num_pixels.count)
+        try:
+            decoding = [share.run(self._pool, decode_picture, image) for image in opened]
+            opened.clear()  # they hold what decoding has copied
+            yield Pictures(await together(decoding), share)
+        finally:
+            share.close()
+
+    async def _open(self, url: str, num_bytes: _Tally, num_pixels: _Tally) -> Image.Image:
+        """The picture at ``url``, not decoded yet."""
+        data = await self._data(url)
+        num_bytes.add(len(data))
+        image = await self._in_pool(open_picture, data, self._config.max_pixels)
+        num_pixels.add(image.width * image.height)
+        return image
+
+    async def _data(self, url: str) -> bytes:
         config = self._config
         scheme = url[: max(url.find(":", 0, 8), 0)].lower()
         if scheme == "data":
-            data = await self._in_pool(read_data_url, url, config.max_bytes)
-        elif scheme in ("http", "https"):
-            data = await self._fetch(parse_web_url(url))
-        elif scheme == "file":
-            data = await self._in_pool(_read_file, url, config.allowed_local_path, config.max_bytes)
-        else:
-            raise MediaError(
-                "invalid_image_url", "A picture's URL must begin with 'https://', 'http://' or 'data:'."
-            )
-        return await self._in_pool(decode_picture, data, config.max_pixels)
+            return await self._in_pool(read_data_url, url, config.max_bytes)
+        if scheme in ("http", "https"):
+            return await self._fetch(parse_web_url(url))
+        if scheme == "file":
+            return await self._in_pool(_read_file, url, config.allowed_local_path, config.max_bytes)
+        raise MediaError(
+            "invalid_image_url", "A picture's URL must begin with 'https://', 'http://' or 'data:'."
+        )
 
     async def aclose(self) -> None:
         await self._client.aclose()
@@ -158,6 +213,16 @@ class MediaLoader:
             if len(body) > self._config.max_bytes:
                 raise too_large(self._config.max_bytes)
         return bytes(body)
+
+
+async def together(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """All at once; the first that fails stops the others."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(call) for call in calls]
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 def _read_file(url: str, allowed: Path | None, max_bytes: int) -> bytes:

@@ -47,8 +47,8 @@ def read_data_url(url: str, max_bytes: int) -> bytes:
     return data
 
 
-def decode_picture(data: bytes, max_pixels: int) -> Image.Image:
-    """The picture as people see it: first frame, upright, RGB, transparency on white."""
+def open_picture(data: bytes, max_pixels: int) -> Image.Image:
+    """The picture's header, vetted; its pixels are still ``data``."""
     image = _open(data)
     width, height = image.size
     if width * height > max_pixels:
@@ -57,6 +57,11 @@ def decode_picture(data: bytes, max_pixels: int) -> Image.Image:
         check_shape(image.size)
     except PromptError as error:
         raise MediaError("invalid_image", f"Refused: {error}.") from None
+    return image
+
+
+def decode_picture(image: Image.Image) -> Image.Image:
+    """An opened picture as people see it: first frame, upright, RGB, transparency on white."""
     try:
         image.load()
         return to_rgb(_upright(image))

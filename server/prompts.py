@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from PIL import Image
@@ -16,7 +17,7 @@ from processing import chat
 from processing.errors import PromptError
 from processing.prompt import Prompt
 from server.errors import bad_request, context_overflow
-from server.media import MediaError
+from server.media import MediaError, Pictures
 from server.schemas.messages import AssistantMessage, ImagePart, Message, RefusalPart, TextPart
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ T = TypeVar("T")
 class ImageLoader(Protocol):
     """What ``server.media.MediaLoader`` does: it bounds its own work and stays off the event loop."""
 
-    async def load(self, url: str) -> Image.Image: ...
+    def load(self, urls: Sequence[str]) -> AbstractAsyncContextManager[Pictures]: ...
 
     async def aclose(self) -> None: ...
 
@@ -58,27 +59,18 @@ class PromptBuilder:
         self._check_count(len(urls), max_images)
         if max_len is not None:
             await self._check_length(num_characters(messages), max_len)
-        conversation = with_images(messages, await self._load(urls))
         try:
-            return await self.in_pool(self._processor.apply, conversation)
+            async with self._media.load(urls) as pictures:
+                conversation = with_images(messages, pictures.images)
+                return await pictures.run(self._pool, self._processor.apply, conversation)
+        except MediaError as error:
+            raise bad_request(error.message, param="messages", code=error.code) from None
         except PromptError as error:
             raise bad_request(str(error), param="messages", code="invalid_prompt") from None
 
     async def in_pool(self, call: Callable[..., T], *args: Any) -> T:
         """Run work of the tokenizer off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, call, *args)
-
-    async def _load(self, urls: Sequence[str]) -> list[Image.Image]:
-        """All at once; the first that fails stops the others."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                loads = [group.create_task(self._media.load(url)) for url in urls]
-        except ExceptionGroup as failures:
-            error = failures.exceptions[0]
-            if isinstance(error, MediaError):
-                raise bad_request(error.message, param="messages", code=error.code) from None
-            raise error from None
-        return [load.result() for load in loads]
 
     async def _check_length(self, num_chars: int, max_len: int) -> None:
         if num_chars <= max_len:

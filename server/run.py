@@ -141,6 +141,7 @@ def assemble(settings: ServeSettings, model: str, client: EngineClient) -> FastA
         MediaConfig(
             allowed_domains=tuple(settings.allowed_media_domains),
             allowed_local_path=settings.allowed_local_media_path,
+            max_total_pixels=settings.max_image_pixels,
         )
     )
     defaults = recommended_sampling(model, settings.revision)

@@ -77,6 +77,9 @@ class ServeSettings(BaseSettings):
     limit_mm_per_prompt: dict[Literal["image"], Annotated[int, Field(ge=0)]] = Field(
         {"image": 16}, description="most pictures in one request"
     )
+    max_image_pixels: int = Field(
+        100_000_000, ge=1, description="most pixels in a request's pictures together, and decoded at a time"
+    )
     allowed_media_domains: Names = Field([], description="host of pictures; any public one if none is named")
     allowed_local_media_path: Path | None = Field(None, description="folder that file: URLs may name")
 

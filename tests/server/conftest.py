@@ -6,7 +6,8 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,8 @@ from PIL import Image
 
 from server.app import create_app
 from server.logs import configure_logging
-from server.media import MediaError
+from server.media import MediaError, Pictures
+from server.media_budget import PixelShare
 from server.run import DrainingServer, make_server
 from server.sampling import SamplingDefaults
 from server.settings import ServeSettings
@@ -41,12 +43,15 @@ class FakeMedia:
         self.loaded: list[str] = []
         self.delay = 0.0
 
-    async def load(self, url: str) -> Image.Image:
-        await asyncio.sleep(self.delay)
-        self.loaded.append(url)
-        if not url.startswith("color:"):
+    @asynccontextmanager
+    async def load(self, urls: Sequence[str]) -> AsyncIterator[Pictures]:
+        if urls:
+            await asyncio.sleep(self.delay)
+        self.loaded += urls
+        if not all(url.startswith("color:") for url in urls):
             raise MediaError("invalid_image_url", "This URL cannot be read.")
-        return Image.new("RGB", (8, 8), url.removeprefix("color:"))
+        images = [Image.new("RGB", (8, 8), url.removeprefix("color:")) for url in urls]
+        yield Pictures(images, PixelShare(0, lambda _: None))
 
     async def aclose(self) -> None:
         pass

@@ -110,6 +110,11 @@ class Names:
         return self.answers[min(len(self.asked), len(self.answers)) - 1]
 
 
+async def load_one(loader: MediaLoader, url: str) -> Image.Image:
+    async with loader.load([url]) as pictures:
+        return pictures.images[0]
+
+
 @dataclass
 class Fetched:
     image: Image.Image | None
@@ -131,7 +136,7 @@ async def fetch(
         transport=transport,
     )
     try:
-        return Fetched(await loader.load(url), None, transport.addresses)
+        return Fetched(await load_one(loader, url), None, transport.addresses)
     except MediaError as error:
         return Fetched(None, error, transport.addresses)
     finally:

@@ -21,7 +21,7 @@ FLAGS = (
     *("--gpu-memory-utilization", "--kv-cache-memory", "--limit-mm-per-prompt", "--allowed-media-domains"),
     *("--allowed-local-media-path", "--chat-template", "--root-path", "--ssl-keyfile", "--ssl-certfile"),
     *("--shutdown-timeout", "--revision", "--metrics-prefix", "--trust-remote-code", "--log-level"),
-    "--scheduling-policy",
+    *("--scheduling-policy", "--max-image-pixels"),
 )
 
 

@@ -21,6 +21,7 @@ from tests.server.media_host import (
     code,
     fetch,
     forever,
+    load_one,
     red_png,
     reply,
     serving,
@@ -87,7 +88,7 @@ async def test_the_real_resolver_and_transport_refuse_this_machine() -> None:
         loader = MediaLoader()
         for name in ("localhost", "127.0.0.1", "[::1]", "localhost."):
             with pytest.raises(MediaError) as caught:
-                await loader.load(f"http://{name}:{host.port}/")
+                await load_one(loader, f"http://{name}:{host.port}/")
             assert caught.value.code == "forbidden_image_host"
         await loader.aclose()
     assert host.requests == []
@@ -110,7 +111,7 @@ async def test_a_name_that_does_not_exist_looks_like_a_private_one() -> None:
         private = await fetch(host, names=Names(["10.0.0.1"]))
     loader = MediaLoader(resolver=nowhere)
     with pytest.raises(MediaError) as caught:
-        await loader.load("http://db.internal/")
+        await load_one(loader, "http://db.internal/")
     await loader.aclose()
     assert private.error is not None
     assert caught.value.message == private.error.message
@@ -172,7 +173,7 @@ async def test_a_slow_resolver_counts_too() -> None:
 
     loader = MediaLoader(MediaConfig(timeout_s=0.1), resolver=slow)
     with pytest.raises(MediaError) as caught:
-        await loader.load("http://pictures.example/")
+        await load_one(loader, "http://pictures.example/")
     await loader.aclose()
     assert caught.value.code == "image_timeout"
 
@@ -228,7 +229,7 @@ async def test_proxies_of_the_environment_are_ignored(monkeypatch: pytest.Monkey
         monkeypatch.setattr("server.media.is_public", lambda _: True)
         loader = MediaLoader(MediaConfig(timeout_s=0.5))
         with pytest.raises(MediaError):
-            await loader.load("http://198.18.0.1/a.png")
+            await load_one(loader, "http://198.18.0.1/a.png")
         await loader.aclose()
     assert host.requests == []
 
@@ -242,7 +243,7 @@ async def test_downloads_are_bounded_and_connections_not_kept() -> None:
         loader = MediaLoader(
             MediaConfig(max_downloads=3), resolver=Names(), transport=ToThisMachine(host.port)
         )
-        images = await asyncio.gather(*(loader.load(f"http://h.example/{i}") for i in range(10)))
+        images = await asyncio.gather(*(load_one(loader, f"http://h.example/{i}") for i in range(10)))
         await loader.aclose()
     assert len(images) == len(host.requests) == 10
     assert host.peak == 3
@@ -253,11 +254,11 @@ async def test_slow_hosts_do_not_keep_data_urls_waiting() -> None:
         loader = MediaLoader(
             MediaConfig(max_downloads=1, timeout_s=5), resolver=Names(), transport=ToThisMachine(host.port)
         )
-        slow = asyncio.create_task(loader.load("http://h.example/"))
+        slow = asyncio.create_task(load_one(loader, "http://h.example/"))
         await asyncio.sleep(0.05)
         url = "data:image/png;base64," + base64.b64encode(red_png()).decode()
         async with asyncio.timeout(2):
-            assert (await loader.load(url)).size == (4, 4)
+            assert (await load_one(loader, url)).size == (4, 4)
         slow.cancel()
         with pytest.raises(asyncio.CancelledError):
             await slow

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from server.media import MediaConfig, MediaLoader
-from server.media_image import decode_picture, read_data_url
+from server.media_image import decode_picture, open_picture, read_data_url
 from server.media_url import MediaError
+from tests.server.media_host import load_one
 
 WHITE, RED, BLUE = (255, 255, 255), (254, 0, 0), (0, 0, 254)
 MAX_PIXELS = 1_000_000
@@ -39,14 +40,14 @@ def data_url(data: bytes, header: str = "data:image/png;base64,") -> str:
 
 
 def decode(data: bytes) -> Image.Image:
-    image = decode_picture(data, MAX_PIXELS)
+    image = decode_picture(open_picture(data, MAX_PIXELS))
     assert image.mode == "RGB"
     return image
 
 
 def refused(data: bytes) -> str:
     with pytest.raises(MediaError) as caught:
-        decode_picture(data, MAX_PIXELS)
+        decode_picture(open_picture(data, MAX_PIXELS))
     assert "0x" not in caught.value.message  # no addresses of objects
     return caught.value.code
 
@@ -231,7 +232,7 @@ def test_a_huge_data_url_is_refused_before_it_is_decoded(monkeypatch: pytest.Mon
 async def load(url: str, config: MediaConfig) -> Image.Image:
     loader = MediaLoader(config)
     try:
-        return await loader.load(url)
+        return await load_one(loader, url)
     finally:
         await loader.aclose()
 
