@@ -14,7 +14,7 @@ NAME = "specvlm_demo_train"
 
 
 def bmm_attention(
-    module: nn.Module,  # noqa: ARG001 (the signature is transformers')
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -31,6 +31,10 @@ def bmm_attention(
     scale = scaling if scaling is not None else width**-0.5
     stacked = (query * scale).reshape(batch, groups, heads // groups * rows, width)
     scores = (stacked @ key.transpose(-1, -2)).view(batch, heads, rows, -1)
+    if attention_mask is None and rows > 1 and getattr(module, "is_causal", False):
+        # transformers leaves the mask out where a kernel could be told "causal" instead
+        seen = torch.ones(rows, key.shape[2], dtype=torch.bool, device=query.device)
+        attention_mask = seen.tril(key.shape[2] - rows)
     if attention_mask is not None:
         scores = (
             scores.masked_fill(~attention_mask, -1e4)

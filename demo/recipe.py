@@ -42,7 +42,7 @@ RECIPE: tuple[Stage, ...] = (
     Stage(
         "joint",
         "joint",
-        steps=1700,
+        steps=592,
         batch=4,
         seed=202,
         matrix_lr=6e-4,
@@ -51,6 +51,21 @@ RECIPE: tuple[Stage, ...] = (
         extra=12,
         dense_weight=0.3,
         text_weight=0.5,
+        final=1.0,
+    ),
+    Stage(
+        "polish",
+        "joint",
+        steps=480,
+        batch=4,
+        seed=303,
+        matrix_lr=4e-4,
+        lr=4e-4,
+        lora_lr=8e-4,
+        extra=12,
+        warmup=20,
+        dense_weight=0.3,
+        text_weight=1.0,
     ),
 )
 

@@ -54,6 +54,22 @@ def test_packed_branches_compute_what_separate_dialogues_do() -> None:
     torch.testing.assert_close(together[5:9], second[3:], atol=1e-5, rtol=1e-4)
 
 
+def test_training_attention_is_causal_without_a_mask() -> None:
+    """transformers passes no mask where plain causal order is meant."""
+    from demo.attention import NAME
+
+    torch.manual_seed(2)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+    )
+    model = LlamaForCausalLM._from_config(config, attn_implementation=NAME).eval()
+    reference = LlamaForCausalLM._from_config(config, attn_implementation="eager").eval()
+    reference.load_state_dict(model.state_dict())
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    with torch.inference_mode():
+        torch.testing.assert_close(model(ids).logits, reference(ids).logits, atol=1e-5, rtol=1e-4)
+
+
 def test_training_attention_agrees_with_the_reference() -> None:
     from demo.attention import bmm_attention
 
