@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO
 
 import msgspec
@@ -84,7 +85,7 @@ def main(load: CoreLoader) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     life_line = _take_stdin()
     spec = msgspec.json.decode(life_line.readline(), type=WorkerSpec)
-    _end_with_parent(life_line)
+    _end_with_parent(life_line, spec)
     configure_logging(spec.log_level)
     with zmq.Context() as context, contextlib.closing(Channel(spec, context)) as channel:
         return run_worker(load, spec.config, channel)
@@ -118,12 +119,28 @@ def _take_stdin() -> IO[bytes]:
     return life_line
 
 
-def _end_with_parent(life_line: IO[bytes]) -> None:
+def _end_with_parent(life_line: IO[bytes], spec: WorkerSpec) -> None:
     def watch() -> None:
         life_line.read()
+        _remove_sockets(spec)
         os._exit(1)
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
     if sys.platform == "linux":
-        # The thread above cannot run while native code hangs with the interpreter's lock.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        # The thread above cannot run while native code hangs with the interpreter's lock; nor could a handler
+        # written in Python. So the kernel sends SIGUSR1 (10) when the parent dies, and its handler is the C
+        # function alarm: called with the signal's number, it gives the thread ten seconds before SIGALRM ends
+        # the process. (SIGHUP would give it one, but terminals send that too, and nohup ignores it.)
+        libc = ctypes.CDLL(None)
+        libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+        libc.signal(signal.SIGUSR1, ctypes.cast(libc.alarm, ctypes.c_void_p))
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGUSR1)
+
+
+def _remove_sockets(spec: WorkerSpec) -> None:
+    """What the parent would have removed, had it not been killed."""
+    with contextlib.suppress(OSError):
+        for address in (spec.requests_address, spec.reports_address):
+            path = Path(address.removeprefix("ipc://"))
+            path.unlink(missing_ok=True)
+        path.parent.rmdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 import zlib
@@ -25,7 +26,7 @@ from engine.messages import (
 from processing.prompt import ImageInput, Prompt
 
 # As the first token of a prompt, these make the engine misbehave; REJECT only refuses the request.
-BREAK, HANG, DIE, REJECT, FORGET = -1, -2, -3, -4, -5
+BREAK, HANG, DIE, REJECT, FORGET, HANG_HARD = -1, -2, -3, -4, -5, -6
 
 
 class Script(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -109,6 +110,10 @@ class FakeCore:
                 raise RuntimeError("broken on request, at 0xdeadbeef")
             case [-2]:
                 time.sleep(3600)
+            case [-6]:  # in native code, with the interpreter's lock, whatever signals come
+                mutex = ctypes.create_string_buffer(64)
+                while True:
+                    ctypes.PyDLL(None).pthread_mutex_lock(mutex)
             case [-3]:
                 os._exit(9)
             case [-4]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import zmq
 from engine.messages import EngineInfo, EngineMessage, LoadFailed, RequestOutput, Shutdown, StepReport
 from engine.wire import from_engine, to_engine
 from engine.worker import WorkerSpec
-from tests.engine.fake_core import BREAK, Script, expected, make_request
+from tests.engine.fake_core import BREAK, HANG, HANG_HARD, Script, expected, make_request
 from tests.engine.processes import FAKE_WORKER
 
 
@@ -137,33 +138,42 @@ def test_interrupts_are_left_to_the_parent(parent: Parent) -> None:
 ORPHAN_MAKER = """
 import asyncio, sys
 from engine.process import ProcessClient
-from tests.engine.fake_core import HANG, Script, make_request
+from tests.engine.fake_core import Script, make_request
 from tests.engine.processes import FAKE_WORKER
 
 async def main():
+    trick = int(sys.argv[1])
     client = ProcessClient(Script().config, command=FAKE_WORKER)
     await client.start()
     await client.wait_ready()
     print(client.pid, flush=True)
-    async for _ in client.generate(make_request("a", HANG)):
+    async for _ in client.generate(make_request("a", trick, max_tokens=10**9)):
         pass
 
 asyncio.run(main())
 """
 
 
-def test_worker_ends_with_a_parent_that_is_killed() -> None:
+@pytest.mark.parametrize("trick", [7, HANG, HANG_HARD], ids=["running", "hung", "hung with the lock"])
+def test_worker_ends_with_a_parent_that_is_killed(trick: int) -> None:
     root = Path(__file__).parent.parent.parent
     with (
         tempfile.TemporaryDirectory() as folder,
         subprocess.Popen(
-            [sys.executable, "-c", ORPHAN_MAKER], stdout=subprocess.PIPE, cwd=root, env={"TMPDIR": folder}
+            [sys.executable, "-c", ORPHAN_MAKER, str(trick)],
+            stdout=subprocess.PIPE,
+            cwd=root,
+            env={"TMPDIR": folder},
         ) as parent,
     ):
         assert parent.stdout is not None
         worker = psutil.Process(int(parent.stdout.readline()))
+        time.sleep(0.3)  # for the request to reach it
+        assert len(os.listdir(folder)) == 1
         parent.kill()
         parent.wait()
         # Nobody may be there to reap it in a container; it is gone all the same.
         while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.01)
+        if trick != HANG_HARD:  # then nobody is left who could
+            assert os.listdir(folder) == []
