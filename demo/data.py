@@ -44,9 +44,9 @@ class SceneBatches(Dataset[dict[str, torch.Tensor]]):
         return dense(scenes, self.tokens)
 
 
-def dense(scenes: list[Any], tokens: Any) -> dict[str, torch.Tensor]:
+def dense(scenes: list[Any], tokens: Any, places: bool = False) -> dict[str, torch.Tensor]:
     """Stack pictures and labels of ``scenes``."""
-    labels = [label(one, tokens) for one in scenes]
+    labels = [label(one, tokens, places) for one in scenes]
     return {
         "pixels": torch.from_numpy(np.stack([pixels(one.image) for one in scenes])),
         "patches": torch.from_numpy(np.stack([one.patches for one in labels])),

@@ -30,8 +30,11 @@ class DialogueBatches(Dataset[dict[str, torch.Tensor]]):
     in the rows, spare ones last.
     """
 
-    def __init__(self, seed: int, batch: int, language: Path, texts: Path | None, extra: int = 0):
-        self.seed, self.batch, self.language, self.texts, self.extra = seed, batch, language, texts, extra
+    def __init__(
+        self, seed: int, batch: int, language: Path, texts: Path | None, extra: int = 0, places: bool = False
+    ):
+        self.seed, self.batch, self.language = seed, batch, language
+        self.texts, self.extra, self.places = texts, extra, places
         self.ready: Any = None
 
     def _open(self) -> Any:
@@ -69,7 +72,7 @@ class DialogueBatches(Dataset[dict[str, torch.Tensor]]):
             scenes.append(scene(rng, mix=READING))
         packed = {name: torch.from_numpy(array) for name, array in arrays(rows).items()}
         text = torch.tensor(len(rows) - 1 if kind == 1 and texts else -1)
-        return packed | dense(scenes, tokens) | {"text_row": text}
+        return packed | dense(scenes, tokens, self.places) | {"text_row": text}
 
 
 def _dialogues(drawn: Scene, rng: Random) -> list[list[Question]]:

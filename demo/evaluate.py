@@ -219,7 +219,7 @@ def text_perplexity(
 
         raw = LlamaForCausalLM.from_pretrained(language_folder(), dtype=model.dtype).eval()
     kept = passages(None, heldout=True)[:texts]
-    rows = [tokenizer(text, add_special_tokens=False).input_ids[:length] for text in kept]
+    rows = [tokenizer(text[: 8 * length], add_special_tokens=False).input_ids[:length] for text in kept]
     ours, theirs = (_perplexity(network, rows) for network in (model, raw))
     return {"perplexity": round(ours, 3), "raw": round(theirs, 3), "ratio": round(ours / theirs, 4)}
 

@@ -47,7 +47,12 @@ class JointLearner:
 
     def batches(self) -> Dataset[Any]:
         return DialogueBatches(
-            self.stage.seed, self.stage.batch, self.language, self.answers, self.stage.extra
+            self.stage.seed,
+            self.stage.batch,
+            self.language,
+            self.answers,
+            self.stage.extra,
+            self.stage.places,
         )
 
     def step(self, batch: dict[str, Tensor], step: int) -> dict[str, float]:

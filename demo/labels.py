@@ -20,7 +20,7 @@ CLASSES = ("none", *KINDS, "sign", "word", "number", "head", "bar", "point", "sl
 COLOR_NAMES = ("", *COLORS)
 SIZE_NAMES = ("", *SIZES)
 ALPHABET = " abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.%"
-TEXT_LEN, VALUE_LEN, CAPTION_LEN, FIELDS = 8, 5, 4, 6
+TEXT_LEN, VALUE_LEN, CAPTION_LEN, FIELDS = 8, 5, 6, 6
 COUNT_KEYS = ("shapes", *KINDS, *COLORS)
 IGNORE = -100
 
@@ -39,14 +39,14 @@ class Labels:
     whole: np.ndarray
 
 
-def label(scene: Scene, tokens: Tokens) -> Labels:
-    """The labels of one scene."""
+def label(scene: Scene, tokens: Tokens, places: bool = False) -> Labels:
+    """The labels of one scene; with ``places`` the captions say where a thing is, too."""
     patches = np.zeros((GRID * GRID, FIELDS + TEXT_LEN + VALUE_LEN), np.int16)
     captions = np.full((GRID * GRID, CAPTION_LEN), IGNORE, np.int32)
     owner = np.zeros((GRID, GRID, 2), np.float32)
     for element in scene.elements:
         row = _describe(element)
-        pieces = tokens(element.caption)
+        pieces = tokens(f"{element.caption} {element.where}" if places and element.where else element.caption)
         for box in element.boxes:
             for y, x, share in covered(box):
                 if (element.layer + 1, share) > tuple(owner[y, x]):

@@ -17,7 +17,8 @@ class Stage:
     """One stage. ``kind`` is ``eyes`` (tower and projector against dense labels) or ``joint`` (through the
     language model). ``matrix_lr`` drives Muon on the tower's hidden matrices, ``lr`` AdamW on the rest of
     tower, projector and heads, ``lora_lr`` AdamW on the delta. ``batch`` counts pictures (eyes) or rows
-    (joint), ``extra`` pictures that get dense labels only. Everything drawn follows from the seed."""
+    (joint), ``extra`` pictures that get dense labels only. Everything drawn follows from the seed; with
+    ``places`` the dense labels of shapes say where they are, too."""
 
     name: str
     kind: str
@@ -34,6 +35,7 @@ class Stage:
     dense_weight: float = 1.0
     text_weight: float = 0.0
     mix: tuple[float, ...] = MIX
+    places: bool = False
 
 
 RECIPE: tuple[Stage, ...] = (
@@ -56,7 +58,7 @@ RECIPE: tuple[Stage, ...] = (
     Stage(
         "polish",
         "joint",
-        steps=480,
+        steps=264,
         batch=4,
         seed=303,
         matrix_lr=4e-4,
@@ -66,6 +68,22 @@ RECIPE: tuple[Stage, ...] = (
         warmup=20,
         dense_weight=0.3,
         text_weight=1.0,
+        final=1.0,
+    ),
+    Stage(
+        "places",
+        "joint",
+        steps=340,
+        batch=4,
+        seed=404,
+        matrix_lr=5e-4,
+        lr=5e-4,
+        lora_lr=8e-4,
+        extra=12,
+        warmup=10,
+        dense_weight=0.4,
+        text_weight=1.0,
+        places=True,
     ),
 )
 

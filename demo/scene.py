@@ -42,7 +42,8 @@ class Element:
     """One thing drawn: where it is, and all that a patch over it should know (labels for the tower).
 
     ``text`` and ``value`` are the word and the number this thing is about (a bar: its label and its height);
-    ``caption`` are words that the language model should read there, spread over columns when ``ordered``.
+    ``caption`` are words that the language model should read there, spread over columns when ``ordered``;
+    ``where`` says in which part of the picture.
     """
 
     cls: str
@@ -53,6 +54,7 @@ class Element:
     value: str = ""
     count: int = 0
     caption: str = ""
+    where: str = ""
     ordered: bool = False
     layer: int = 0
 

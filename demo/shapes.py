@@ -80,6 +80,7 @@ def _paint(canvas: Canvas, shape: Shape, shapes: list[Shape], rng: Random) -> El
         shape.size,
         count=sum(other.kind == shape.kind for other in shapes),
         caption=f"{shape.size} {shape.color} {shape.kind}",
+        where=shape.pos,
     )
 
 
