@@ -64,6 +64,12 @@ def breaks_rules(item: Import) -> bool:
     return not (item.lazy and item.path in LAZY_IN and within(item.module, MAY_IMPORT_LAZILY))
 
 
+def is_unsafe_load(call: ast.Call) -> bool:
+    """``torch.load`` without ``weights_only=True``, which would unpickle anything."""
+    safe = any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in call.keywords)
+    return ast.unparse(call.func) == "torch.load" and not safe
+
+
 def forbidden_in(tree: ast.AST, *, may_seed: bool = False) -> list[str]:
     """What no file of ours may say, with its line.
 
@@ -77,7 +83,7 @@ def forbidden_in(tree: ast.AST, *, may_seed: bool = False) -> list[str]:
         elif isinstance(node, ast.Call):
             name = ast.unparse(node.func)
             seeds = name in GLOBAL_SEEDS and not (may_seed and lazy)
-            if name == "torch.load" or seeds or (name in GLOBAL_SETTINGS and not lazy):
+            if is_unsafe_load(node) or seeds or (name in GLOBAL_SETTINGS and not lazy):
                 found.append(f"{node.lineno}: {name}()")
         elif isinstance(node, ast.ImportFrom) and node.module == "torch":
             found += [f"{node.lineno}: from torch import load" for a in node.names if a.name == "load"]
@@ -164,6 +170,7 @@ def test_the_rules_catch_what_they_should(path: str, source: str, allowed: bool,
     ("source", "caught"),
     [
         ("import torch\ntorch.load('x')", True),
+        ("import torch\ntorch.load('x', weights_only=True)", False),
         ("from torch import load", True),
         ("f(trust_remote_code=True)", True),
         ("f(trust_remote_code=config.trust_remote_code)", False),
