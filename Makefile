@@ -43,7 +43,8 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	@mkdir -p bench-results
-	$(BIN)/python -m benchmarks $(ARGS) | tee bench-results/$$(date -u +%Y%m%dT%H%M%SZ).json
+	@file=bench-results/$$(date -u +%Y%m%dT%H%M%SZ).json; status=0; \
+		$(BIN)/python -m benchmarks $(ARGS) >"$$file" || status=$$?; cat "$$file"; exit $$status
 
 clean:
 	rm -rf $(VENV) $(NODE)/node_modules build dist bench-results *.egg-info \
