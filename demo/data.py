@@ -31,8 +31,11 @@ def normalised(raw: torch.Tensor) -> torch.Tensor:
 class SceneBatches(Dataset[dict[str, torch.Tensor]]):
     """Item ``step``: pictures and their dense labels."""
 
-    def __init__(self, seed: int, batch: int, language: Path, mix: tuple[float, ...] = MIX):
-        self.seed, self.batch, self.language, self.mix = seed, batch, language, mix
+    def __init__(
+        self, seed: int, batch: int, language: Path, mix: tuple[float, ...] = MIX, places: bool = False
+    ):
+        self.seed, self.batch, self.language = seed, batch, language
+        self.mix, self.places = mix, places
         self.tokens: Any = None
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
@@ -41,7 +44,7 @@ class SceneBatches(Dataset[dict[str, torch.Tensor]]):
             scene(generator(self.seed, step * self.batch + i, "train"), mix=self.mix)
             for i in range(self.batch)
         ]
-        return dense(scenes, self.tokens)
+        return dense(scenes, self.tokens, self.places)
 
 
 def dense(scenes: list[Any], tokens: Any, places: bool = False) -> dict[str, torch.Tensor]:

@@ -67,7 +67,9 @@ class EyesLearner:
         prepare(self.eyes, normalised(SceneBatches(stage.seed + 1, 256, language)[0]["pixels"]))
 
     def batches(self) -> Dataset[Any]:
-        return SceneBatches(self.stage.seed, self.stage.batch, self.language, self.stage.mix)
+        return SceneBatches(
+            self.stage.seed, self.stage.batch, self.language, self.stage.mix, self.stage.places
+        )
 
     def step(self, batch: dict[str, Tensor], step: int) -> dict[str, float]:
         with torch.autocast("cpu", torch.bfloat16):
