@@ -41,7 +41,7 @@ class EngineClient(Protocol):
         """Call ``listener`` with every step report (for metrics). It must not block."""
 
     async def start(self) -> None:
-        """Begin loading. Returns at once; see ``wait_ready``."""
+        """Begin loading, unless that was done before. Returns at once; see ``wait_ready``."""
 
     async def wait_ready(self, timeout: float | None = None) -> EngineInfo:
         """Wait for the model. Raises ``EngineDeadError`` if it cannot be loaded, ``TimeoutError``."""

@@ -66,7 +66,7 @@ class InprocClient(StreamingClient):
 
     async def start(self) -> None:
         if self._thread is not None or self._state != "loading":
-            raise RuntimeError("an engine client is started once")
+            return
         self._info = self._core.info
         self._state = "ready"
         self._thread = threading.Thread(

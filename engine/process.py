@@ -97,9 +97,8 @@ class ProcessClient(StreamingClient):
         return None if self._child is None else self._child.pid
 
     async def start(self) -> None:
-        if self._supervisor is not None or self._state != "loading":
-            raise RuntimeError("an engine client is started once")
-        self._supervisor = asyncio.create_task(self._supervise())
+        if self._supervisor is None and self._state == "loading":
+            self._supervisor = asyncio.create_task(self._supervise())
 
     async def wait_ready(self, timeout: float | None = None) -> EngineInfo:
         async with asyncio.timeout(timeout):

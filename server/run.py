@@ -117,13 +117,21 @@ def serve(settings: ServeSettings, model: str, client: EngineClient) -> int:
     configure_logging(settings.log_level, settings.log_format)
     if not settings.api_keys() and settings.host not in LOOPBACK_HOSTS:
         log.warning("open_to_everybody", host=settings.host, advice="set --api-key or SPECVLM_API_KEY")
+    # uvicorn's choice of an event loop, made before there is an app
+    with asyncio.Runner(loop_factory=uvicorn.Config(app="", log_config=None).get_loop_factory()) as runner:
+        return runner.run(_serve(settings, model, client))
+
+
+async def _serve(settings: ServeSettings, model: str, client: EngineClient) -> int:
+    await client.start()  # the engine's process loads while ours imports and reads the tokenizer
     try:
-        app = assemble(settings, model, client)
+        app = await asyncio.to_thread(assemble, settings, model, client)
     except (OSError, ValueError, ImportError) as error:
         log.error("model_unusable", model=model, reason=str(error))
+        await client.shutdown()
         return 1
     server = make_server(settings, app, client)
-    server.run()
+    await server.serve()
     return server.exit_code
 
 
