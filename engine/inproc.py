@@ -65,7 +65,9 @@ class InprocClient(StreamingClient):
         self._thread: threading.Thread | None = None
 
     async def start(self) -> None:
-        if self._thread is not None or self._state != "loading":
+        if self._state == "stopped":
+            raise RuntimeError("an engine client that was shut down cannot be started again")
+        if self._thread is not None:
             return
         self._info = self._core.info
         self._state = "ready"

@@ -97,7 +97,9 @@ class ProcessClient(StreamingClient):
         return None if self._child is None else self._child.pid
 
     async def start(self) -> None:
-        if self._supervisor is None and self._state == "loading":
+        if self._state == "stopped":
+            raise RuntimeError("an engine client that was shut down cannot be started again")
+        if self._supervisor is None:
             self._supervisor = asyncio.create_task(self._supervise())
 
     async def wait_ready(self, timeout: float | None = None) -> EngineInfo:
