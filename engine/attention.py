@@ -35,8 +35,8 @@ class _Group:
     ``rows`` int64 ``[S, Q]``: rows of the packed row, padding repeats the first; ``valid`` bool ``[S, Q]`` or
     ``None`` if nothing is padded. ``kv_slots`` int64 ``[S * L]``. ``prefix`` int64 ``[S]``. ``dense``: every
     query sees every key unless a window cuts it off. ``tree_masks`` int64 ``[S, Q]`` or ``None``.
-    ``masks``: additive, by sliding window; made when first asked for. ``gathered``: room
-    for the keys and values of one layer at a time; fresh memory for each of them cost twice the attention.
+    ``masks``: additive, by sliding window; made when first asked for. ``gathered``: room for the keys and
+    values of one layer at a time; fresh memory for each layer costs more than the attention.
     """
 
     rows: torch.Tensor

@@ -146,8 +146,9 @@ class EngineCore:
         except Exception:  # whatever a vision tower may raise, others go on
             log.exception("encoding %d pictures at once failed", len(plan.encode))
             encoded = [self._encode_alone(image) for image in plan.encode.values()]
+        finite = iter(_all_finite([features for features in encoded if features is not None]))
         for key, features in zip(plan.encode, encoded, strict=True):
-            if features is not None and bool(torch.isfinite(features).all()):
+            if features is not None and next(finite):
                 self._embeddings.put(key, features)
             else:
                 self._fail_users(plan, key)
@@ -233,6 +234,14 @@ class EngineCore:
                 f"KV pages leaked: {self._pool.num_free} free + {self._pool.num_cached} cached "
                 f"!= {self._pool.num_pages}"
             )
+
+
+def _all_finite(tensors: Seq[torch.Tensor]) -> list[bool]:
+    """Which tensors hold numbers only. One device-to-host copy for all of them."""
+    if not tensors:
+        return []
+    verdicts: list[bool] = torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).tolist()
+    return verdicts
 
 
 def _draw_row(sequence: Sequence) -> DrawRow:

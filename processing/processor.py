@@ -27,7 +27,7 @@ from processing.vocabulary import Vocabulary
 class Processor:
     """Use ``Processor.from_pretrained``; the constructor takes what transformers has loaded."""
 
-    def __init__(self, loaded: Any, config: Any, generation_config: Any, chat_template: str | None) -> None:
+    def __init__(self, loaded: Any, config: Any, chat_template: str | None) -> None:
         self._vlm = loaded if hasattr(loaded, "image_processor") else None
         tokenizer = loaded if self._vlm is None else loaded.tokenizer
         self._bos_token: str | None = tokenizer.bos_token
@@ -44,7 +44,6 @@ class Processor:
         self._template = template if source else None
         self._control = ControlTokenizer(backend, template.tokens)
         self.vocabulary = Vocabulary(backend)
-        self.eos_token_ids = _eos_ids(tokenizer, config, generation_config)
         self.image_token_id = _image_token_id(self._vlm, config)
         if self._vlm is not None:
             self._image_options = self._vlm._merge_kwargs(tokenizer_init_kwargs=tokenizer.init_kwargs)[
@@ -61,16 +60,12 @@ class Processor:
         chat_template: str | None = None,
     ) -> Processor:
         """``chat_template``: a file, or the template itself; default is the model's own."""
-        from transformers import AutoConfig, AutoProcessor, GenerationConfig
+        from transformers import AutoConfig, AutoProcessor
 
         where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         loaded = AutoProcessor.from_pretrained(model, **where)
         config = AutoConfig.from_pretrained(model, **where)
-        try:
-            generation_config = GenerationConfig.from_pretrained(model, revision=revision)
-        except OSError:  # many models have none
-            generation_config = None
-        return cls(loaded, config, generation_config, _read_template(chat_template))
+        return cls(loaded, config, _read_template(chat_template))
 
     @property
     def supports_images(self) -> bool:
@@ -192,14 +187,6 @@ def _read_template(given: str | None) -> str | None:
         raise ValueError(
             f"--chat-template {given!r} is neither a file that can be read nor a template ({error.strerror})"
         ) from error
-
-
-def _eos_ids(tokenizer: Any, *configs: Any) -> frozenset[int]:
-    found: set[int] = set()
-    for owner in (tokenizer, *configs, *(getattr(config, "text_config", None) for config in configs)):
-        ids = getattr(owner, "eos_token_id", None)
-        found |= {ids} if isinstance(ids, int) else set(ids or ())
-    return frozenset(found)
 
 
 def _image_token_id(vlm: Any, config: Any) -> int | None:

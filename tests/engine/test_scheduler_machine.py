@@ -10,6 +10,7 @@ import random
 from collections.abc import Sequence as Seq
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -183,3 +184,8 @@ class EngineMachine(RuleBasedStateMachine):
 
 EngineMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestEngineMachine = EngineMachine.TestCase
+
+
+@pytest.mark.slow
+class TestLongerRuns(EngineMachine.TestCase):  # type: ignore[misc]
+    settings = settings(max_examples=800, stateful_step_count=80, deadline=None)
