@@ -20,6 +20,8 @@ from demo.scene import Question, Scene
 from demo.text import passages
 
 ROW = 352
+WEIGHTS = {"position": 3.0, "shape": 2.0, "count": 1.5, "word": 3.0}
+"""The hard tasks come early among a picture's branches (the exponent of a draw from 0..1), so fewer are cut off."""
 
 
 class DialogueBatches(Dataset[dict[str, torch.Tensor]]):
@@ -79,10 +81,10 @@ def _dialogues(drawn: Scene, rng: Random) -> list[list[Question]]:
     """The branches of one picture, in random order, the description somewhere among the first; one with
     two turns.
     """
-    single = questions(drawn, rng, "train") + questions(drawn, rng, "train")
+    single = [question for _ in range(3) for question in questions(drawn, rng, "train")]
     seen: set[str] = set()
     branches = []
-    for question in rng.sample(single, len(single)):
+    for question in sorted(single, key=lambda one: rng.random() ** WEIGHTS.get(one.task, 1.0)):
         if question.text not in seen and (question.task != "describe" or "describe" not in seen):
             branches.append([question])
             seen |= {question.text, question.task}

@@ -63,6 +63,7 @@ class EyesLearner:
         self.forward = torch.compile(self.eyes) if compiled else self.eyes
         table = load_file(language / "model.safetensors")["model.embed_tokens.weight"].float()
         self.table = table
+        self.delta: dict[str, Tensor] = {}  # of a joint stage before this one, handed on untouched
         nn.init.normal_(self.eyes.multi_modal_projector.linear_2.weight, std=0.02)
         prepare(self.eyes, normalised(SceneBatches(stage.seed + 1, 256, language)[0]["pixels"]))
 
@@ -93,8 +94,9 @@ class EyesLearner:
         return [*self.eyes.parameters(), *self.heads.parameters()]
 
     def state(self) -> dict[str, Any]:
-        return {"eyes": self.eyes.state_dict(), "heads": self.heads.state_dict()}
+        return {"eyes": self.eyes.state_dict(), "heads": self.heads.state_dict(), "delta": self.delta}
 
     def load(self, state: dict[str, Any]) -> None:
+        self.delta = state.get("delta", {})
         self.eyes.load_state_dict(state["eyes"])
         self.heads.load_state_dict(state["heads"])

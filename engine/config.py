@@ -10,16 +10,43 @@ Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
+MAX_TREE_NODES = 64
+"""Nodes of a draft tree with its root: a node's ancestors are the bits of one 64-bit integer."""
+
+
+class SpeculativeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Upper limits of every draft tree; each step picks what pays within them.
+
+    ``num_steps``: depth; ``topk``: children of a node; ``num_draft_tokens``: nodes without the root, at most
+    ``MAX_TREE_NODES`` - 1.
+    """
+
+    num_steps: int = 6
+    topk: int = 6
+    num_draft_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        limits = {"num_steps": 32, "topk": 32, "num_draft_tokens": MAX_TREE_NODES - 1}
+        for name, most in limits.items():
+            value = getattr(self, name)
+            if not 0 <= value <= most:
+                raise ValueError(f"{name} must lie in 0..{most}, got {value}")
+
+
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of one engine replica.
 
     ``max_num_batched_tokens`` bounds the rows of one target forward, ``max_num_encoder_tokens`` the visual
     tokens encoded in one step; ``None`` lets the engine choose by device. ``kv_cache_memory`` is in bytes;
     ``None`` takes ``gpu_memory_utilization`` of a GPU, or a share of the free memory of a CPU.
+    ``draft``: ``none``, ``ngram``, a folder or hub id of draft weights, or ``auto``: the model's own draft
+    (folder ``draft`` inside the model's), else ``ngram``.
     """
 
     model: str
     revision: str | None = None
+    draft: str = "auto"
+    speculative: SpeculativeConfig = SpeculativeConfig()
     device: Device = "auto"
     dtype: DType = "auto"
     max_model_len: int | None = None

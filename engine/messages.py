@@ -40,12 +40,28 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     logprobs: int | None = None
 
 
+class SpeculativeParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How far a request may speculate; ``None`` takes the engine's setting, which is also the upper limit.
+
+    ``num_steps`` bounds the depth of a draft tree, ``topk`` the children of a node, ``num_draft_tokens`` the
+    nodes of a tree without its root; 0 in any of them is plain decoding, as is ``enabled`` false. ``trace``:
+    report every round's tree. None of these changes the text.
+    """
+
+    enabled: bool = True
+    num_steps: int | None = None
+    topk: int | None = None
+    num_draft_tokens: int | None = None
+    trace: bool = False
+
+
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
     """One choice to generate. ``cache_salt`` separates prefix caches; lower ``priority`` runs first."""
 
     request_id: str
     prompt: Prompt
     sampling: SamplingParams
+    speculative: SpeculativeParams = SpeculativeParams()
     cache_salt: str = ""
     priority: int = 0
 
@@ -86,10 +102,37 @@ class RequestError(msgspec.Struct, frozen=True, kw_only=True):
     message: str
 
 
+class SpeculationStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What speculation did for one request. A round is a step that verified a tree of at least one draft.
+
+    ``num_spec_tokens``: output tokens of all rounds, bonus tokens included. ``acceptance_histogram[k]``:
+    rounds in which ``k`` drafts were accepted.
+    """
+
+    num_spec_steps: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_draft_tokens: int = 0
+    num_spec_tokens: int = 0
+    acceptance_histogram: list[int] = []
+
+
+class TracedRound(msgspec.Struct, frozen=True, kw_only=True):
+    """One verified tree. Node ``i`` drafts ``token_ids[i]`` after node ``parents[i]``; -1 is the root, the
+    last token before the round. ``accepted``: the walked nodes, root first left out; ``bonus_token_id``: the
+    target's own token after them.
+    """
+
+    token_ids: list[int]
+    parents: list[int]
+    accepted: list[int]
+    bonus_token_id: int
+
+
 class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that one request gained in one step.
 
     ``token_ids`` includes the stop token, if that is what ended the request; ``stop_token_id`` names it.
+    ``timings`` and ``speculation`` come with the last output, ``rounds`` with every output of a traced request.
     """
 
     request_id: str
@@ -100,10 +143,16 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
     num_cached_tokens: int = 0
     timings: RequestTimings | None = None
     error: RequestError | None = None
+    speculation: SpeculationStats | None = None
+    rounds: list[TracedRound] | None = None
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
-    """Gauges, and counters since the engine started. Cache queries and hits count tokens (mm: pictures)."""
+    """Gauges, and counters since the engine started. Cache queries and hits count tokens (mm: pictures).
+
+    ``spec_accepted_per_depth[d]``: rounds in which the draft at depth ``d + 1`` was accepted.
+    ``draft_seconds``: time spent drafting; ``step_seconds``: time of all steps.
+    """
 
     num_running: int = 0
     num_waiting: int = 0
@@ -115,6 +164,12 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     prefix_cache_hits: int = 0
     mm_cache_queries: int = 0
     mm_cache_hits: int = 0
+    spec_rounds: int = 0
+    spec_draft_tokens: int = 0
+    spec_accepted_tokens: int = 0
+    spec_accepted_per_depth: list[int] = []
+    draft_seconds: float = 0.0
+    step_seconds: float = 0.0
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
@@ -130,6 +185,11 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     num_pages: int
     page_size: int
     load_seconds: float
+    draft: str = "none"
+    """What drafts: ``eagle``, ``ngram`` or ``none``."""
+    num_steps: int = 0
+    topk: int = 0
+    num_draft_tokens: int = 0
 
 
 class StepReport(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
