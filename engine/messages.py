@@ -132,7 +132,7 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that one request gained in one step.
 
     ``token_ids`` includes the stop token, if that is what ended the request; ``stop_token_id`` names it.
-    ``timings`` and ``speculation`` come with the last output, ``rounds`` with every output of a traced request.
+    ``timings`` and ``speculation`` come with the last output, ``rounds`` with each one of a traced request.
     """
 
     request_id: str

@@ -1,0 +1,148 @@
+"""Draft folders: ``config.json`` and ``model.safetensors``, written by training and read at start.
+
+Knows files, names and shapes; nothing of how a draft is run or trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from engine.eagle import EagleDraft
+from engine.errors import ModelLoadError
+
+CONFIG, WEIGHTS, VOCABULARY = "config.json", "model.safetensors", "vocabulary"
+_SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
+
+
+class DraftConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """``config.json`` of a draft folder.
+
+    ``target`` and ``target_fingerprint`` name the model it was trained for (:func:`fingerprint`).
+    ``hidden_size`` and ``model_type`` are the target's text model's.
+    """
+
+    format: Literal["specvlm-eagle"] = "specvlm-eagle"
+    version: Literal[1] = 1
+    target: str
+    target_fingerprint: str
+    model_type: str
+    hidden_size: int
+    input_norm: bool = True
+    bias: bool = False
+
+
+def save_draft(folder: Path, draft: EagleDraft, config: DraftConfig, vocabulary: Tensor | None) -> None:
+    """Write ``draft`` in half precision. ``vocabulary``: int64 ``[V]``, the token ids that it can propose in
+    the order of its head's rows, ``None`` for all of the target's.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        name: value.detach().to(torch.float16).contiguous() for name, value in draft.state_dict().items()
+    }
+    if vocabulary is not None:
+        tensors[VOCABULARY] = vocabulary.to(torch.int32).contiguous()
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=1) + b"\n")
+
+
+def load_draft(
+    folder: Path, text_config: PretrainedConfig, *, attn_implementation: str
+) -> tuple[EagleDraft, Tensor | None, DraftConfig]:
+    """The draft in ``folder`` for a target with this text configuration, float32 on the CPU.
+
+    Raises ``ModelLoadError`` where config, names or shapes do not fit the target.
+    """
+    try:
+        config = msgspec.json.decode((folder / CONFIG).read_bytes(), type=DraftConfig)
+        tensors = read_tensors(folder / WEIGHTS)
+    except (OSError, msgspec.MsgspecError, SafetensorError) as error:
+        raise ModelLoadError(f"{str(folder)!r} is not a folder with a readable draft: {error}") from error
+    found, wanted = (config.model_type, config.hidden_size), (text_config.model_type, text_config.hidden_size)
+    if found != wanted:
+        raise ModelLoadError(
+            f"the draft in {str(folder)!r} is for a {found[0]} target of width {found[1]}, "
+            f"this target is a {wanted[0]} of width {wanted[1]}"
+        )
+    vocabulary = tensors.pop(VOCABULARY, None)
+    draft = EagleDraft(
+        text_config, attn_implementation=attn_implementation, input_norm=config.input_norm, bias=config.bias
+    )
+    fill(draft, tensors, folder)
+    return draft, check_vocabulary(vocabulary, int(text_config.vocab_size), folder), config
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file."""
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+
+
+def fill(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Copy ``tensors`` into ``module``: all of them, nothing else, shapes equal; else ``ModelLoadError``."""
+    own = module.state_dict()
+    missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    wrong = [
+        f"{name} {list(tensors[name].shape)} instead of {list(own[name].shape)}"
+        for name in own.keys() & tensors.keys()
+        if tensors[name].shape != own[name].shape
+    ]
+    if missing or unknown or wrong:
+        raise ModelLoadError(
+            f"the draft weights in {str(folder)!r} do not fit: missing {missing}, unknown {unknown}, "
+            f"wrong shape {sorted(wrong)}"
+        )
+    module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+
+
+def check_vocabulary(vocabulary: Tensor | None, size: int, folder: Path) -> Tensor | None:
+    """``vocabulary`` as int64, after a look at its range; ``ModelLoadError`` where it names no token."""
+    if vocabulary is None:
+        return None
+    ids = vocabulary.long()
+    if ids.dim() != 1 or not len(ids) or int(ids.min()) < 0 or int(ids.max()) >= size:
+        raise ModelLoadError(
+            f"the draft vocabulary in {str(folder)!r} must be a list of token ids in 0..{size - 1}"
+        )
+    return ids
+
+
+def fingerprint(folder: Path) -> str:
+    """Hex name of a model folder's weights, quick for any size: its safetensors files' names, sizes and
+    evenly spaced samples (the head of a file, which lists names and shapes, is one of them).
+
+    Raises ``FileNotFoundError`` if there is no such file.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"no *.safetensors in {str(folder)!r}")
+    digest = hashlib.blake2b(digest_size=16)
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}:".encode())
+        with open(path, "rb") as file:
+            for i in range(_SAMPLES):
+                file.seek(max(0, size - _SAMPLE_BYTES) * i // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def draft_config(
+    text_config: PretrainedConfig, target: str, target_folder: Path, **layout: Any
+) -> DraftConfig:
+    """The config of a draft of this target; ``layout``: ``input_norm``, ``bias``."""
+    return DraftConfig(
+        target=target,
+        target_fingerprint=fingerprint(target_folder),
+        model_type=str(text_config.model_type),
+        hidden_size=int(text_config.hidden_size),
+        **layout,
+    )

@@ -1,0 +1,98 @@
+"""The EAGLE draft: one decoder layer of the target's kind over (target feature, next embedding) pairs.
+
+EagleVLM (SpecVLM, arXiv 2509.11815, section 3.1) after EAGLE-2 (arXiv 2406.16858). At slot ``i`` of a
+sequence the draft reads the embedding of token ``i`` and the target's feature of token ``i - 1``, its hidden
+state after the final norm, and predicts the feature of token ``i``, from which the target's own head gives
+the distribution of token ``i + 1``. Slot 0 has no feature before it and takes zeros.
+
+The same module trains and serves; only the attention implementation differs. Knows no pages and no trees.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, PretrainedConfig
+
+
+class EagleDraft(nn.Module):
+    """``fc([norm(embedding); norm(state)])``, then one decoder layer; its output is the next state.
+
+    With ``input_norm`` false the parts go into ``fc`` as they are and the layer has no norm before its
+    attention: the layout of the published EAGLE-1 and EAGLE-2 drafts. ``bias`` is that of ``fc``.
+    """
+
+    def __init__(
+        self,
+        text_config: PretrainedConfig,
+        *,
+        attn_implementation: str,
+        input_norm: bool = True,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        config = one_layer_config(text_config)
+        with torch.device("meta"):  # only the layer is wanted of this model; its embeddings cost nothing here
+            skeleton = cast(Any, AutoModel.from_config(config, attn_implementation=attn_implementation))
+        size = int(config.hidden_size)
+        self.config: PretrainedConfig = skeleton.config
+        self.layer: nn.Module = skeleton.layers[0].to_empty(device="cpu")
+        self.rotary: nn.Module = type(skeleton.rotary_emb)(config=self.config)
+        self.embed_norm: nn.Module = nn.RMSNorm(size, eps=1e-5) if input_norm else nn.Identity()
+        self.state_norm: nn.Module = nn.RMSNorm(size, eps=1e-5) if input_norm else nn.Identity()
+        self.fc = nn.Linear(2 * size, size, bias=bias)
+        if not input_norm:
+            self.layer.input_layernorm = nn.Identity()
+
+    @property
+    def feature_size(self) -> int:
+        """Width of the target's features that ``fuse`` takes."""
+        return int(self.config.hidden_size)
+
+    def fuse(self, features: Tensor) -> Tensor:
+        """Target features ``[..., feature_size]`` as states ``[..., hidden]``: the same here."""
+        return features
+
+    def forward(
+        self,
+        states: Tensor,
+        embeddings: Tensor,
+        positions: Tensor,
+        attention_mask: Tensor | None = None,
+        **attention: Any,
+    ) -> Tensor:
+        """Predicted features ``[B, N, hidden]`` of tokens ``i`` from the states of ``i - 1`` and the
+        embeddings of ``i``, both ``[B, N, hidden]``; ``positions`` int64 ``[B, N]`` or ``[3, B, N]``.
+
+        ``attention_mask`` and ``attention`` go to the attention implementation.
+        """
+        joined = torch.cat([self.embed_norm(embeddings), self.state_norm(states)], dim=-1)
+        hidden = self.fc(joined)
+        out = self.layer(
+            hidden,
+            attention_mask=attention_mask,
+            position_ids=positions,
+            position_embeddings=self.rotary(hidden, positions),
+            **attention,
+        )
+        return cast(Tensor, out[0] if isinstance(out, tuple) else out)
+
+    def read_out(self, states: Tensor) -> Tensor:
+        """What the head takes, ``[..., hidden]``: the states as they are."""
+        return states
+
+
+def one_layer_config(text_config: PretrainedConfig) -> PretrainedConfig:
+    """The target's text configuration with one layer of full attention."""
+    config = deepcopy(text_config)
+    config.num_hidden_layers = 1
+    if getattr(config, "layer_types", None):
+        config.layer_types = ["full_attention"]
+    if getattr(config, "sliding_window", None) is not None:
+        config.sliding_window = None
+    if getattr(config, "use_sliding_window", False):
+        config.use_sliding_window = False
+    return config
