@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -39,6 +40,8 @@ from server.schemas.answers import (
 )
 from server.schemas.answers import Choice as ChoiceAnswer
 from server.schemas.chat import ChatRequest
+from server.schemas.speculation import AnswerMetrics, TracedRound
+from server.speculation import TraceFormatter, answer_metrics, speculative_params
 from server.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -89,9 +92,11 @@ class ChatAnswer:
         texts = [""] * len(self._choices)
         logprobs: list[list[TokenLogprob]] = [[] for _ in self._choices]
         reasons: list[FinishReason] = ["stop"] * len(self._choices)
+        rounds: list[list[TracedRound]] = [[] for _ in self._choices]
         async for piece in self._generation:
             texts[piece.index] += piece.text
             logprobs[piece.index] += piece.logprobs
+            rounds[piece.index] += piece.rounds
             reasons[piece.index] = piece.finish_reason or reasons[piece.index]
         return ChatCompletion(
             id=self._id,
@@ -107,26 +112,47 @@ class ChatAnswer:
                 for index, text in enumerate(texts)
             ],
             usage=self._usage(),
+            metrics=self._metrics(),
+            speculative_trace=list(chain.from_iterable(rounds)) if self._request.traces else None,
         )
 
     async def chunks(self) -> AsyncIterator[ChatCompletionChunk]:
         for index in range(len(self._choices)):
             yield self._chunk(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
+        num_open = len(self._choices)
         async for piece in self._generation:
-            if piece.text or piece.logprobs:
+            if piece.text or piece.logprobs or piece.rounds:
                 delta = Delta(content=piece.text)
                 logprobs = self._choice_logprobs(piece.logprobs)
-                yield self._chunk(ChunkChoice(index=piece.index, delta=delta, logprobs=logprobs))
+                gain = ChunkChoice(index=piece.index, delta=delta, logprobs=logprobs)
+                yield self._chunk(gain, rounds=piece.rounds)
             if piece.finish_reason is not None:
-                last = ChunkChoice(index=piece.index, delta=Delta(), finish_reason=piece.finish_reason)
-                yield self._chunk(last)
+                num_open -= 1
+                is_last = not num_open and not self._request.include_usage
+                end = ChunkChoice(index=piece.index, delta=Delta(), finish_reason=piece.finish_reason)
+                yield self._chunk(end, metrics=self._metrics() if is_last else None)
         if self._request.include_usage:
-            yield self._chunk(usage=self._usage())
+            yield self._chunk(usage=self._usage(), metrics=self._metrics())
 
-    def _chunk(self, *choices: ChunkChoice, usage: Usage | None = None) -> ChatCompletionChunk:
+    def _chunk(
+        self,
+        *choices: ChunkChoice,
+        usage: Usage | None = None,
+        metrics: AnswerMetrics | None = None,
+        rounds: Sequence[TracedRound] = (),
+    ) -> ChatCompletionChunk:
         return ChatCompletionChunk(
-            id=self._id, created=self._created, model=self._model, choices=list(choices), usage=usage
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            choices=list(choices),
+            usage=usage,
+            metrics=metrics,
+            speculative_trace=list(rounds) or None,
         )
+
+    def _metrics(self) -> AnswerMetrics | None:
+        return answer_metrics([choice.speculation for choice in self._choices])
 
     def _choice_logprobs(self, content: list[TokenLogprob]) -> ChoiceLogprobs | None:
         return ChoiceLogprobs(content=content) if self._request.logprobs else None
@@ -201,12 +227,14 @@ def make_choices(
                 request_id=f"{unique_id}-{index}",
                 prompt=prompt,
                 sampling=replace(sampling, choice_index=index),
+                speculative=speculative_params(request.speculative),
                 cache_salt=request.cache_salt,
                 priority=request.priority,
             ),
             detokenizer=parts.processor.detokenizer(skip_special_tokens=request.skip_special_tokens),
             stop=StopMatcher(request.stop_strings, include_stop=request.include_stop_str_in_output),
             logprobs=logprobs,
+            trace=TraceFormatter(parts.processor, index) if request.traces else None,
             timeline=Timeline(parts.metrics, arrival, prompt_len),
         )
         for index in range(request.num_choices)

@@ -11,30 +11,36 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from engine.client import EngineClient, EngineDeadError
-from engine.messages import GenerateRequest, RequestOutput
+from engine.messages import GenerateRequest, RequestOutput, SpeculationStats
 from processing.detokenizer import Detokenizer
 from processing.stop import StopMatcher
 from server.errors import shutting_down
 from server.logprobs import LogprobFormatter
 from server.schemas.answers import FinishReason, TokenLogprob
+from server.schemas.speculation import TracedRound
+from server.speculation import TraceFormatter
 from server.timeline import Timeline
 
 
 @dataclass(slots=True)
 class Piece:
-    """What one choice gained: shown text, the log-probabilities behind it, and why it ended, if it did."""
+    """What one choice gained: shown text, the log-probabilities and the trees behind it, why it ended."""
 
     index: int
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    rounds: list[TracedRound] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.text or self.logprobs or self.finish_reason)
+        return bool(self.text or self.logprobs or self.rounds or self.finish_reason)
 
 
 class Choice:
-    """Iterate over ``pieces`` once; ``num_tokens`` and ``num_cached`` are complete when it has ended."""
+    """Iterate over ``pieces`` once; the counts are complete when it has ended.
+
+    ``speculation`` is the last that the engine said about it, ``None`` if that was nothing.
+    """
 
     def __init__(
         self,
@@ -44,6 +50,7 @@ class Choice:
         detokenizer: Detokenizer,
         stop: StopMatcher,
         logprobs: LogprobFormatter | None,
+        trace: TraceFormatter | None,
         timeline: Timeline,
     ) -> None:
         self._client = client
@@ -51,9 +58,11 @@ class Choice:
         self._detokenizer = detokenizer
         self._stop = stop
         self._logprobs = logprobs
+        self._trace = trace
         self._timeline = timeline
         self.num_tokens = 0
         self.num_cached = 0
+        self.speculation: SpeculationStats | None = None
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         end = "abort"
@@ -79,7 +88,10 @@ class Choice:
         if output.finish_reason in ("abort", "error"):
             raise shutting_down()
         self.num_cached = max(self.num_cached, output.num_cached_tokens)
+        self.speculation = output.speculation or self.speculation
         piece = Piece(self._request.sampling.choice_index)
+        if self._trace is not None and output.rounds is not None:
+            piece.rounds += self._trace.format(output.rounds, self.num_tokens)
         for position, token_id in enumerate(output.token_ids):
             self.num_tokens += 1
             is_stop_token = output.stop_token_id is not None and position == len(output.token_ids) - 1

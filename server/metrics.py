@@ -6,9 +6,11 @@ Fed from two sides: step reports of the engine (gauges, cumulative counters) and
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
-from typing import Final
+from itertools import zip_longest
+from typing import Final, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.process_collector import ProcessCollector
@@ -18,6 +20,7 @@ from engine.messages import EngineStats, StepReport
 ENGINE_LABEL: Final = "0"
 LABELS: Final = ("model_name", "engine")
 RATE_WINDOW_SECONDS: Final = 10.0
+RECENT: Final = ("generation_tokens", "spec_rounds", "spec_draft_tokens", "spec_accepted_tokens")
 
 LATENCY_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 640)
 TOKEN_TIME_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
@@ -34,7 +37,17 @@ ENGINE_COUNTERS: Final = {
     "prefix_cache_hits": "Prompt tokens found in the prefix cache.",
     "mm_cache_queries": "Pictures looked up in the encoder cache.",
     "mm_cache_hits": "Pictures found in the encoder cache.",
+    "draft_seconds": "Time spent drafting.",
 }
+# Those whose names here differ from the engine's.
+RENAMED_COUNTERS: Final = {
+    "spec_rounds": ("spec_decode_num_drafts", "Draft trees verified."),
+    "spec_draft_tokens": ("spec_decode_num_draft_tokens", "Drafts verified: nodes of trees without roots."),
+    "spec_accepted_tokens": ("spec_decode_num_accepted_tokens", "Drafts accepted."),
+    "step_seconds": ("engine_step_seconds", "Time of all steps of the engine."),
+}
+
+Number = TypeVar("Number", int, float)
 
 
 class Metrics:
@@ -61,14 +74,23 @@ class Metrics:
         self._running = self._gauge("num_requests_running", "Sequences being generated.")
         self._waiting = self._gauge("num_requests_waiting", "Sequences waiting for room.")
         self._kv_usage = self._gauge("kv_cache_usage_perc", "Share of KV pages in use, 0 to 1.")
-        self._rate = TokenRate()
-        self._gauge("tokens_per_second", "Tokens generated per second, lately.").set_function(
-            self._rate.value
-        )
+        self._recent = {name: RecentSum() for name in RECENT}
+        for name, text, value in (
+            ("tokens_per_second", "Tokens generated per second.", self._tokens_per_second),
+            ("acceptance_rate", "Share of verified drafts that were accepted.", self._acceptance_rate),
+            ("mean_acceptance_length", "Tokens of a round, bonus included.", self._mean_acceptance_length),
+        ):
+            self._gauge(name, f"{text} Over the last {RATE_WINDOW_SECONDS:.0f} s.").set_function(value)
 
+        counters = {name: (name, text) for name, text in ENGINE_COUNTERS.items()} | RENAMED_COUNTERS
         self._engine_counters = {
-            name: self._counter(name, text).labels(*self._labels) for name, text in ENGINE_COUNTERS.items()
+            field: self._counter(*named).labels(*self._labels) for field, named in counters.items()
         }
+        self._accepted_per_pos = self._counter(
+            "spec_decode_num_accepted_tokens_per_pos",
+            "Drafts accepted by their depth; 0 is the first.",
+            "position",
+        )
         self.cached_prompt_tokens = self._counter(
             "prompt_tokens_cached", "Prompt tokens of answered requests that came from the cache."
         ).labels(*self._labels)
@@ -85,9 +107,14 @@ class Metrics:
         self._running.set(stats.num_running)
         self._waiting.set(stats.num_waiting)
         self._kv_usage.set(stats.kv_cache_usage)
+        last = self._last_stats
         for name, counter in self._engine_counters.items():
-            counter.inc(increase(getattr(self._last_stats, name), getattr(stats, name)))
-        self._rate.add(increase(self._last_stats.generation_tokens, stats.generation_tokens))
+            counter.inc(increase(getattr(last, name), getattr(stats, name)))
+        depths = zip_longest(last.spec_accepted_per_depth, stats.spec_accepted_per_depth, fillvalue=0)
+        for position, (before, now) in enumerate(depths):
+            self._accepted_per_pos.labels(*self._labels, str(position)).inc(increase(before, now))
+        for name, recent in self._recent.items():
+            recent.add(increase(getattr(last, name), getattr(stats, name)))
         self._last_stats = stats
         if report.num_tokens:
             self.iteration_tokens.observe(report.num_tokens)
@@ -101,6 +128,16 @@ class Metrics:
     def render(self) -> bytes:
         return generate_latest(self.registry)
 
+    def _tokens_per_second(self) -> float:
+        return self._recent["generation_tokens"].value() / RATE_WINDOW_SECONDS
+
+    def _acceptance_rate(self) -> float:
+        return ratio(self._recent["spec_accepted_tokens"].value(), self._recent["spec_draft_tokens"].value())
+
+    def _mean_acceptance_length(self) -> float:
+        rounds = self._recent["spec_rounds"].value()
+        return ratio(self._recent["spec_accepted_tokens"].value() + rounds, rounds)
+
     def _histogram(self, name: str, buckets: tuple[float, ...]) -> Histogram:
         text = name.replace("_", " ").capitalize() + "."
         made = Histogram(f"{self._prefix}:{name}", text, LABELS, buckets=buckets, registry=self.registry)
@@ -113,27 +150,32 @@ class Metrics:
         return Counter(f"{self._prefix}:{name}", text, LABELS + more_labels, registry=self.registry)
 
 
-def increase(last: int, now: int) -> int:
+def increase(last: Number, now: Number) -> Number:
     """By how much a cumulative count grew; a smaller one was started again from zero."""
     return now - last if now >= last else now
 
 
-class TokenRate:
-    """Tokens per second over the last ``RATE_WINDOW_SECONDS``."""
+def ratio(part: int, whole: int) -> float:
+    """NaN, which no alert mistakes for a bad value, where there is nothing to divide by."""
+    return part / whole if whole else math.nan
+
+
+class RecentSum:
+    """Sum of what was counted in the last ``RATE_WINDOW_SECONDS``."""
 
     def __init__(self) -> None:
         self._steps: deque[tuple[float, int]] = deque()
         self._total = 0
 
-    def add(self, num_tokens: int) -> None:
+    def add(self, count: int) -> None:
         self._forget_old()
-        if num_tokens:
-            self._steps.append((time.monotonic(), num_tokens))
-            self._total += num_tokens
+        if count:
+            self._steps.append((time.monotonic(), count))
+            self._total += count
 
-    def value(self) -> float:
+    def value(self) -> int:
         self._forget_old()
-        return self._total / RATE_WINDOW_SECONDS
+        return self._total
 
     def _forget_old(self) -> None:
         oldest = time.monotonic() - RATE_WINDOW_SECONDS

@@ -65,7 +65,13 @@ class DrainingServer(uvicorn.Server):
         """Greet when the model is there; stop serving when it will never be (again)."""
         try:
             info = await self._client.wait_ready()
-            log.info("model_loaded", model=info.model, device=info.device, seconds=info.load_seconds)
+            log.info(
+                "model_loaded",
+                model=info.model,
+                device=info.device,
+                draft=info.draft,
+                seconds=info.load_seconds,
+            )
             print(greeting(self.url(), self._app.state.server.settings.names[0]), flush=True)
             while self._client.state != "failed":  # noqa: ASYNC110 - the engine's client has no event for it
                 await asyncio.sleep(WATCH_SECONDS)

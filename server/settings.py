@@ -11,7 +11,8 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ByteSize, Field, SecretStr, field_validator, model_validator
+import msgspec
+from pydantic import ByteSize, Field, PlainValidator, SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -21,13 +22,25 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from engine.config import Device, DType, EngineConfig
+from engine.config import Device, DType, EngineConfig, SpeculativeConfig
 
 ENV_PREFIX = "SPECVLM_"
 CONFIG_ENV = ENV_PREFIX + "CONFIG"
 DEMO_MODEL_NAME = "specvlm-demo"
 
 Names = Annotated[list[str], NoDecode]
+
+
+def read_speculative(value: Any) -> SpeculativeConfig:
+    """JSON text, or the object it stands for. The engine's own type says what is in it, and its ranges."""
+    if isinstance(value, SpeculativeConfig):
+        return value
+    if isinstance(value, str):
+        return msgspec.json.decode(value, type=SpeculativeConfig)
+    return msgspec.convert(value, SpeculativeConfig)
+
+
+Speculative = Annotated[SpeculativeConfig, NoDecode, PlainValidator(read_speculative)]
 
 
 class ServeSettings(BaseSettings):
@@ -60,6 +73,17 @@ class ServeSettings(BaseSettings):
     api_key_file: Path | None = Field(None, description="file with one accepted key a line")
     max_request_size: ByteSize = Field(ByteSize(64 * 2**20), gt=0, description="bound of a request's body")
     shutdown_timeout: float = Field(30.0, ge=0, description="seconds that open requests get after SIGTERM")
+
+    draft: str = Field(
+        "auto",
+        min_length=1,
+        description="what proposes tokens: folder or hub id of draft weights, 'ngram' (look-up in the text), "
+        "'none', or 'auto': the model's own draft, else 'ngram'",
+    )
+    speculative_config: Speculative = Field(
+        SpeculativeConfig(),
+        description="upper limits of a draft tree, as JSON with num_steps, topk, num_draft_tokens",
+    )
 
     dtype: DType = Field("auto", description="type of the weights")
     device: Device = Field("auto", description="where the model runs")
@@ -150,6 +174,8 @@ class ServeSettings(BaseSettings):
         return EngineConfig(
             model=model,
             revision=self.revision,
+            draft=self.draft,
+            speculative=self.speculative_config,
             device=self.device,
             dtype=self.dtype,
             max_model_len=self.max_model_len,

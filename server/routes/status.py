@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from server.errors import engine_unavailable
-from server.schemas.models import Status, Version
+from server.schemas.models import Drafting, Status, Version
 from server.state import State
 from server.version import VERSION
 
@@ -34,5 +34,15 @@ async def metrics(state: State) -> Response:
 
 
 @router.get("/version")
-async def version() -> Version:
-    return Version(version=VERSION)
+async def version(state: State) -> Version:
+    """The version of this server, and what drafts in it."""
+    info = state.client.info
+    drafting = None
+    if info is not None:
+        drafting = Drafting(
+            draft=info.draft,
+            num_steps=info.num_steps,
+            topk=info.topk,
+            num_draft_tokens=info.num_draft_tokens,
+        )
+    return Version(version=VERSION, speculative=drafting)

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from server.schemas.base import AnswerModel
+from server.schemas.speculation import AnswerMetrics, TracedRound
 
 FinishReason = Literal["stop", "length"]
 
@@ -55,7 +56,14 @@ class Choice(AnswerModel):
     finish_reason: FinishReason
 
 
-class ChatCompletion(AnswerModel):
+class Extension(AnswerModel):
+    """Beside the fields of the OpenAI API, at the root. What there is nothing to say about is left out."""
+
+    metrics: AnswerMetrics | None = Field(default=None, exclude_if=is_absent)
+    speculative_trace: list[TracedRound] | None = Field(default=None, exclude_if=is_absent)
+
+
+class ChatCompletion(Extension):
     id: str
     object: Literal["chat.completion"] = "chat.completion"
     created: int
@@ -78,7 +86,7 @@ class ChunkChoice(AnswerModel):
     finish_reason: FinishReason | None = None
 
 
-class ChatCompletionChunk(AnswerModel):
+class ChatCompletionChunk(Extension):
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     created: int

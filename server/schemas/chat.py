@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 from server.schemas.base import ClientModel
 from server.schemas.messages import JsonObject, Message
 from server.schemas.sampling import INT32_MAX, SamplingFields
+from server.schemas.speculation import SpeculativeFields
 
 NO_TOOL_CALLS: Final = (None, "none", "auto")
 
@@ -90,6 +91,7 @@ class ChatRequest(SamplingFields, FieldsWithoutEffect, UnbuiltFields):
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
+    speculative: SpeculativeFields | None = None
     cache_salt: str = Field("", max_length=256, description="Separates prefix caches.")
     priority: int = Field(
         0, ge=-INT32_MAX, le=INT32_MAX, description="Lower runs first, where the server allows priorities."
@@ -118,6 +120,10 @@ class ChatRequest(SamplingFields, FieldsWithoutEffect, UnbuiltFields):
     @property
     def num_logprobs(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
+    def traces(self) -> bool:
+        return self.speculative is not None and self.speculative.trace
 
     @property
     def include_usage(self) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from server.schemas.base import AnswerModel
 
 
@@ -21,8 +23,18 @@ class ModelList(AnswerModel):
     data: list[ModelCard]
 
 
+class Drafting(AnswerModel):
+    """What proposes tokens, and the upper limits of its trees."""
+
+    draft: str = Field(description="'eagle', 'ngram' or 'none'")
+    num_steps: int
+    topk: int
+    num_draft_tokens: int
+
+
 class Version(AnswerModel):
     version: str
+    speculative: Drafting | None = Field(description="Null until the model is loaded.")
 
 
 class Status(AnswerModel):

@@ -23,8 +23,11 @@ from engine.messages import (
     RequestTimings,
     SamplingParams,
     Shutdown,
+    SpeculationStats,
+    SpeculativeParams,
     StepReport,
     TokenLogprobs,
+    TracedRound,
 )
 from engine.wire import DTYPES, WireError, from_engine, request_id_in, to_engine
 from processing.prompt import ImageInput, Prompt
@@ -54,10 +57,18 @@ requests = st.builds(
     request_id=text,
     prompt=st.builds(Prompt, token_ids=token_ids, images=st.lists(images, max_size=2)),
     sampling=sampling,
+    speculative=st.builds(SpeculativeParams, topk=st.none() | st.integers(0, 32), trace=st.booleans()),
     cache_salt=text,
 )
 client_messages = requests | st.builds(AbortRequest, request_ids=st.lists(text)) | st.just(Shutdown())
 seconds = st.floats(0, 1e6)
+rounds = st.builds(
+    TracedRound,
+    token_ids=token_ids,
+    parents=st.lists(st.integers(-1, 63), max_size=9),
+    accepted=token_ids,
+    bonus_token_id=st.integers(0, 2**31),
+)
 outputs = st.builds(
     RequestOutput,
     request_id=text,
@@ -70,6 +81,8 @@ outputs = st.builds(
     finish_reason=st.sampled_from([None, "stop", "length", "abort", "error"]),
     timings=st.none() | st.builds(RequestTimings, queue=seconds, prefill=seconds, decode=seconds),
     error=st.none() | st.builds(RequestError, code=st.just("invalid_request"), message=text),
+    speculation=st.none() | st.builds(SpeculationStats, acceptance_histogram=token_ids),
+    rounds=st.none() | st.lists(rounds, max_size=2),
 )
 engine_messages = (
     st.builds(StepReport, outputs=st.lists(outputs, max_size=3), stats=st.builds(EngineStats))

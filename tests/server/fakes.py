@@ -19,11 +19,13 @@ from engine.messages import (
     RequestTimings,
     StepReport,
     TokenLogprobs,
+    TracedRound,
 )
 from processing.chat import ChatMessage, ImagePart, TextPart
 from processing.detokenizer import Detokenizer
 from processing.prompt import ImageInput, Prompt
 from processing.vocabulary import Vocabulary
+from tests.server.drafting import drafted, statistics
 
 EOS_TEXT, IMAGE_TEXT = "<|end|>", "<image>"
 IMAGE_TOKENS = 4
@@ -129,6 +131,10 @@ class FakeEngineClient:
             num_pages=1,
             page_size=16,
             load_seconds=0.0,
+            draft="ngram",
+            num_steps=6,
+            topk=4,
+            num_draft_tokens=32,
         )
 
     async def wait_ready(self, timeout: float | None = None) -> EngineInfo:
@@ -182,8 +188,12 @@ class FakeEngineClient:
         finish_reason: FinishReason = "stop",
         num_cached: int = 0,
         pause: float = 0.0,
+        drafts: bool = False,
     ) -> Answer:
-        """``text`` in steps of ``step`` tokens; ended by the EOS token, or cut by ``max_tokens``."""
+        """``text`` in steps of ``step`` tokens; ended by the EOS token, or cut by ``max_tokens``.
+
+        With ``drafts`` each step of a request that speculates is a round of ``tests.server.drafting``.
+        """
         ids = self.processor.encode(text)
         if finish_reason == "stop":
             ids = [*ids, self.processor.eos]
@@ -191,10 +201,13 @@ class FakeEngineClient:
         async def answer(request: GenerateRequest) -> AsyncGenerator[RequestOutput, None]:
             allowed = ids[: request.sampling.max_tokens]
             stops = len(allowed) == len(ids) and finish_reason == "stop"
+            rounds: list[TracedRound] = []
             for start in range(0, len(allowed), step):
                 await asyncio.sleep(pause)
                 chunk = allowed[start : start + step]
                 is_last = start + step >= len(allowed)
+                if drafts and request.speculative.enabled:
+                    rounds.append(drafted(chunk))
                 yield RequestOutput(
                     request_id=request.request_id,
                     token_ids=chunk,
@@ -203,6 +216,8 @@ class FakeEngineClient:
                     stop_token_id=self.processor.eos if is_last and stops else None,
                     num_cached_tokens=num_cached,
                     timings=RequestTimings(queue=0.1, prefill=0.2, decode=0.3) if is_last else None,
+                    speculation=statistics(rounds) if is_last and drafts else None,
+                    rounds=rounds[-1:] if request.speculative.trace else None,
                 )
 
         return answer

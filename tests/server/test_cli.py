@@ -12,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
+from engine.config import SpeculativeConfig
 from server import cli
 from server.settings import ServeSettings
 
@@ -21,7 +22,7 @@ FLAGS = (
     *("--gpu-memory-utilization", "--kv-cache-memory", "--limit-mm-per-prompt", "--allowed-media-domains"),
     *("--allowed-local-media-path", "--chat-template", "--root-path", "--ssl-keyfile", "--ssl-certfile"),
     *("--shutdown-timeout", "--revision", "--metrics-prefix", "--trust-remote-code", "--log-level"),
-    *("--scheduling-policy", "--max-image-pixels"),
+    *("--scheduling-policy", "--max-image-pixels", "--draft", "--speculative-config"),
 )
 
 
@@ -93,8 +94,8 @@ def test_toml(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--draft", "auto"],
-        ["--speculative-config", "{}"],
+        ["--draft", ""],
+        ["--speculative-config", '{"num_draft_tokens": 64}'],
         ["--nonsense"],
         ["--port", "65536"],
         ["--kv-cache-memory", "2 bananas"],
@@ -114,6 +115,52 @@ def test_bad_flags_end_with_a_word_about_them(flags: list[str], capsys: pytest.C
     assert flags[0].lstrip("-").split("-")[0] in message
     assert "Traceback" not in message
     assert "pydantic" not in message
+
+
+def test_speculation_reaches_the_engine(
+    parsed: list[ServeSettings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cli.main(["serve"])
+    cli.main(["serve", "--draft", "ngram", "--speculative-config", '{"num_steps": 2, "topk": 1}'])
+    monkeypatch.setenv("SPECVLM_DRAFT", "none")
+    monkeypatch.setenv("SPECVLM_SPECULATIVE_CONFIG", '{"num_draft_tokens": 5}')
+    cli.main(["serve"])
+    monkeypatch.delenv("SPECVLM_SPECULATIVE_CONFIG")
+    file = tmp_path / "settings.toml"
+    file.write_text("[speculative-config]\nnum_steps = 0\n")
+    cli.main(["serve", "--config", str(file)])
+    configs = [settings.engine_config("m") for settings in parsed]
+    assert [(config.draft, config.speculative) for config in configs] == [
+        ("auto", SpeculativeConfig()),
+        ("ngram", SpeculativeConfig(num_steps=2, topk=1)),
+        ("none", SpeculativeConfig(num_draft_tokens=5)),
+        ("none", SpeculativeConfig(num_steps=0)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        ("{", "truncated"),
+        ("{bad", "JSON is malformed"),
+        ('{"depth": 3}', "unknown field `depth`"),
+        ('{"num_steps": 33}', "num_steps must lie in 0..32, got 33"),
+        ('{"topk": true}', "Expected `int`, got `bool`"),
+    ],
+)
+def test_a_bad_speculative_config_is_one_clear_line(
+    config: str, complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = []
+    for flags in (["--speculative-config", config], []):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["serve", *flags])
+        said.append(str(caught.value.code))
+        monkeypatch.setenv("SPECVLM_SPECULATIVE_CONFIG", config)
+    assert said[0] == said[1]
+    assert said[0].startswith("specvlm: --speculative-config: ")
+    assert complaint in said[0]
+    assert "\n" not in said[0]
 
 
 def test_unknown_keys_fail_wherever_they_come_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -24,12 +24,17 @@ HISTOGRAMS = (
     *("request_decode_time_seconds", "request_inference_time_seconds", "request_prompt_tokens"),
     *("request_generation_tokens", "iteration_tokens_total"),
 )
-GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "tokens_per_second")
+GAUGES = (
+    *("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "tokens_per_second"),
+    *("acceptance_rate", "mean_acceptance_length"),
+)
 COUNTERS = (
     *("prompt_tokens_total", "prompt_tokens_cached_total", "generation_tokens_total"),
     *("request_success_total", "admission_rejections_total", "num_preemptions_total"),
     *("prefix_cache_queries_total", "prefix_cache_hits_total"),
-    *("mm_cache_queries_total", "mm_cache_hits_total"),
+    *("mm_cache_queries_total", "mm_cache_hits_total", "draft_seconds_total", "engine_step_seconds_total"),
+    *("spec_decode_num_drafts_total", "spec_decode_num_draft_tokens_total"),
+    "spec_decode_num_accepted_tokens_total",
 )
 
 
@@ -41,7 +46,7 @@ def samples(http: httpx.Client) -> dict[str, Any]:
     for family in text_string_to_metric_families(response.text):
         for sample in family.samples:
             found[sample.name] = sample
-            for name in ("finished_reason", "reason"):
+            for name in ("finished_reason", "reason", "position"):
                 if name in sample.labels:
                     found[f"{sample.name}{{{sample.labels[name]}}}"] = sample
     return found

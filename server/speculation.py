@@ -1,0 +1,71 @@
+"""Speculation between HTTP and engine: what a client asked, what came of it. Knows no text and no order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from typing import TYPE_CHECKING
+
+from engine import messages
+from engine.messages import SpeculationStats, SpeculativeParams
+from server.schemas.speculation import AnswerMetrics, SpeculativeDecoding, SpeculativeFields, TracedRound
+
+if TYPE_CHECKING:
+    from processing.processor import Processor
+
+
+def speculative_params(asked: SpeculativeFields | None) -> SpeculativeParams:
+    if asked is None:
+        return SpeculativeParams()
+    return SpeculativeParams(
+        enabled=asked.enabled,
+        num_steps=asked.num_steps,
+        topk=asked.topk,
+        num_draft_tokens=asked.num_draft_tokens,
+        trace=asked.trace,
+    )
+
+
+def answer_metrics(choices: Sequence[SpeculationStats | None]) -> AnswerMetrics | None:
+    """Sums over all choices; ``None`` unless the engine told about each: a part would mislead."""
+    told = [stats for stats in choices if stats is not None]
+    if len(told) < len(choices):
+        return None
+    num_rounds = sum(stats.num_spec_steps for stats in told)
+    num_drafts = sum(stats.num_draft_tokens for stats in told)
+    num_accepted = sum(stats.num_accepted_draft_tokens for stats in told)
+    histograms = (stats.acceptance_histogram for stats in told)
+    return AnswerMetrics(
+        speculative_decoding=SpeculativeDecoding(
+            num_spec_steps=num_rounds,
+            num_draft_tokens=num_drafts,
+            num_accepted_draft_tokens=num_accepted,
+            mean_acceptance_length=(num_accepted + num_rounds) / num_rounds if num_rounds else None,
+            draft_acceptance_rate=num_accepted / num_drafts if num_drafts else None,
+            acceptance_histogram=[sum(counts) for counts in zip_longest(*histograms, fillvalue=0)],
+            num_spec_tokens=sum(stats.num_spec_tokens for stats in told),
+        )
+    )
+
+
+class TraceFormatter:
+    """Rounds of one choice as a client sees them."""
+
+    def __init__(self, processor: Processor, index: int) -> None:
+        self._processor = processor
+        self._index = index
+
+    def format(self, rounds: Sequence[messages.TracedRound], position: int) -> Iterator[TracedRound]:
+        """``position``: output tokens of the choice before the first of ``rounds``."""
+        for one in rounds:
+            yield TracedRound(
+                index=self._index,
+                position=position,
+                token_ids=one.token_ids,
+                tokens=[self._processor.token_text(token_id) for token_id in one.token_ids],
+                parents=one.parents,
+                accepted=one.accepted,
+                bonus_token_id=one.bonus_token_id,
+                bonus_token=self._processor.token_text(one.bonus_token_id),
+            )
+            position += len(one.accepted) + 1
