@@ -1,0 +1,267 @@
+"""Look-up drafting: what a plain search finds, in the same order, and nothing that must not be proposed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.candidates import Candidates
+from engine.config import SpeculativeConfig
+from engine.ngram import NgramDrafter
+from engine.ngram_index import NgramIndex
+
+MAX, MIN, MATCHES, FLOOR = 4, 2, 8, 0.02
+IMAGE = 3
+
+Paths = dict[tuple[int, ...], float]
+texts = st.lists(st.integers(0, 4), min_size=1, max_size=24)
+
+
+def limits(num_steps: int = 6, topk: int = 3, num_draft_tokens: int = 32) -> SpeculativeConfig:
+    return SpeculativeConfig(num_steps=num_steps, topk=topk, num_draft_tokens=num_draft_tokens)
+
+
+def paths_of(candidates: Candidates, row: int = 0) -> Paths:
+    """Each proposed path from the root, with its score."""
+    found: list[tuple[int, ...]] = []
+    scores: list[float] = []
+    for i in np.flatnonzero(np.isfinite(candidates.scores[row])):
+        parent = int(candidates.parents[row, i])
+        found.append((*(found[parent] if parent >= 0 else ()), int(candidates.token_ids[row, i])))
+        scores.append(float(candidates.scores[row, i]))
+    assert len(set(found)) == len(found), "a path is proposed twice"
+    return dict(zip(found, scores, strict=True))
+
+
+@dataclass
+class Remembered:
+    lead: list[int]
+    output: list[int]
+
+
+def search(
+    own: list[int], memory: list[Remembered], never: set[int], steps: int
+) -> list[tuple[int, list[int]]]:
+    """(length, continuation) of the matches that count, by plain search."""
+    places: list[tuple[int, int, int]] = []  # (text, end, length); text -1 is our own
+    for n in range(MAX, MIN - 1, -1):
+        if len(own) < n:
+            continue
+        tail = own[-n:]
+        sources = [(-1, own, 0)] + [
+            (i, m.lead + m.output, len(m.lead) - 1) for i, m in reversed(list(enumerate(memory)))
+        ]
+        for name, text, first_end in sources:
+            for end in range(len(text) - 1, -1, -1):
+                known = any(p[:2] == (name, end) for p in places)
+                itself = name == -1 and end == len(own) - 1
+                if (
+                    end >= max(first_end, n - 1)
+                    and text[end - n + 1 : end + 1] == tail
+                    and not known | itself
+                ):
+                    places.append((name, end, n))
+    matches = []
+    for name, end, n in places[:MATCHES]:
+        if name == -1:
+            following = [own[end + 1 + i % (len(own) - 1 - end)] for i in range(steps)]
+        else:
+            following = (memory[name].lead + memory[name].output)[end + 1 : end + 1 + steps]
+        stop = next((i for i, token in enumerate(following) if token in never), len(following))
+        matches.append((n, following[:stop]))
+    return matches
+
+
+def all_paths(matches: list[tuple[int, list[int]]], limit: SpeculativeConfig) -> Paths:
+    """Every path above the floor, within depth and width, with the score that the module's docstring says."""
+    paths: Paths = {}
+
+    def grow(path: tuple[int, ...], score: float) -> None:
+        depth = len(path)
+        if depth == limit.num_steps:
+            return
+        weights: dict[int, int] = {}
+        for n, following in matches:
+            if len(following) > depth and tuple(following[:depth]) == path:
+                weight = 2 ** (min(n + depth, MAX) - MIN)
+                weights[following[depth]] = weights.get(following[depth], 0) + weight
+        total = sum(weights.values()) + 1
+        for token in sorted(weights, key=lambda t: -weights[t])[: limit.topk]:
+            below = score + math.log(weights[token] / total)
+            if below >= math.log(FLOOR):
+                paths[(*path, token)] = below
+                grow((*path, token), below)
+
+    grow((), 0.0)
+    return paths
+
+
+@given(
+    prompt=texts,
+    outputs=st.lists(texts, max_size=6),
+    others=st.lists(st.tuples(texts, texts), max_size=3),
+    limit=st.builds(limits, st.integers(0, 7), st.integers(0, 4), st.integers(0, 20)),
+)
+@settings(max_examples=150, deadline=None)
+def test_proposes_what_a_plain_search_finds(
+    prompt: list[int],
+    outputs: list[list[int]],
+    others: list[tuple[list[int], list[int]]],
+    limit: SpeculativeConfig,
+) -> None:
+    drafter = NgramDrafter(never=frozenset({IMAGE}), min_probability=FLOOR)
+    for other_prompt, other_output in others:
+        drafter.begin("other", other_prompt, "")
+        drafter.extend("other", other_output)
+        drafter.end("other", remember=True)
+    memory = [Remembered(p[-MAX:], o) for p, o in others]
+    drafter.begin("a", prompt, "")
+    own = list(prompt)
+    for output in [[], *outputs]:
+        drafter.extend("a", output)
+        own += output
+        candidates = drafter.propose(["a"], [limit])
+        candidates.check()
+        got = paths_of(candidates)
+        expected = all_paths(search(own, memory, {IMAGE}, limit.num_steps), limit)
+        assert got.keys() <= expected.keys()
+        assert all(got[path] == pytest.approx(expected[path], abs=1e-5) for path in got)
+        # Where the tree's size is the limit, the likeliest nodes are kept; ties may go either way.
+        best = sorted(expected.values(), reverse=True)[: limit.num_draft_tokens]
+        assert sorted(got.values(), reverse=True) == pytest.approx(best, abs=1e-5)
+
+
+def test_text_that_repeats_gives_deep_paths() -> None:
+    drafter = NgramDrafter()
+    drafter.begin("poem", [1, 2, 3, 4, 5, 1, 2, 3], "")
+    deep = limits(num_steps=12)
+    assert max(paths_of(drafter.propose(["poem"], [deep]))) == (4, 5, 1, 2, 3, 4, 5, 1, 2, 3, 4, 5)[:12]
+    drafter.begin("dots", [9, 7, 7, 7, 7], "")
+    assert (7,) * 10 in paths_of(drafter.propose(["dots"], [deep]))
+
+
+def test_agreement_and_longer_matches_are_likelier() -> None:
+    drafter = NgramDrafter()
+    drafter.begin("once", [1, 2, 3, 9, 1, 2], "")
+    drafter.begin("twice", [1, 2, 3, 8, 1, 2, 3, 9, 1, 2], "")
+    drafter.begin("longer", [9, 1, 2, 3, 9, 1, 2], "")
+    drafter.begin("split", [1, 2, 3, 8, 1, 2, 4, 9, 1, 2], "")
+    rows = [paths_of(drafter.propose([name], [limits()])) for name in ("split", "once", "twice", "longer")]
+    split, once, twice, longer = (row[(3,)] for row in rows)
+    assert split < once < min(twice, longer)
+
+
+def test_requests_draft_together_and_the_short_ones_are_padded() -> None:
+    drafter = NgramDrafter()
+    drafter.begin("new", [1, 2, 3, 4], "")
+    drafter.begin("repeats", [1, 2, 3, 1, 2], "")
+    both = drafter.propose(["new", "repeats"], [limits(), limits(num_steps=2)])
+    both.check()
+    assert not np.isfinite(both.scores[0]).any()
+    assert set(paths_of(both, 1)) == {(3,), (3, 1)}
+    nothing = drafter.propose(["new"], [limits()])
+    nothing.check()
+    assert nothing.scores.shape == (1, 0)
+
+
+def test_outputs_of_ended_requests_are_found_from_their_first_token_but_prompts_are_not() -> None:
+    drafter = NgramDrafter()
+    drafter.begin("old", [50, 51, 52, 53, 98, 99], "")
+    drafter.extend("old", [10, 11, 12])
+    drafter.end("old", remember=True)
+    drafter.begin("new", [60, 61, 98, 99], "")  # the template's end is the same
+    assert set(paths_of(drafter.propose(["new"], [limits()]))) == {(10,), (10, 11), (10, 11, 12)}
+    drafter.begin("spy", [50, 51, 52], "")
+    assert not paths_of(drafter.propose(["spy"], [limits()]))
+
+
+def test_a_request_that_is_not_remembered_leaves_nothing() -> None:
+    drafter = NgramDrafter()
+    drafter.begin("old", [1, 2], "")
+    drafter.extend("old", [3, 4, 5])
+    drafter.end("old", remember=False)
+    drafter.begin("new", [1, 2, 3], "")
+    assert not paths_of(drafter.propose(["new"], [limits()]))
+    assert drafter.num_remembered_tokens == 0
+    with pytest.raises(KeyError):
+        drafter.propose(["old"], [limits()])
+
+
+@given(
+    jobs=st.lists(st.tuples(st.sampled_from("xyz"), texts), min_size=1, max_size=12),
+    capacity=st.integers(0, 60),
+    tail=st.lists(st.integers(0, 4), min_size=2, max_size=4),
+)
+@settings(max_examples=100, deadline=None)
+def test_salts_share_nothing_and_memory_is_bounded(
+    jobs: list[tuple[str, list[int]]], capacity: int, tail: list[int]
+) -> None:
+    """Every salt writes with tokens of its own; a look-up under a salt meets those only."""
+    drafter = NgramDrafter(memory_tokens=capacity)
+    for salt, output in jobs:
+        drafter.begin("job", tail, salt)  # the same prompt for all
+        drafter.extend("job", [token + 100 * ord(salt) for token in output])
+        drafter.end("job", remember=True)
+        assert drafter.num_remembered_tokens <= capacity
+    for salt in "xyz":
+        drafter.begin(salt, tail, salt)
+    rows = drafter.propose(list("xyz"), [limits()] * 3)
+    for row, salt in enumerate("xyz"):
+        foreign = {token for path in paths_of(rows, row) for token in path if token not in tail}
+        assert {token // 100 for token in foreign} <= {ord(salt)}
+
+
+def test_the_oldest_outputs_leave_first() -> None:
+    drafter = NgramDrafter(memory_tokens=3 * (5 + 10))  # three outputs of ten with their leads
+    for number in range(4):
+        drafter.begin("job", [1, 2, 3, 4], f"salt {number % 2}")
+        drafter.extend("job", range(100 * number, 100 * number + 10))
+        drafter.end("job", remember=True)
+    for number, known in enumerate([False, True, True, True]):
+        drafter.begin("look", [100 * number, 100 * number + 1], f"salt {number % 2}")
+        assert bool(paths_of(drafter.propose(["look"], [limits()]))) is known
+        drafter.end("look", remember=False)
+
+
+def test_an_output_larger_than_memory_keeps_its_end() -> None:
+    drafter = NgramDrafter(memory_tokens=20)
+    drafter.begin("long", [1, 2], "")
+    drafter.extend("long", range(1000, 2000))
+    drafter.end("long", remember=True)
+    drafter.begin("look", [1990, 1991], "")
+    assert (1992, 1993) in paths_of(drafter.propose(["look"], [limits()]))
+
+
+@given(pieces=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=6))
+@settings(max_examples=100, deadline=None)
+def test_forgetting_removes_every_entry(pieces: list[list[int]]) -> None:
+    """An index that forgot its first texts is one that never saw them."""
+    index = NgramIndex(2, 4)
+    padded = [[-1] * 4 + piece for piece in pieces]
+    for piece in padded:
+        index.extend(piece, skip=4)
+    for gone, piece in enumerate(padded, 1):
+        index.forget(len(piece))
+        fresh = NgramIndex(2, 4)
+        for other in padded[gone:]:
+            fresh.extend(other, skip=4)
+        assert index.token_ids == fresh.token_ids
+        assert index.num_entries == fresh.num_entries
+        shift = index.last - fresh.last
+        grams = {tuple(fresh.token_ids[i : i + n]) for n in (2, 3, 4) for i in range(len(fresh) - n + 1)}
+        for gram in grams:
+            assert list(index.occurrences(gram)) == [place + shift for place in fresh.occurrences(gram)]
+    assert index.num_entries == 0
+
+
+def test_an_image_placeholder_ends_a_path() -> None:
+    drafter = NgramDrafter(never=frozenset({IMAGE}))
+    drafter.begin("a", [10, 11, 12, IMAGE, IMAGE, IMAGE, 13, 10, 11], "")
+    assert set(paths_of(drafter.propose(["a"], [limits()]))) == {(12,)}
+    drafter.begin("b", [10, IMAGE, IMAGE, IMAGE, IMAGE], "")
+    assert not paths_of(drafter.propose(["b"], [limits()]))
