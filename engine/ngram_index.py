@@ -48,9 +48,8 @@ class NgramIndex:
             begin = max(old + skip, n - 1)  # index of the first end of an n-gram to note
             earlier.extend([NONE] * (min(begin, len(self.token_ids)) - len(earlier)))
             window = self.token_ids[begin - n + 1 :]
-            for place, gram in enumerate(
-                zip(*(window[i:] for i in range(n)), strict=False), self._first + begin
-            ):
+            grams = zip(*(window[i:] for i in range(n)), strict=False)
+            for place, gram in enumerate(grams, self._first + begin):
                 earlier.append(heads.get(gram, NONE))
                 heads[gram] = place
 

@@ -140,7 +140,7 @@ def test_text_that_repeats_gives_deep_paths() -> None:
     drafter = NgramDrafter()
     drafter.begin("poem", [1, 2, 3, 4, 5, 1, 2, 3], "")
     deep = limits(num_steps=12)
-    assert max(paths_of(drafter.propose(["poem"], [deep]))) == (4, 5, 1, 2, 3, 4, 5, 1, 2, 3, 4, 5)[:12]
+    assert (4, 5, 1, 2, 3, 4, 5, 1, 2, 3, 4, 5) in paths_of(drafter.propose(["poem"], [deep]))
     drafter.begin("dots", [9, 7, 7, 7, 7], "")
     assert (7,) * 10 in paths_of(drafter.propose(["dots"], [deep]))
 

@@ -1,0 +1,178 @@
+"""What a forward costs: seconds against rows, as measured, refined while running, kept on disk. No torch.
+
+Knows neither models nor devices: whoever measures passes points in and names the table.
+
+    table = CostTable({1: 0.042, 8: 0.050, 64: 0.162})
+    table.seconds(10)           # between the points
+    table.observe(8, 0.055)     # a forward that just ran
+    save_tables(path, {"machine model dtype threads target": table})
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+log = logging.getLogger(__name__)
+
+LOCAL_RATE = 1 / 64  # of an observed error, how much goes to the points beside it …
+SHARED_RATE = 1 / 64  # … and how much to all: a machine that slows down does so at every size
+MAX_SURPRISE = 2.0  # an observation counts as at most this factor away from what was expected
+
+Floats = npt.NDArray[np.float64]
+
+
+class Points(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A table on disk: ``rows`` rising from at least 1, ``seconds`` positive, one for each."""
+
+    rows: list[int]
+    seconds: list[float]
+
+    def __post_init__(self) -> None:
+        if not self.rows or len(self.rows) != len(self.seconds):
+            raise ValueError("a cost table needs at least one point, and as many seconds as rows")
+        if self.rows[0] < 1 or any(b <= a for a, b in zip(self.rows, self.rows[1:], strict=False)):
+            raise ValueError(f"rows must rise from at least 1, got {self.rows}")
+        if not all(0 < s < float("inf") for s in self.seconds):
+            raise ValueError(f"seconds must be positive and finite, got {self.seconds}")
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    format: Literal["specvlm-costs-1"]
+    tables: dict[str, Points]
+
+
+class CostTable:
+    """Linear between its points, however bumpy; below the first as the first; after the last on with the
+    last slope, but never below the last point. A single point is a cost that rows do not change.
+
+    ``points``: rows to seconds. Raises ``ValueError`` for rows below 1 or seconds that are not positive.
+    """
+
+    def __init__(self, points: Mapping[int, float]) -> None:
+        ordered = Points(sorted(points), [points[rows] for rows in sorted(points)])
+        self._rows: Floats = np.array(ordered.rows, np.float64)
+        self._seconds: Floats = np.array(ordered.seconds, np.float64)
+
+    @property
+    def points(self) -> dict[int, float]:
+        return dict(zip(self._rows.astype(int).tolist(), self._seconds.tolist(), strict=True))
+
+    def seconds(self, rows: float) -> float:
+        """Expected seconds of a forward of ``rows`` rows; an expected number of rows need not be whole."""
+        return float(self.curve(np.array([rows], np.float64))[0])
+
+    def curve(self, rows: npt.NDArray[np.float64] | npt.NDArray[np.int64]) -> Floats:
+        """``seconds`` of many row counts, any shape."""
+        inside: Floats = np.interp(rows, self._rows, self._seconds)
+        if len(self._rows) == 1:
+            return inside
+        rise = max(0.0, float(self._seconds[-1] - self._seconds[-2]))
+        slope = rise / float(self._rows[-1] - self._rows[-2])
+        beyond: Floats = np.maximum(rows - self._rows[-1], 0.0)
+        return inside + slope * beyond
+
+    def observe(self, rows: float, seconds: float) -> None:
+        """A forward of ``rows`` rows took ``seconds``: a slow running mean.
+
+        One that is far off was disturbed and counts as ``MAX_SURPRISE`` at most. Beyond the last point the
+        error says little about any point, so there it moves only what is common to all. Raises
+        ``ValueError`` for seconds that are not positive.
+        """
+        if not 0 < seconds < float("inf"):
+            raise ValueError(f"seconds must be positive and finite, got {seconds}")
+        expected = self.seconds(rows)
+        error = min(max(seconds / expected, 1 / MAX_SURPRISE), MAX_SURPRISE) - 1
+        self._seconds *= 1 + SHARED_RATE * error
+        if rows > self._rows[-1]:
+            return
+        right = int(np.searchsorted(self._rows, rows))
+        left = max(right - 1, 0)
+        share = 1.0
+        if right > left:
+            share = float((rows - self._rows[left]) / (self._rows[right] - self._rows[left]))
+        self._seconds[right] *= 1 + LOCAL_RATE * share * error
+        self._seconds[left] *= 1 + LOCAL_RATE * (1 - share) * error
+
+    def to_json(self) -> bytes:
+        return msgspec.json.encode(self.to_points())
+
+    @classmethod
+    def from_json(cls, data: bytes) -> CostTable:
+        """Raises ``ValueError`` for anything but a table."""
+        return cls.from_points(msgspec.json.decode(data, type=Points))
+
+    def to_points(self) -> Points:
+        return Points(self._rows.astype(int).tolist(), self._seconds.tolist())
+
+    @classmethod
+    def from_points(cls, points: Points) -> CostTable:
+        return cls(dict(zip(points.rows, points.seconds, strict=True)))
+
+
+@dataclass(slots=True, frozen=True)
+class DraftCosts:
+    """What drafting costs. ``extend``: the pass over newly accepted tokens that also yields the first level,
+    against its rows. ``level``: one more level, against the rows of all sequences' frontiers; ``None`` where
+    deeper levels cost nothing (a look-up: give ``extend`` its seconds against sequences).
+    """
+
+    extend: CostTable
+    level: CostTable | None = None
+
+    def seconds(self, levels: int, extend_rows: int, frontier_rows: int) -> float:
+        """Seconds of drafting ``levels`` levels, at least 1."""
+        first = self.extend.seconds(extend_rows)
+        return first + (levels - 1) * (self.level.seconds(frontier_rows) if self.level is not None else 0.0)
+
+    def observe(self, levels: int, extend_rows: int, frontier_rows: int, seconds: float) -> None:
+        """Drafting took ``seconds`` in all; an error is shared in proportion."""
+        ratio = seconds / self.seconds(levels, extend_rows, frontier_rows)
+        self.extend.observe(extend_rows, ratio * self.extend.seconds(extend_rows))
+        if self.level is not None and levels > 1:
+            self.level.observe(frontier_rows, ratio * self.level.seconds(frontier_rows))
+
+
+def load_tables(path: Path) -> dict[str, CostTable]:
+    """The tables kept at ``path`` by their keys. What is missing, unreadable, not ours in format or another
+    user's file gives none: costs are then measured again.
+    """
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_uid != os.getuid():
+                log.warning("ignoring the cost tables at %s: the file is another user's", path)
+                return {}
+            kept = msgspec.json.decode(file.read(), type=_File)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        log.warning("ignoring the cost tables at %s: %s", path, error)
+        return {}
+    return {key: CostTable.from_points(points) for key, points in kept.tables.items()}
+
+
+def save_tables(path: Path, tables: Mapping[str, CostTable]) -> None:
+    """Keep these tables at ``path`` beside those of other keys, readable by this user only.
+
+    The file is replaced in one step: a reader sees the old one or the new one. Raises ``OSError``.
+    """
+    merged = {**load_tables(path), **tables}
+    kept = _File("specvlm-costs-1", {key: table.to_points() for key, table in merged.items()})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(prefix=path.name, dir=path.parent)  # created with mode 0600
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(msgspec.json.encode(kept))
+        os.replace(beside, path)
+    except BaseException:
+        os.unlink(beside)
+        raise
