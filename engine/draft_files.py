@@ -6,6 +6,7 @@ Knows files, names and shapes; nothing of how a draft is run or trained.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,18 +90,24 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def fill(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
     """Copy ``tensors`` into ``module``: all of them, nothing else, shapes equal; else ``ModelLoadError``."""
     own = module.state_dict()
-    missing, unknown = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    check_shapes({name: tuple(value.shape) for name, value in own.items()}, tensors, folder)
+    for name, value in own.items():
+        value.copy_(tensors[name])  # into the module's own memory, in its precision
+
+
+def check_shapes(wanted: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """``ModelLoadError`` that lists every difference, unless ``tensors`` has just these names and shapes."""
+    missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     wrong = [
-        f"{name} {list(tensors[name].shape)} instead of {list(own[name].shape)}"
-        for name in own.keys() & tensors.keys()
-        if tensors[name].shape != own[name].shape
+        f"{name} {list(tensors[name].shape)} instead of {list(wanted[name])}"
+        for name in sorted(wanted.keys() & tensors.keys())
+        if tuple(tensors[name].shape) != wanted[name]
     ]
     if missing or unknown or wrong:
         raise ModelLoadError(
             f"the draft weights in {str(folder)!r} do not fit: missing {missing}, unknown {unknown}, "
-            f"wrong shape {sorted(wrong)}"
+            f"wrong shape {wrong}"
         )
-    module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
 
 
 def check_vocabulary(vocabulary: Tensor | None, size: int, folder: Path) -> Tensor | None:

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig
 
+from engine.errors import ModelLoadError
+
 
 class EagleDraft(nn.Module):
     """``fc([norm(embedding); norm(state)])``, then one decoder layer; its output is the next state.
@@ -34,13 +36,8 @@ class EagleDraft(nn.Module):
         bias: bool = False,
     ) -> None:
         super().__init__()
-        config = one_layer_config(text_config)
-        with torch.device("meta"):  # only the layer is wanted of this model; its embeddings cost nothing here
-            skeleton = cast(Any, AutoModel.from_config(config, attn_implementation=attn_implementation))
-        size = int(config.hidden_size)
-        self.config: PretrainedConfig = skeleton.config
-        self.layer: nn.Module = skeleton.layers[0].to_empty(device="cpu")
-        self.rotary: nn.Module = type(skeleton.rotary_emb)(config=self.config)
+        size = int(text_config.hidden_size)
+        self.config, self.layer, self.rotary = decoder_layer(text_config, attn_implementation)
         self.embed_norm: nn.Module = nn.RMSNorm(size, eps=1e-5) if input_norm else nn.Identity()
         self.state_norm: nn.Module = nn.RMSNorm(size, eps=1e-5) if input_norm else nn.Identity()
         self.fc = nn.Linear(2 * size, size, bias=bias)
@@ -83,6 +80,24 @@ class EagleDraft(nn.Module):
     def read_out(self, states: Tensor) -> Tensor:
         """What the head takes, ``[..., hidden]``: the states as they are."""
         return states
+
+
+def decoder_layer(
+    text_config: PretrainedConfig, attn_implementation: str
+) -> tuple[PretrainedConfig, nn.Module, nn.Module]:
+    """A layer of this kind, float32 and not initialised, with its configuration and its rotary embedding.
+
+    Raises ``ModelLoadError`` where the kind allows no such sizes.
+    """
+    config = one_layer_config(text_config)
+    # float32 is said, because the configuration of a half precision target asks for half precision.
+    how: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": attn_implementation}
+    try:
+        with torch.device("meta"):  # only the layer is wanted of this model; its embeddings cost nothing here
+            model = cast(Any, AutoModel.from_config(config, **how))
+    except ValueError as error:
+        raise ModelLoadError(f"no layer of the kind {config.model_type} for this draft: {error}") from error
+    return model.config, model.layers[0].to_empty(device="cpu"), type(model.rotary_emb)(config=model.config)
 
 
 def one_layer_config(text_config: PretrainedConfig) -> PretrainedConfig:
