@@ -29,7 +29,7 @@ class Ours:
     @property
     def target(self) -> Any:
         """The model under the engine, for timing its passes."""
-        return self.core._target
+        return self.core.target
 
     def run(
         self, chats: Sequence[Chat], num_tokens: int, step: Callable[[], StepReport] | None = None

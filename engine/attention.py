@@ -33,8 +33,9 @@ class _Group:
     """Sequences that attend together, padded to Q queries and L keys.
 
     ``rows`` int64 ``[S, Q]``: rows of the packed row, padding repeats the first; ``valid`` bool ``[S, Q]`` or
-    ``None`` if nothing is padded. ``kv_slots`` int64 ``[S * L]``. ``prefix`` int64 ``[S]``. ``dense``: every
-    query sees every key unless a window cuts it off. ``tree_masks`` int64 ``[S, Q]`` or ``None``.
+    ``None`` if nothing is padded. ``kv_slots`` int64 ``[S * L]``. ``prefix`` int64 ``[S]``: keys before the
+    span, or before the tree. ``dense``: every query sees every key unless a window cuts it off.
+    ``tree_masks`` int64 ``[S, Q]`` or ``None``; ``whole_trees``: the span holds every node of its tree.
     ``masks``: additive, by sliding window; made when first asked for. ``gathered``: room for the keys and
     values of one layer at a time; fresh memory for each layer costs more than the attention.
     """
@@ -46,6 +47,7 @@ class _Group:
     prefix: torch.Tensor
     dense: bool
     tree_masks: torch.Tensor | None
+    whole_trees: bool
     masks: dict[int | None, torch.Tensor | None] = field(default_factory=dict)
     gathered: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -186,9 +188,10 @@ def _group(batch: Batch, sequences: list[int]) -> _Group:
         valid=~padded if len({batch.query_len(s) for s in sequences}) > 1 else None,
         kv_slots=(pages * batch.page_size + logical % batch.page_size).flatten(),
         kv_len=kv_len,
-        prefix=torch.tensor([batch.prefix_lens[s] for s in sequences], device=device),
-        dense=num_queries == 1 and len({batch.kv_len(s) for s in sequences}) == 1,
+        prefix=torch.tensor([batch.tree_start(s) for s in sequences], device=device),
+        dense=not is_tree and num_queries == 1 and len({batch.kv_len(s) for s in sequences}) == 1,
         tree_masks=batch.tree_masks[rows] if is_tree and batch.tree_masks is not None else None,
+        whole_trees=all(batch.tree_start(s) == batch.prefix_lens[s] for s in sequences),
     )
 
 
@@ -206,8 +209,10 @@ def _mask(group: _Group, window: int | None, dtype: torch.dtype, share: int) -> 
 def _visible(group: _Group, window: int | None) -> torch.Tensor:
     """Which keys each query sees, bool ``[S, Q, L]``.
 
-    Keys of the prefix come first, then those of the span: key ``prefix + j`` belongs to its row ``j``. In a
-    tree a row's logical position is its depth, so rows of one depth share it while their slots differ.
+    Keys of the prefix come first, then those of the span: key ``prefix + j`` belongs to its row ``j``, in a
+    tree to node ``j``. A node's logical position is its depth, so nodes of one depth share it while their
+    slots differ. Raises ``RuntimeError`` for a window over a tree part of whose nodes are in KV already:
+    their depths are not known here (a draft's layer, which alone has such trees, attends fully).
     """
     logical = torch.arange(group.kv_len, device=group.prefix.device)
     node = logical - group.prefix[:, None]  # [S, L]; negative in the prefix
@@ -221,6 +226,8 @@ def _visible(group: _Group, window: int | None) -> torch.Tensor:
             group.tree_masks[:, :, None] >> torch.arange(64, device=group.prefix.device)
         ) & 1  # [S, Q, 64]
         depth = bits.sum(-1) - 1
+        if window is not None and not group.whole_trees:
+            raise RuntimeError("a sliding window over a tree that is partly in KV")
         own = node.clamp(0, group.rows.shape[1] - 1)
         query_position = group.prefix[:, None] + depth
         key_position = torch.where(node < 0, logical, group.prefix[:, None] + depth.gather(1, own))

@@ -16,8 +16,10 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from engine.config import MAX_TREE_NODES
 from engine.scheduler import Span
 
 
@@ -28,9 +30,10 @@ class Batch:
     ``token_ids``, ``slots``: int64 ``[N]``; ``positions``: int64 ``[N]`` or ``[3, N]``; ``page_table``: int64
     ``[S, P]``, padded with 0. ``span_starts`` (S + 1) and ``prefix_lens`` (S) stay on the host.
 
-    ``trees``: which spans are draft trees, empty if none is; the others are causal. ``tree_masks``: int64
-    ``[N]`` or ``None``; bit ``j`` of a tree's row says that it sees node ``j`` of its own span, itself
-    included. A tree has at most 64 nodes.
+    ``trees``: which spans are rows of a draft tree, empty if none is; the others are causal. ``tree_starts``:
+    the logical slot of each tree's node 0, the prefix's length unless nodes of earlier steps are in KV.
+    ``tree_masks``: int64 ``[N]`` or ``None``; bit ``j`` of a tree's row says that it sees node ``j`` of its
+    tree, itself included. A tree has at most 64 nodes.
     """
 
     token_ids: torch.Tensor
@@ -41,12 +44,14 @@ class Batch:
     prefix_lens: tuple[int, ...]
     page_size: int
     trees: tuple[bool, ...] = ()
+    tree_starts: tuple[int, ...] = ()
     tree_masks: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         for sequence in range(self.num_sequences):
-            if self.is_tree(sequence) and (self.tree_masks is None or self.query_len(sequence) > 64):
-                raise ValueError(f"a tree needs masks and at most 64 nodes, got {self.query_len(sequence)}")
+            num_nodes = self.kv_len(sequence) - self.tree_start(sequence)
+            if self.is_tree(sequence) and (self.tree_masks is None or num_nodes > MAX_TREE_NODES):
+                raise ValueError(f"a tree needs masks and at most {MAX_TREE_NODES} nodes, got {num_nodes}")
 
     @property
     def num_rows(self) -> int:
@@ -59,6 +64,14 @@ class Batch:
     def is_tree(self, sequence: int) -> bool:
         return bool(self.trees) and self.trees[sequence]
 
+    def tree_start(self, sequence: int) -> int:
+        """Logical slot of the tree's node 0; for a causal span the length of its prefix."""
+        return (
+            self.tree_starts[sequence]
+            if self.is_tree(sequence) and self.tree_starts
+            else self.prefix_lens[sequence]
+        )
+
     def query_len(self, sequence: int) -> int:
         return self.span_starts[sequence + 1] - self.span_starts[sequence]
 
@@ -67,28 +80,67 @@ class Batch:
         return self.prefix_lens[sequence] + self.query_len(sequence)
 
 
-def build_batch(spans: Seq[Span], page_size: int, device: torch.device) -> Batch:
-    """Describe ``spans`` as one causal row. Cost: one small copy a tensor, no loop over tokens."""
-    tables = [np.asarray(span.sequence.table.pages, dtype=np.int64) for span in spans]
-    page_table = np.zeros((len(spans), max(len(table) for table in tables)), dtype=np.int64)
+@dataclass(slots=True, frozen=True)
+class Part:
+    """The rows of one sequence, on the host: ``M`` tokens from logical slot ``first`` of these ``pages`` on.
+
+    ``positions`` int64 ``[M]`` or ``[3, M]``. ``masks`` uint64 ``[M]`` if the rows are of a tree, whose node
+    0 is at slot ``tree_start``.
+    """
+
+    token_ids: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
+    pages: Seq[int]
+    first: int
+    tree_start: int = 0
+    masks: npt.NDArray[np.uint64] | None = None
+
+
+def part_of(span: Span) -> Part:
+    """What a span brings to the target's row: its tokens, then its tree."""
+    token_ids = np.asarray(span.sequence.token_ids[span.start : span.end], dtype=np.int64)
+    positions = np.arange(span.start, span.end, dtype=np.int64)
+    if span.tree is None:
+        return Part(token_ids, positions, span.sequence.table.pages, span.start)
+    return Part(
+        np.concatenate([token_ids, span.tree.token_ids]),
+        np.concatenate([positions, span.start + span.tree.depths]),
+        span.sequence.table.pages,
+        span.start,
+        tree_start=span.start,
+        masks=span.tree.masks,
+    )
+
+
+def build_batch(parts: Seq[Part], page_size: int, device: torch.device) -> Batch:
+    """Describe ``parts`` as one row. Cost: one small copy a tensor, no loop over tokens."""
+    tables = [np.asarray(part.pages, dtype=np.int64) for part in parts]
+    page_table = np.zeros((len(parts), max(len(table) for table in tables)), dtype=np.int64)
     for row, table in zip(page_table, tables, strict=True):
         row[: len(table)] = table
-    token_ids = np.concatenate(
-        [np.asarray(s.sequence.token_ids[s.start : s.end], dtype=np.int64) for s in spans]
-    )
-    positions = np.concatenate([np.arange(s.start, s.end, dtype=np.int64) for s in spans])
+    lengths = [len(part.token_ids) for part in parts]
+    logical = [np.arange(part.first, part.first + n) for part, n in zip(parts, lengths, strict=True)]
     slots = np.concatenate(
-        [
-            table[np.arange(s.start, s.end) // page_size] * page_size + np.arange(s.start, s.end) % page_size
-            for s, table in zip(spans, tables, strict=True)
-        ]
+        [table[i // page_size] * page_size + i % page_size for table, i in zip(tables, logical, strict=True)]
     )
+    trees = tuple(part.masks is not None for part in parts)
+    masks = None
+    if any(trees):
+        masks = np.concatenate(
+            [
+                np.zeros(n, np.uint64) if p.masks is None else p.masks
+                for p, n in zip(parts, lengths, strict=True)
+            ]
+        ).view(np.int64)
     return Batch(
-        token_ids=torch.from_numpy(token_ids).to(device),
-        positions=torch.from_numpy(positions).to(device),
+        token_ids=torch.from_numpy(np.concatenate([part.token_ids for part in parts])).to(device),
+        positions=torch.from_numpy(np.concatenate([part.positions for part in parts], axis=-1)).to(device),
         slots=torch.from_numpy(slots).to(device),
         page_table=torch.from_numpy(page_table).to(device),
-        span_starts=(0, *np.cumsum([s.length for s in spans]).tolist()),
-        prefix_lens=tuple(s.start for s in spans),
+        span_starts=(0, *np.cumsum(lengths).tolist()),
+        prefix_lens=tuple(part.first for part in parts),
         page_size=page_size,
+        trees=trees if masks is not None else (),
+        tree_starts=tuple(part.tree_start for part in parts) if masks is not None else (),
+        tree_masks=None if masks is None else torch.from_numpy(masks).to(device),
     )

@@ -31,6 +31,14 @@ class SpeculativeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             value = getattr(self, name)
             if not 0 <= value <= most:
                 raise ValueError(f"{name} must lie in 0..{most}, got {value}")
+        if (self.num_steps - 1) * self.topk > MAX_TREE_NODES:
+            raise ValueError(
+                f"(num_steps - 1) * topk must not pass {MAX_TREE_NODES}, the nodes that a draft can expand; "
+                f"got ({self.num_steps} - 1) * {self.topk}"
+            )
+
+
+NO_SPECULATION = SpeculativeConfig(num_steps=0, topk=0, num_draft_tokens=0)
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

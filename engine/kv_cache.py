@@ -34,6 +34,11 @@ class KVCache:
         self.keys = [_zeros(size, shape.dtype, device) for _ in range(shape.num_layers)]
         self.values = [_zeros(size, shape.dtype, device) for _ in range(shape.num_layers)]
 
+    def move(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
+        """Copy slots ``sources`` to ``targets``, both int64 ``[M]``, in every layer; they may overlap."""
+        for tensor in [*self.keys, *self.values]:
+            tensor.index_copy_(0, targets, tensor.index_select(0, sources))
+
 
 def _zeros(size: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Zeros: unwritten slots are read under a mask, where garbage could be NaN.

@@ -151,6 +151,13 @@ class PageTable:
         """Make room for ``num_tokens`` tokens in all."""
         self.pages.extend(self.pool.allocate(self.num_missing(num_tokens)))
 
+    def truncate(self, num_tokens: int) -> None:
+        """Give back the pages beyond those that ``num_tokens`` tokens need."""
+        needed = -(-num_tokens // self.page_size)
+        if len(self.pages) > needed:
+            self.pool.release(self.pages[needed:])
+            del self.pages[needed:]
+
     def adopt(self, pages: Sequence[int]) -> None:
         """Begin with shared pages from a prefix hit."""
         assert not self.pages, "only an empty table can adopt a prefix"

@@ -2,19 +2,22 @@
 
 A step is one packed row of at most ``max_num_batched_tokens`` tokens. Sequences that want one token go
 first, so a long prompt or a picture never delays them by more than a step; what is left of the budget goes
-to prompts. Priority decides who goes first, then arrival. All pages of a prompt are reserved when it is
-admitted; a sequence that cannot get a page while it grows preempts the last of the running ones, which is
-recomputed later, mostly from the cache.
+to their trees, then to prompts. Priority decides who goes first, then arrival. All pages of a prompt are
+reserved when it is admitted; a sequence that cannot get a page while it grows preempts the last of the
+running ones, which is recomputed later, mostly from the cache.
 """
 
 from __future__ import annotations
 
 import bisect
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
+from engine.candidates import DraftTree
+from engine.draft_kv import DraftKV
 from engine.encoder_cache import EncoderCache
 from engine.messages import FinishReason
 from engine.pages import PagePool
@@ -40,25 +43,35 @@ class Limits:
 
 @dataclass(slots=True, frozen=True)
 class Span:
-    """Tokens ``start .. start + length`` of one sequence, run in this step."""
+    """Tokens ``start .. start + length`` of one sequence, run in this step, and the ``tree`` drafted after
+    them. A tree comes only after a single token, its root.
+    """
 
     sequence: Sequence
     start: int
     length: int
+    tree: DraftTree | None = None
 
     @property
     def end(self) -> int:
         return self.start + self.length
 
     @property
+    def num_rows(self) -> int:
+        return self.length + (len(self.tree) if self.tree is not None else 0)
+
+    @property
     def samples(self) -> bool:
-        """Whether the last row of the span decides a new token."""
+        """Whether the last of the tokens decides a new one."""
         return self.end == self.sequence.num_tokens
 
 
 @dataclass(slots=True)
 class StepPlan:
-    """One step: spans in row order, and the pictures to encode before (key, picture)."""
+    """One step: spans in row order, and the pictures to encode before (key, picture).
+
+    ``num_tokens``: rows of all spans, trees included.
+    """
 
     spans: list[Span] = field(default_factory=list)
     encode: dict[bytes, ImageInput] = field(default_factory=dict)
@@ -67,13 +80,23 @@ class StepPlan:
 
 
 class Scheduler:
-    """Owns the waiting and running sequences; every sequence leaves through ``finish`` exactly once."""
+    """Owns the waiting and running sequences; every sequence leaves through ``finish`` exactly once.
+
+    ``draft_pool``: pages of a draft that keeps KV, where there is one.
+    """
 
     def __init__(
-        self, limits: Limits, pool: PagePool, encoder_cache: EncoderCache[Any], *, caching: bool
+        self,
+        limits: Limits,
+        pool: PagePool,
+        encoder_cache: EncoderCache[Any],
+        *,
+        caching: bool,
+        draft_pool: PagePool | None = None,
     ) -> None:
         self.limits = limits
         self.pool = pool
+        self.draft_pool = draft_pool
         self.encoder_cache = encoder_cache
         self.caching = caching
         self.waiting: list[Sequence] = []  # both sorted by ``order``
@@ -96,10 +119,20 @@ class Scheduler:
         wanted = set(request_ids)
         return [s for s in [*self.running, *self.waiting] if s.request_id in wanted]
 
-    def schedule(self) -> StepPlan:
-        """Choose the next step. The plan is empty only if nothing is unfinished."""
+    @property
+    def growing(self) -> list[Sequence]:
+        """Running sequences that want one token only, oldest first: those that a tree can be drafted for."""
+        return [sequence for sequence in self.running if sequence.num_wanted == 1]
+
+    def schedule(self, trees: Mapping[str, DraftTree] = MappingProxyType({})) -> StepPlan:
+        """Choose the next step. The plan is empty only if nothing is unfinished.
+
+        ``trees``: drafted for sequences of ``growing``, by request id. One that finds no room is left out.
+        """
         plan = StepPlan()
         self._plan_growing(plan)
+        if trees:
+            self._plan_trees(plan, trees)
         for sequence in self.running:
             if sequence.num_wanted > 1:
                 self._plan_chunk(plan, sequence)
@@ -123,6 +156,7 @@ class Scheduler:
                 break
         ended = sequence.finish_reason is not None
         sequence.num_computed = min(num_computed, sequence.num_tokens - (0 if ended else 1))
+        sequence.table.truncate(sequence.num_tokens)  # what a rejected part of a tree took
         if self.caching and taken:
             sequence.update_hashes()
             sequence.table.publish(sequence.hashes, sequence.num_computed)
@@ -140,12 +174,14 @@ class Scheduler:
         """Assert the integrity of everything the scheduler owns. Cheap enough to run whenever idle."""
         sequences = [*self.waiting, *self.running]
         self.pool.check(s.table for s in sequences)
+        if self.draft_pool is not None:
+            self.draft_pool.check(s.draft.table for s in sequences if s.draft is not None)
         pins: dict[bytes, set[str]] = {}
         for sequence in sequences:
             for key in sequence.pinned:
                 pins.setdefault(key, set()).add(sequence.request_id)
         self.encoder_cache.check(pins)
-        assert all(s.num_computed == 0 and not s.table.pages for s in self.waiting), (
+        assert all(s.num_computed == 0 and not s.table.pages and s.draft is None for s in self.waiting), (
             "a waiting sequence holds KV"
         )
         for sequence in self.running:
@@ -155,8 +191,7 @@ class Scheduler:
 
     def _plan_growing(self, plan: StepPlan) -> None:
         """Every running sequence that wants one token gets it, oldest first; the youngest pay for pages."""
-        growing = [sequence for sequence in self.running if sequence.num_wanted == 1]
-        for sequence in growing:
+        for sequence in self.growing:
             if sequence.num_wanted != 1 or not sequence.table.pages:  # preempted since
                 continue
             while not sequence.table.can_reserve(sequence.num_tokens):
@@ -167,6 +202,17 @@ class Scheduler:
             else:
                 sequence.table.reserve(sequence.num_tokens)
                 self._plan_chunk(plan, sequence)
+
+    def _plan_trees(self, plan: StepPlan, trees: Mapping[str, DraftTree]) -> None:
+        """Give the planned sequences their trees while rows and pages last; nobody is preempted for one."""
+        for i, span in enumerate(plan.spans):
+            tree = trees.get(span.sequence.request_id)
+            if tree is None or plan.num_tokens + len(tree) > self.limits.max_num_batched_tokens:
+                continue
+            if span.sequence.table.can_reserve(span.end + len(tree)):
+                span.sequence.table.reserve(span.end + len(tree))
+                plan.spans[i] = Span(span.sequence, span.start, span.length, tree)
+                plan.num_tokens += len(tree)
 
     def _plan_chunk(self, plan: StepPlan, sequence: Sequence) -> None:
         """Add as many of the wanted tokens as the token and encoder budgets allow."""
@@ -248,6 +294,9 @@ class Scheduler:
         sequence.table.adopt(hits)
         sequence.table.reserve(sequence.num_tokens)
         sequence.num_computed = len(hits) * sequence.table.page_size
+        if self.draft_pool is not None and sequence.limits.num_steps:
+            page_size, hashes = sequence.table.page_size, sequence.hashes if self.caching else []
+            sequence.draft = DraftKV.after(self.draft_pool, page_size, hashes, sequence.num_computed)
         if sequence.scheduled_at is None:
             sequence.scheduled_at = time.monotonic()
             sequence.num_cached = sequence.num_computed
@@ -258,7 +307,7 @@ class Scheduler:
         """Give the pages back and wait again; tokens drawn so far are kept and recomputed."""
         self.running.remove(sequence)
         self._unpin(sequence, sequence.num_tokens)
-        sequence.table.release()
+        self._release(sequence)
         sequence.num_computed = 0
         self.add(sequence)
         self.num_preemptions += 1
@@ -266,7 +315,14 @@ class Scheduler:
     def _leave(self, sequence: Sequence) -> None:
         (self.running if sequence in self.running else self.waiting).remove(sequence)
         self._unpin(sequence, sequence.num_tokens)
+        self._release(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        """Give all pages back, the draft's too."""
         sequence.table.release()
+        if sequence.draft is not None:
+            sequence.draft.table.release()
+            sequence.draft = None
 
     def _unpin(self, sequence: Sequence, num_tokens: int) -> None:
         """Let go of the pictures that end within the first ``num_tokens`` tokens."""

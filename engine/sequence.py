@@ -7,8 +7,17 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from engine.config import NO_SPECULATION, SpeculativeConfig
+from engine.draft_kv import DraftKV
 from engine.hashing import extend_hashes, root_hash
-from engine.messages import FinishReason, GenerateRequest, RequestTimings, SamplingParams
+from engine.messages import (
+    FinishReason,
+    GenerateRequest,
+    RequestTimings,
+    SamplingParams,
+    SpeculationStats,
+    SpeculativeParams,
+)
 from engine.pages import PageTable
 from processing.prompt import ImageInput
 
@@ -19,7 +28,9 @@ class Sequence:
 
     Invariant while running: ``0 <= num_computed < num_tokens``, and the table holds the first
     ``num_computed`` tokens. ``order`` is (priority, arrival); lower goes first. ``image_keys``: where the
-    embeddings of each picture are in the encoder cache.
+    embeddings of each picture are in the encoder cache. ``limits``: of its draft trees, the engine's
+    already applied; all 0 without speculation. ``draft``: only while running, and only where a draft with KV
+    serves the sequence.
     """
 
     request_id: str
@@ -28,6 +39,8 @@ class Sequence:
     images: list[ImageInput]
     image_keys: list[bytes]
     sampling: SamplingParams
+    limits: SpeculativeConfig
+    trace: bool
     salt: str
     order: tuple[int, int]
     table: PageTable
@@ -38,6 +51,11 @@ class Sequence:
     num_computed: int = 0
     num_cached: int | None = None
     pinned: set[bytes] = field(default_factory=set)
+    draft: DraftKV | None = None
+    num_rounds: int = 0
+    num_drafted: int = 0
+    num_round_tokens: int = 0
+    acceptance: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     queued_at: float = field(default_factory=time.monotonic)
@@ -53,6 +71,7 @@ class Sequence:
         table: PageTable,
         eos_token_ids: frozenset[int],
         max_model_len: int,
+        limits: SpeculativeConfig,
     ) -> Sequence:
         """Build from a request that was checked (``engine.admission``)."""
         sampling, prompt, root = request.sampling, request.prompt, root_hash(request.cache_salt)
@@ -64,6 +83,8 @@ class Sequence:
             images=list(prompt.images),
             image_keys=[image.hash + root for image in prompt.images],
             sampling=sampling,
+            limits=_limits(request.speculative, limits),
+            trace=request.speculative.trace,
             salt=request.cache_salt,
             order=(request.priority, arrival),
             table=table,
@@ -88,9 +109,26 @@ class Sequence:
         return len(self.token_ids) - self.num_computed
 
     @property
-    def must_not_stop(self) -> bool:
-        """Whether ``min_tokens`` still forbids stop tokens at the next position."""
-        return self.num_output_tokens < self.sampling.min_tokens
+    def can_draft(self) -> bool:
+        """Whether the next token is the one thing unknown, so that a tree can be drafted after the last."""
+        return self.num_wanted == 1 and (not self.images or self.images[-1].end < self.num_tokens)
+
+    @property
+    def num_left(self) -> int:
+        """Output tokens that the length limit still allows."""
+        return self.max_tokens - self.num_output_tokens
+
+    def tree_limits(self, num_steps: int, topk: int) -> SpeculativeConfig:
+        """What a tree may have in a round so deep and so wide. The last token allowed needs no draft."""
+        return SpeculativeConfig(
+            num_steps=max(0, min(self.limits.num_steps, num_steps, self.num_left - 1)),
+            topk=min(self.limits.topk, topk),
+            num_draft_tokens=self.limits.num_draft_tokens,
+        )
+
+    def must_not_stop(self, ahead: int = 0) -> bool:
+        """Whether ``min_tokens`` forbids stop tokens ``ahead`` of the next position."""
+        return self.num_output_tokens + ahead < self.sampling.min_tokens
 
     def images_in(self, start: int, end: int) -> Iterator[tuple[bytes, ImageInput]]:
         """Pictures with a placeholder in ``start .. end``, each with its key in the encoder cache."""
@@ -107,7 +145,7 @@ class Sequence:
         assert self.finish_reason is None, "a finished request got a token"
         if self.first_token_at is None:
             self.first_token_at = time.monotonic()
-        stops = token_id in self.stop_token_ids and not self.must_not_stop
+        stops = token_id in self.stop_token_ids and not self.must_not_stop()
         self.token_ids.append(token_id)
         if stops:
             self.finish_reason, self.stop_token_id = "stop", token_id
@@ -115,9 +153,35 @@ class Sequence:
             self.finish_reason = "length"
         return self.finish_reason is not None
 
+    def count_round(self, num_drafted: int, num_accepted: int, num_tokens: int) -> None:
+        """Account for a verified tree; ``num_tokens`` of what it gave became output."""
+        self.num_rounds += 1
+        self.num_drafted += num_drafted
+        self.num_round_tokens += num_tokens
+        self.acceptance.extend([0] * (num_accepted + 1 - len(self.acceptance)))
+        self.acceptance[num_accepted] += 1
+
+    def speculation(self) -> SpeculationStats:
+        return SpeculationStats(
+            num_spec_steps=self.num_rounds,
+            num_draft_tokens=self.num_drafted,
+            num_accepted_draft_tokens=sum(count * rounds for count, rounds in enumerate(self.acceptance)),
+            num_spec_tokens=self.num_round_tokens,
+            acceptance_histogram=list(self.acceptance),
+        )
+
     def timings(self) -> RequestTimings:
         """Durations so far; a stage that was never reached counts 0."""
         now = time.monotonic()
         scheduled = self.scheduled_at if self.scheduled_at is not None else now
         first = self.first_token_at if self.first_token_at is not None else now
         return RequestTimings(queue=scheduled - self.queued_at, prefill=first - scheduled, decode=now - first)
+
+
+def _limits(asked: SpeculativeParams, limits: SpeculativeConfig) -> SpeculativeConfig:
+    """The lower of what the request asks for and the engine allows; nothing where any part is nothing."""
+    parts = {
+        name: min(getattr(limits, name), most if (most := getattr(asked, name)) is not None else 64)
+        for name in ("num_steps", "topk", "num_draft_tokens")
+    }
+    return SpeculativeConfig(**parts) if asked.enabled and all(parts.values()) else NO_SPECULATION

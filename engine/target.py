@@ -100,14 +100,20 @@ class TargetModel:
         return [features.to(self.dtype) for features in self.adapter.encode_images(images)]
 
     @torch.inference_mode()
+    def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Embeddings ``[N, hidden]`` of token ids ``[N]``."""
+        embeddings: torch.Tensor = self._embed(token_ids)
+        return embeddings
+
+    @torch.inference_mode()
     def forward(
         self, context: AttentionContext, images: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
-    ) -> torch.Tensor:
-        """Run a row: hidden states after the final norm, ``[N, hidden]``.
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run a row: hidden states after the final norm and the embeddings that went in, ``[N, hidden]``.
 
         ``images``: pairs (rows int64 ``[M]``, embeddings ``[M, hidden]``) to put in place of placeholders.
         """
-        embeddings = self._embed(context.batch.token_ids)
+        embeddings = self.embed(context.batch.token_ids)
         for rows, values in images:
             embeddings.index_copy_(0, rows, values)
         positions = context.batch.positions
@@ -118,13 +124,27 @@ class TargetModel:
             context=context,
         )
         hidden: torch.Tensor = output.last_hidden_state[0]
-        return hidden
+        return hidden, embeddings
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """float32 ``[R, vocab]`` of hidden states ``[R, hidden]``."""
         logits: torch.Tensor = self._head(hidden)
         return logits.float()
+
+    def head_of(self, vocabulary: torch.Tensor | None) -> torch.nn.Module:
+        """The head, or a copy of its rows for the token ids ``vocabulary`` ``[V]``."""
+        return self._head if vocabulary is None else _rows_of(self._head, vocabulary)
+
+
+def _rows_of(head: torch.nn.Module, vocabulary: torch.Tensor) -> torch.nn.Linear:
+    weight: Any = head.weight.to_dense() if isinstance(head, PackedLinear) else head.weight
+    bias: Any = getattr(head, "bias", None)
+    rows = torch.nn.Linear(weight.shape[1], len(vocabulary), bias=bias is not None, device="meta")
+    rows.weight = torch.nn.Parameter(weight[vocabulary.to(weight.device)].clone(), requires_grad=False)
+    if bias is not None:
+        rows.bias = torch.nn.Parameter(bias[vocabulary.to(bias.device)].clone(), requires_grad=False)
+    return rows
 
 
 def resolve_device(name: str) -> torch.device:

@@ -207,13 +207,13 @@ def test_a_picture_that_fails_to_encode_ends_its_request_only(
     golden: Golden, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     core = load(golden)
-    real = core._target.adapter.encode_images
+    real = core.target.adapter.encode_images
 
     def failing(images: list[ImageInput]) -> Any:
         assert all(image.hash != b"picture 2" for image in images), "a tower may raise anything"
         return real(images)
 
-    monkeypatch.setattr(core._target.adapter, "encode_images", failing)
+    monkeypatch.setattr(core.target.adapter, "encode_images", failing)
     prompts = {"text": golden.prompt("Hello"), "broken": golden.prompt("What?", (2,))}
     prompts["beside"] = golden.prompt("What?", (3,))  # encoded in the same step as the broken one
     run = run_core(core, [(0, request(name, p, max_tokens=8)) for name, p in prompts.items()])
@@ -244,17 +244,17 @@ def test_a_model_that_stops_giving_numbers_ends_its_request_and_shares_no_page(
 ) -> None:
     core = load(golden)
     prompt, marked = golden.prompt("A long enough question about nothing."), golden.prompt("Number 13 please")
-    real = core._target.forward
+    real = core.target.forward
 
     def overflowing(context: Any, images: Any) -> Any:
-        hidden = real(context, images).clone()
+        hidden, embeddings = real(context, images)
         starts, tokens = context.batch.span_starts, context.batch.token_ids.tolist()
         for start, end in itertools.pairwise(starts):
             if tokens[start:end] == marked.token_ids[-(end - start) :] and end - start > 1:
                 hidden[start:end] = float("nan")
-        return hidden
+        return hidden, embeddings
 
-    monkeypatch.setattr(core._target, "forward", overflowing)
+    monkeypatch.setattr(core.target, "forward", overflowing)
     run = run_core(
         core, [(0, request("bad", marked, max_tokens=8)), (0, request("good", prompt, max_tokens=8))]
     )

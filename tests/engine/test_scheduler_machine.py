@@ -15,6 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from engine.config import NO_SPECULATION
 from engine.encoder_cache import EncoderCache
 from engine.messages import GenerateRequest, SamplingParams
 from engine.pages import PagePool, PageTable
@@ -104,6 +105,7 @@ class EngineMachine(RuleBasedStateMachine):
             table=PageTable(self.pool, self.page_size),
             eos_token_ids=frozenset([EOS]),
             max_model_len=MAX_MODEL_LEN,
+            limits=NO_SPECULATION,
         )
         self.count += 1
         self.open[request.request_id] = sequence

@@ -1,0 +1,88 @@
+"""The draft as the engine runs it: weights on the target's device, its own paged KV, its head.
+
+Knows how to run a packed row and to score continuations; nothing of trees, sequences or pages.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from engine.attention import ATTENTION_NAME, AttentionContext
+from engine.draft_files import fingerprint, load_draft
+from engine.kv_cache import KVShape
+from engine.packing import can_pack, pack_linears
+from engine.target import TargetModel
+
+log = logging.getLogger(__name__)
+
+
+class DraftModel:
+    """An EAGLE draft beside its target.
+
+    ``vocabulary``: int64 ``[V]``, the token ids of the head's rows; ``None`` if they are the target's own.
+    """
+
+    def __init__(
+        self, module: Any, head: nn.Module, vocabulary: torch.Tensor | None, target: TargetModel
+    ) -> None:
+        self.device, self.dtype = target.device, target.dtype
+        self.feature_size = int(module.feature_size)
+        self.vocabulary = None if vocabulary is None else vocabulary.to(self.device)
+        self._module = module.to(self.device, self.dtype).eval().requires_grad_(False)
+        self._head = head.to(self.device, self.dtype).requires_grad_(False)
+        if can_pack(self.device, self.dtype):
+            pack_linears(self._module)
+
+    @classmethod
+    def load(cls, folder: Path, target: TargetModel, target_folder: Path) -> DraftModel:
+        """Raises ``ModelLoadError`` if the draft does not fit. One that was trained for other weights of the
+        same shape is loaded with a warning: it may be slow, its output is right all the same.
+        """
+        module, vocabulary, config = load_draft(
+            folder, target.adapter.text_config, attn_implementation=ATTENTION_NAME
+        )
+        if target_folder.is_dir() and fingerprint(target_folder) != config.target_fingerprint:
+            log.warning(
+                "the draft in %s was trained for other weights (%s) than those in %s: "
+                "expect few accepted drafts",
+                folder,
+                config.target,
+                target_folder,
+            )
+        return cls(module, target.head_of(vocabulary), vocabulary, target)
+
+    @property
+    def kv_shape(self) -> KVShape:
+        config = self._module.config
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return KVShape(1, config.num_key_value_heads, head_dim, self.dtype)
+
+    @torch.inference_mode()
+    def fuse(self, features: torch.Tensor) -> torch.Tensor:
+        """States ``[N, hidden]`` of target features ``[N, feature_size]``."""
+        states: torch.Tensor = self._module.fuse(features)
+        return states
+
+    @torch.inference_mode()
+    def forward(
+        self, context: AttentionContext, states: torch.Tensor, embeddings: torch.Tensor
+    ) -> torch.Tensor:
+        """Next states ``[N, hidden]`` of a row; writes its KV."""
+        positions = context.batch.positions.unsqueeze(-2)
+        out: torch.Tensor = self._module(states[None], embeddings[None], positions, context=context)
+        return out[0]
+
+    @torch.inference_mode()
+    def log_probs(self, states: torch.Tensor) -> torch.Tensor:
+        """float32 ``[R, V]`` over the draft's vocabulary."""
+        logits: torch.Tensor = self._head(self._module.read_out(states))
+        return logits.float().log_softmax(dim=-1)
+
+    def token_ids(self, indices: torch.Tensor) -> torch.Tensor:
+        """The target's token ids of head rows."""
+        return indices if self.vocabulary is None else self.vocabulary[indices]

@@ -1,0 +1,56 @@
+"""Chooses what drafts for a target: ``--draft``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from engine.config import EngineConfig
+from engine.draft_model import DraftModel
+from engine.drafter import Drafter, NgramSource
+from engine.eagle_drafter import EagleDrafter
+from engine.errors import ModelLoadError
+from engine.sizing import Sizes
+from engine.target import TargetModel
+
+log = logging.getLogger(__name__)
+
+OWN_DRAFT = "draft"
+"""Folder inside a model's folder that holds the draft made for it."""
+
+MakeDrafter = Callable[[EngineConfig, TargetModel, Sizes], Drafter | None]
+
+
+def no_drafter(config: EngineConfig, target: TargetModel, sizes: Sizes) -> None:
+    """Plain decoding."""
+
+
+def choose_drafter(config: EngineConfig, target: TargetModel, sizes: Sizes) -> Drafter | None:
+    """The drafter that ``config.draft`` names. Raises ``ModelLoadError`` if it cannot be had."""
+    if config.draft == "none" or not (config.speculative.num_steps and config.speculative.topk):
+        return None
+    own = Path(config.model) / OWN_DRAFT
+    if config.draft == "ngram" or (config.draft == "auto" and not own.is_dir()):
+        image_token = target.adapter.image_token_id
+        return NgramSource(never=frozenset() if image_token is None else frozenset({image_token}))
+    folder = own if config.draft == "auto" else _find(config.draft)
+    model = DraftModel.load(folder, target, Path(config.model))
+    log.info("drafting with %s", folder)
+    return EagleDrafter(
+        model, sizes.num_pages, config.page_size, target.embed, caching=config.enable_prefix_caching
+    )
+
+
+def _find(name: str) -> Path:
+    """A folder as it is, anything else as a hub id."""
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "pytorch_model.bin"]))
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(
+            f"--draft {name!r} is neither a folder nor a hub id that can be fetched: {error}"
+        ) from error

@@ -1,0 +1,265 @@
+"""Grows draft trees for many sequences at once with an EAGLE draft (EAGLE-2, arXiv 2406.16858, section 4).
+
+A round first lets the draft see what the target has computed since, with the target's true features, which
+also rebuilds the KV of accepted drafts; what a tree had written behind is overwritten. The last state of
+each sequence gives the children of its root. Then, level by level, the best nodes of every sequence run in
+one batched forward and give their children. One copy to the host, at the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from engine.attention import prepare
+from engine.batch import Batch, Part, build_batch
+from engine.candidates import Candidates
+from engine.draft_kv import DraftKV
+from engine.draft_model import DraftModel
+from engine.features import CatchUp, FeatureStore
+from engine.kv_cache import KVCache
+from engine.pages import PagePool
+from engine.runner import Outcome
+from engine.scheduler import Span
+from engine.sequence import Sequence
+
+EAGER = 256
+"""Tokens of a prompt that may wait for the draft while the target is not through with it."""
+
+
+@dataclass(slots=True)
+class _Level:
+    """Candidates of one depth, K frontier nodes (or the root) times their children: ``[S, K * K]``.
+
+    ``parents``: index of the parent among all candidates of its sequence. On the device.
+    """
+
+    token_ids: torch.Tensor
+    parents: torch.Tensor
+    scores: torch.Tensor
+
+
+@dataclass(slots=True)
+class _Frontier:
+    """The K best candidates of the last level, about to run: all ``[S, K]``, ``states`` ``[S, K, hidden]``.
+
+    ``states`` are their parents'; ``indices``: which candidates they are; ``masks``: their ancestors among
+    the nodes that have run, themselves included (their own bit: K times the runs before, plus their column).
+    """
+
+    token_ids: torch.Tensor
+    states: torch.Tensor
+    scores: torch.Tensor
+    indices: torch.Tensor
+    masks: torch.Tensor
+
+
+class EagleDrafter:
+    """``embed``: the target's embeddings ``[N, hidden]`` of token ids ``[N]``. ``num_pages``: as many as the
+    target has, so that a draft has pages wherever the target has.
+    """
+
+    kind = "eagle"
+
+    def __init__(
+        self,
+        model: DraftModel,
+        num_pages: int,
+        page_size: int,
+        embed: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        caching: bool,
+    ) -> None:
+        self.pool: PagePool | None = PagePool(num_pages)
+        self._model = model
+        self._features = FeatureStore(num_pages, page_size, model.feature_size, model.dtype, model.device)
+        self._cache = KVCache(model.kv_shape, num_pages, page_size, model.device)
+        self._page_size = page_size
+        self._embed = embed
+        self._caching = caching
+
+    def keep(self, spans: Seq[Span], outcome: Outcome) -> None:
+        self._features.keep(spans, outcome.paths, outcome.features, outcome.embeddings)
+
+    def num_behind(self, sequences: Seq[Sequence]) -> int:
+        return sum(self._features.num_waiting(sequence) for sequence in sequences)
+
+    def ready(self, sequence: Sequence, num_steps: int, topk: int) -> bool:
+        """Whether nothing that the draft should have seen is lost, and there are pages: nobody is preempted
+        for a draft.
+        """
+        draft = sequence.draft
+        if draft is None or draft.given_up:
+            return False
+        behind = self._features.num_waiting(sequence)
+        return draft.table.can_reserve(draft.num_slots + behind + (num_steps - 1) * topk)
+
+    def follow(self, running: Seq[Sequence]) -> None:
+        """Catch up with prompts that are not through, so that little is left when they are."""
+        behind = [
+            s
+            for s in running
+            if not s.can_draft and self._features.num_waiting(s) >= EAGER and self.ready(s, 1, 1)
+        ]
+        for sequence in behind:  # one by one: each reserves pages that the next may have counted on
+            if self.ready(sequence, 1, 1):
+                self.catch_up([sequence])
+
+    def forget(self, sequence: Sequence) -> None:
+        pass  # what is kept goes with the sequence's ``DraftKV``
+
+    @torch.inference_mode()
+    def catch_up(self, sequences: Seq[Sequence]) -> torch.Tensor:
+        """See everything that waits, at least one token each; the last states ``[S, hidden]``."""
+        for sequence in sequences:
+            draft = _draft_of(sequence)
+            draft.table.reserve(draft.num_slots + self._features.num_waiting(sequence))
+        taken = [self._features.take(sequence) for sequence in sequences]
+        parts = [_catch_up_part(one) for one in taken]
+        batch = build_batch(parts, self._page_size, self._model.device)
+        embeddings = self._embed(batch.token_ids)
+        for one, start in zip(taken, batch.span_starts, strict=False):
+            first_token = _draft_of(one.sequence).num_seen
+            for first, own in one.embeddings:  # of prompt tokens; pictures have no id to look up
+                skip = max(0, first_token - first)
+                at = start + first + skip - first_token
+                embeddings[at : at + len(own) - skip] = own[skip:]
+        features = torch.cat([one.features for one in taken])
+        states = self._model.forward(prepare(batch, self._cache), self._model.fuse(features), embeddings)
+        for one in taken:
+            _draft_of(one.sequence).saw(one.count, one.sequence.hashes, caching=self._caching)
+        ends = torch.tensor([end - 1 for end in batch.span_starts[1:]], device=states.device)
+        return states[ends]
+
+    @torch.inference_mode()
+    def propose(self, sequences: Seq[Sequence], num_steps: int, topk: int) -> Candidates:
+        """Candidates at most ``num_steps`` deep, ``topk`` children a node, within each sequence's limits.
+
+        Each sequence must be ``ready`` for ``(num_steps - 1) * topk`` nodes. Cost: one forward over what
+        waits, then one of ``S * topk`` rows a level.
+        """
+        for sequence in sequences:
+            draft, behind = _draft_of(sequence), self._features.num_waiting(sequence)
+            draft.table.reserve(draft.num_slots + behind + (num_steps - 1) * topk)
+        states = self.catch_up(sequences)
+        rank_limits = torch.tensor([s.limits.topk for s in sequences], device=states.device)
+        levels, frontier = self._first_level(states, topk, rank_limits)
+        for run in range(1, num_steps):
+            batch = self._level_batch(sequences, run, frontier.masks)
+            out = self._model.forward(
+                prepare(batch, self._cache),
+                frontier.states.flatten(0, 1),
+                self._embed(frontier.token_ids.flatten()),
+            ).unflatten(0, (-1, frontier.token_ids.shape[1]))
+            levels.append(self._children(frontier, out, rank_limits))
+            if run + 1 < num_steps:
+                frontier = _next_frontier(frontier, out, levels, run)
+        for sequence in sequences:
+            draft = _draft_of(sequence)
+            draft.table.truncate(draft.num_slots)
+        return _to_host(levels, [s.tree_limits(num_steps, topk).num_steps for s in sequences])
+
+    def _first_level(
+        self, states: torch.Tensor, topk: int, rank_limits: torch.Tensor
+    ) -> tuple[list[_Level], _Frontier]:
+        scores, indices = self._best(states, topk, rank_limits)
+        token_ids = self._model.token_ids(indices)
+        columns = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
+        frontier = _Frontier(
+            token_ids,
+            states[:, None].expand(-1, scores.shape[1], -1),
+            scores,
+            columns,
+            torch.ones_like(columns) << columns,
+        )
+        return [_Level(token_ids, torch.full_like(columns, -1), scores)], frontier
+
+    def _children(self, frontier: _Frontier, out: torch.Tensor, rank_limits: torch.Tensor) -> _Level:
+        width = frontier.token_ids.shape[1]
+        scores, indices = self._best(out.flatten(0, 1), width, rank_limits.repeat_interleave(width))
+        scores = scores.unflatten(0, (-1, width)) + frontier.scores[:, :, None]
+        return _Level(
+            self._model.token_ids(indices).unflatten(0, (-1, width)).flatten(1),
+            frontier.indices.repeat_interleave(width, dim=1),
+            scores.flatten(1),
+        )
+
+    def _best(
+        self, states: torch.Tensor, topk: int, rank_limits: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probabilities and head rows of the likeliest continuations ``[R, K]``; -inf beyond a row's
+        limit, and where a broken draft gives no number.
+        """
+        log_probs = self._model.log_probs(states)
+        best = torch.nan_to_num(log_probs, nan=float("-inf")).topk(min(topk, log_probs.shape[1]), dim=1)
+        beyond = torch.arange(best.values.shape[1], device=states.device) >= rank_limits[:, None]
+        return best.values.masked_fill(beyond, float("-inf")), best.indices
+
+    def _level_batch(self, sequences: Seq[Sequence], run: int, masks: torch.Tensor) -> Batch:
+        """Rows of one frontier. Its masks are on the device and stay there."""
+        width = masks.shape[1]
+        parts = []
+        for sequence in sequences:
+            draft = _draft_of(sequence)
+            parts.append(
+                Part(
+                    token_ids=np.zeros(width, dtype=np.int64),
+                    positions=np.full(width, sequence.num_tokens - 1 + run),
+                    pages=draft.table.pages,
+                    first=draft.num_slots + (run - 1) * width,
+                    tree_start=draft.num_slots,
+                    masks=np.zeros(width, dtype=np.uint64),
+                )
+            )
+        batch = build_batch(parts, self._page_size, self._model.device)
+        return dataclasses.replace(batch, tree_masks=masks.flatten())
+
+
+def _draft_of(sequence: Sequence) -> DraftKV:
+    assert sequence.draft is not None
+    return sequence.draft
+
+
+def _catch_up_part(one: CatchUp) -> Part:
+    draft = _draft_of(one.sequence)
+    positions = np.arange(draft.num_seen, draft.num_seen + one.count, dtype=np.int64)
+    token_ids = np.asarray(one.sequence.token_ids[positions[0] : positions[-1] + 1], dtype=np.int64)
+    return Part(token_ids, positions, draft.table.pages, draft.num_slots)
+
+
+def _next_frontier(frontier: _Frontier, out: torch.Tensor, levels: list[_Level], run: int) -> _Frontier:
+    """The K best of the newest level, whichever parents they have."""
+    newest, width = levels[-1], frontier.token_ids.shape[1]
+    best = newest.scores.topk(width, dim=1)
+    row = best.indices // width  # of the parent in the frontier that just ran
+    first = sum(level.scores.shape[1] for level in levels[:-1])
+    own = torch.arange(width, device=row.device) + run * width
+    return _Frontier(
+        newest.token_ids.gather(1, best.indices),
+        out.gather(1, row[:, :, None].expand(-1, -1, out.shape[-1])),
+        best.values,
+        best.indices + first,
+        frontier.masks.gather(1, row) | (torch.ones_like(row) << own),
+    )
+
+
+def _to_host(levels: Seq[_Level], max_depths: Seq[int]) -> Candidates:
+    """All levels as one table, in one copy. Floats travel as the bits of integers."""
+    scores = torch.cat([level.scores for level in levels], dim=1).contiguous()
+    token_ids = torch.cat([level.token_ids for level in levels], dim=1).int()
+    parents = torch.cat([level.parents for level in levels], dim=1).int()
+    host = torch.stack([token_ids, parents, scores.view(torch.int32)]).cpu().numpy()
+    widths = [level.scores.shape[1] for level in levels]
+    depths = np.repeat(np.arange(1, len(levels) + 1), widths)
+    too_deep = depths[None] > np.asarray(max_depths)[:, None]
+    return Candidates(
+        token_ids=host[0].astype(np.int64),
+        parents=host[1].astype(np.int64),
+        depths=np.broadcast_to(depths, host[0].shape),
+        scores=np.where(too_deep, np.float32("-inf"), host[2].view(np.float32)),
+    )

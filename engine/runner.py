@@ -1,0 +1,143 @@
+"""Runs what the scheduler planned: encodes pictures, runs the row, walks the trees, moves accepted KV.
+
+Knows tensors and spans; it neither plans nor commits, and it knows no requests.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from engine.attention import prepare
+from engine.batch import build_batch, part_of
+from engine.encoder_cache import EncoderCache
+from engine.kv_cache import KVCache
+from engine.scheduler import Span
+from engine.target import TargetModel
+from engine.verify import Walk, walk
+from processing.prompt import ImageInput
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, frozen=True)
+class Outcome:
+    """``walks``: one a span, ``None`` for a prompt that is not through yet. ``features`` ``[N, size]`` and
+    ``embeddings`` ``[N, hidden]``: of the whole row.
+    """
+
+    walks: list[Walk | None]
+    features: torch.Tensor
+    embeddings: torch.Tensor
+
+    @property
+    def paths(self) -> list[list[int]]:
+        return [[] if walked is None else walked.path for walked in self.walks]
+
+
+class Runner:
+    """One target with its KV and its pictures' embeddings."""
+
+    def __init__(
+        self, target: TargetModel, cache: KVCache, embeddings: EncoderCache[torch.Tensor], page_size: int
+    ) -> None:
+        self._target = target
+        self._cache = cache
+        self._embeddings = embeddings
+        self._page_size = page_size
+
+    def encode(self, images: Mapping[bytes, ImageInput]) -> list[bytes]:
+        """Encode pictures in one pass; if it fails, one by one, so that only the culprits are lost.
+
+        Returns the keys of those that could not be encoded.
+        """
+        if not images:
+            return []
+        encoded: Seq[torch.Tensor | None]
+        try:
+            encoded = self._target.encode_images(list(images.values()))
+        except Exception:  # whatever a vision tower may raise, others go on
+            log.exception("encoding %d pictures at once failed", len(images))
+            encoded = [self._encode_alone(image) for image in images.values()]
+        finite = iter(_all_finite([features for features in encoded if features is not None]))
+        failed = []
+        for key, features in zip(images, encoded, strict=True):
+            if features is not None and next(finite):
+                self._embeddings.put(key, features)
+            else:
+                failed.append(key)
+        return failed
+
+    def run(self, spans: Seq[Span]) -> Outcome:
+        """Forward the row, draw along every tree, and make the KV of accepted nodes dense."""
+        batch = build_batch([part_of(span) for span in spans], self._page_size, self._target.device)
+        hidden, embeddings = self._target.forward(prepare(batch, self._cache), self._placements(spans))
+        drawing = [i for i, span in enumerate(spans) if span.samples]
+        walks: list[Walk | None] = [None] * len(spans)
+        if drawing:
+            ends = batch.span_starts[1:]
+            rows = np.concatenate(
+                [np.arange(ends[i] - spans[i].num_rows + spans[i].length - 1, ends[i]) for i in drawing]
+            )
+            logits = self._target.logits(hidden[torch.from_numpy(rows).to(hidden.device)])
+            for i, walked in zip(drawing, walk(logits, [spans[i] for i in drawing]), strict=True):
+                walks[i] = walked
+        self._compact(spans, walks)
+        return Outcome(walks, hidden, embeddings)
+
+    def _compact(self, spans: Seq[Span], walks: Iterable[Walk | None]) -> None:
+        """Bring the KV of accepted nodes into logical order: node ``path[i]`` becomes token ``i + 1`` after
+        the root. One gather and one scatter a layer for all sequences; nothing where paths are dense.
+        """
+        sources: list[np.ndarray] = []
+        targets: list[np.ndarray] = []
+        for span, walked in zip(spans, walks, strict=True):
+            if walked is None or not walked.path:
+                continue
+            table = np.asarray(span.sequence.table.pages, dtype=np.int64)
+            nodes, index = np.asarray(walked.path), np.arange(len(walked.path))
+            moved = nodes != index
+            for found, logical in ((sources, nodes[moved]), (targets, index[moved])):
+                at = span.end + logical
+                found.append(table[at // self._page_size] * self._page_size + at % self._page_size)
+        if sources and any(map(len, sources)):
+            device = self._target.device
+            self._cache.move(
+                torch.from_numpy(np.concatenate(sources)).to(device),
+                torch.from_numpy(np.concatenate(targets)).to(device),
+            )
+
+    def _encode_alone(self, image: ImageInput) -> torch.Tensor | None:
+        try:
+            return self._target.encode_images([image])[0]
+        except Exception:
+            log.exception("encoding a picture of %d tokens failed", image.num_tokens)
+            return None
+
+    def _placements(self, spans: Seq[Span]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Rows of this step that are picture placeholders, and the embeddings that go there."""
+        placements, first_row = [], 0
+        for span in spans:
+            for key, image in span.sequence.images_in(span.start, span.end):
+                positions = np.concatenate([np.arange(s, s + length) for s, length in image.spans])
+                chosen = np.flatnonzero((positions >= span.start) & (positions < span.end))
+                if not len(chosen):
+                    continue
+                features = self._embeddings.get(key)
+                rows = torch.from_numpy(positions[chosen] - span.start + first_row).to(features.device)
+                placements.append((rows, features[int(chosen[0]) : int(chosen[-1]) + 1]))
+            first_row += span.num_rows
+        return placements
+
+
+def _all_finite(tensors: Seq[torch.Tensor]) -> list[bool]:
+    """Which tensors hold numbers only. One device-to-host copy for all of them."""
+    if not tensors:
+        return []
+    verdicts: list[bool] = torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).tolist()
+    return verdicts
