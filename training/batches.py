@@ -1,0 +1,112 @@
+"""The rows of a pass as tensors, made ahead by worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from processing.prompt import ImageInput
+from training.encode import Encoder
+from training.errors import DataError, TrainingError
+from training.index import Index
+from training.packing import Pass
+from training.records import Item
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B rows of N tokens. ``ids`` int64 ``[B, N]``. ``positions`` int64 ``[B, N]``: from 0 in each dialogue.
+    ``dialogues`` int64 ``[B, N]``: which dialogue of its row a token is of, -1 for padding.
+    ``predicts`` bool ``[B, N]``: the token *after* this one is to be predicted.
+    ``images`` and ``image_slots`` int64 ``[M]``: pictures, and where among the B * N tokens their
+    embeddings go. ``first_row``: number of row 0 among the rows of its step.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    dialogues: Tensor
+    predicts: Tensor
+    images: list[ImageInput]
+    image_slots: Tensor
+    first_row: int
+
+    def to(self, device: torch.device) -> Batch:
+        """The tensors on ``device``; pictures are moved when they are encoded."""
+        return Batch(
+            self.ids.to(device),
+            self.positions.to(device),
+            self.dialogues.to(device),
+            self.predicts.to(device),
+            self.images,
+            self.image_slots.to(device),
+            self.first_row,
+        )
+
+
+class _Passes(Dataset[Batch | DataError]):
+    """Errors are values: one that is raised in a worker process would lose its type."""
+
+    def __init__(self, items: Sequence[Item], index: Index, encoder: Encoder, passes: Sequence[Pass]) -> None:
+        self._items, self._index, self._encoder, self._passes = items, index, encoder, passes
+
+    def __len__(self) -> int:
+        return len(self._passes)
+
+    def __getitem__(self, number: int) -> Batch | DataError:
+        try:
+            return make_batch(self._items, self._index, self._encoder, self._passes[number])
+        except DataError as error:
+            return error
+
+
+def load_batches(
+    items: Sequence[Item], index: Index, encoder: Encoder, passes: Sequence[Pass], *, workers: int
+) -> Iterator[Batch]:
+    """The batch of every pass, in order. Raises ``DataError``."""
+    data = _Passes(items, index, encoder, passes)
+    context = "fork" if workers else None
+    for batch in DataLoader(data, batch_size=None, num_workers=workers, multiprocessing_context=context):
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
+
+
+def make_batch(items: Sequence[Item], index: Index, encoder: Encoder, which: Pass) -> Batch:
+    """Encode the dialogues of a pass and lay them out in rows."""
+    width = max(int(index.lengths[row].sum()) for row in which.rows)
+    shape = (len(which.rows), width)
+    ids, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    dialogues, predicts = np.full(shape, -1, np.int64), np.zeros(shape, np.bool_)
+    images: list[ImageInput] = []
+    slots: list[int] = []
+    for r, row in enumerate(which.rows):
+        at = 0
+        for number, example in enumerate(row):
+            item = items[index.items[example]]
+            prompt = encoder.prompt(item)
+            length = len(prompt.token_ids)
+            if length != index.lengths[example]:
+                raise TrainingError(f"{item.where} changed while the run was going on")
+            here = slice(at, at + length)
+            ids[r, here], positions[r, here], dialogues[r, here] = prompt.token_ids, np.arange(length), number
+            for start, end in index.spans_of(example):
+                predicts[r, at + start - 1 : at + end - 1] = True
+            images += prompt.images
+            for image in prompt.images:
+                slots += [r * width + at + i for s, n in image.spans for i in range(s, s + n)]
+            at += length
+        positions[r, at:] = np.arange(width - at)
+    return Batch(
+        ids=torch.from_numpy(ids),
+        positions=torch.from_numpy(positions),
+        dialogues=torch.from_numpy(dialogues),
+        predicts=torch.from_numpy(predicts),
+        images=images,
+        image_slots=torch.tensor(slots, dtype=torch.int64),
+        first_row=which.first_row,
+    )

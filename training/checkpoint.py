@@ -1,0 +1,54 @@
+"""A run's state in one file, replaced as a whole: with it a stopped run goes on as if it had not stopped."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.errors import TrainingError
+
+
+@dataclass(slots=True)
+class Progress:
+    """Steps done, tokens seen in them (padding left out) and seconds spent, over all attempts."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+def save_checkpoint(
+    path: Path,
+    draft: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    done: Progress,
+    made_by: dict[str, Any],
+) -> None:
+    """``made_by``: the settings and the data's key, plain values. A kill leaves the old file."""
+    partial = path.with_suffix(".partial")
+    state = {"draft": draft.state_dict(), "optimizer": optimizer.state_dict(), "made_by": made_by}
+    state["done"] = {"step": done.step, "tokens": done.tokens, "seconds": done.seconds}
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def load_checkpoint(
+    path: Path, draft: torch.nn.Module, optimizer: torch.optim.Optimizer, made_by: dict[str, Any]
+) -> Progress:
+    """Fill draft and optimiser. Raises ``TrainingError`` if the run was started with other settings."""
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    before = state["made_by"]
+    names = sorted(n for n in before.keys() | made_by.keys() if before.get(n) != made_by.get(n))
+    if names:
+        changes = "; ".join(f"{name} was {before.get(name)!r}, is {made_by.get(name)!r}" for name in names)
+        raise TrainingError(
+            f"{path} is of a run with other settings: {changes}. Take those again, or another --out, or "
+            "--no-resume"
+        )
+    draft.load_state_dict(state["draft"])
+    optimizer.load_state_dict(state["optimizer"])
+    return Progress(**state["done"])

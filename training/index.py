@@ -1,0 +1,161 @@
+"""The first pass over the data: how long each dialogue is, what of it is to be predicted, how often tokens
+occur. Kept in one file, so that a run that goes on need not repeat it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from training.encode import Encoder, Spans
+from training.errors import DataError, TrainingError
+from training.records import Item
+
+_ARRAYS = ("items", "lengths", "spans", "counts")
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """Of the E examples that are kept. ``items`` int64 ``[E]``: their numbers among what was read.
+    ``lengths`` int64 ``[E]``. ``spans`` int64 ``[S, 3]``: (example, start, end) of tokens to be predicted,
+    in order. ``counts`` int64 ``[vocab]``: of the tokens in those spans. ``key`` names data and settings.
+    """
+
+    items: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    spans: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+    num_too_long: int
+    num_without_answer: int
+    key: str
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def targets(self) -> npt.NDArray[np.int64]:
+        """How many tokens of each example are to be predicted, int64 ``[E]``."""
+        sizes = self.spans[:, 2] - self.spans[:, 1]
+        return np.bincount(self.spans[:, 0], sizes, len(self)).astype(np.int64)
+
+    def spans_of(self, example: int) -> Spans:
+        first, last = np.searchsorted(self.spans[:, 0], [example, example + 1])
+        return [(int(start), int(end)) for _, start, end in self.spans[first:last]]
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "examples": len(self),
+            "tokens": int(self.lengths.sum()),
+            "predicted_tokens": int(self.targets.sum()),
+            "left_out_too_long": self.num_too_long,
+            "left_out_without_answer": self.num_without_answer,
+        }
+
+
+def data_key(data: Sequence[Path], encoder: Encoder, model_folder: Path) -> str:
+    """Changes with the data files, the tokenizer, the template and what is to be predicted."""
+    small = (p for p in sorted(model_folder.iterdir()) if p.suffix in (".json", ".jinja", ".model"))
+    digest = hashlib.blake2b(f"{encoder.mask}/{encoder.max_length}".encode(), digest_size=16)
+    for path in small:
+        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    for path in data:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                with open(file, "rb") as content:
+                    digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
+
+
+def build_index(items: Sequence[Item], encoder: Encoder, key: str, path: Path, *, workers: int) -> Index:
+    """The index in ``path``, made now where the file is not there or of other data."""
+    if (found := _load(path)) is not None and found.key == key:
+        return found
+    lengths: list[int] = []
+    kept: list[int] = []
+    spans: list[tuple[int, int, int]] = []
+    counts = np.zeros(encoder.processor.vocab_size, np.int64)
+    num_too_long = num_without_answer = 0
+    loader = DataLoader(
+        _FirstPass(items, encoder),
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+    )
+    for number, looked in enumerate(tqdm(loader, desc="reading data", unit="dialogue", mininterval=2)):
+        if isinstance(looked, DataError):
+            raise looked
+        num_too_long += looked.length > encoder.max_length
+        num_without_answer += not looked.spans and looked.length <= encoder.max_length
+        if looked.length > encoder.max_length or not looked.spans:
+            continue
+        spans += [(len(kept), start, end) for start, end in looked.spans]
+        kept.append(number)
+        lengths.append(looked.length)
+        np.add.at(counts, looked.answer_ids, 1)
+    if not kept:
+        raise TrainingError(
+            f"none of {len(items)} dialogues can be used: {num_too_long} have more than --max-length "
+            f"{encoder.max_length} tokens, {num_without_answer} have no answer to learn from"
+        )
+    index = Index(
+        np.array(kept), np.array(lengths), np.array(spans), counts, num_too_long, num_without_answer, key
+    )
+    _save(index, path)
+    return index
+
+
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    length: int
+    spans: Spans
+    answer_ids: npt.NDArray[np.int64]
+
+
+class _FirstPass(Dataset[_Looked | DataError]):
+    """Errors are values: one that is raised in a worker process would lose its type."""
+
+    def __init__(self, items: Sequence[Item], encoder: Encoder) -> None:
+        self._items, self._encoder = items, encoder
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, number: int) -> _Looked | DataError:
+        item = self._items[number]
+        try:
+            ids = self._encoder.prompt(item).token_ids
+            spans = self._encoder.spans(item, ids) if len(ids) <= self._encoder.max_length else []
+        except DataError as error:
+            return error
+        answer_ids = [token for start, end in spans for token in ids[start:end]]
+        return _Looked(len(ids), spans, np.array(answer_ids, np.int64))
+
+
+def _save(index: Index, path: Path) -> None:
+    more = {"key": index.key, "too_long": index.num_too_long, "without_answer": index.num_without_answer}
+    partial = path.with_suffix(".partial")
+    tensors = {name: np.ascontiguousarray(getattr(index, name)) for name in _ARRAYS}
+    save_file(tensors, partial, metadata={"index": json.dumps(more)})
+    os.replace(partial, path)
+
+
+def _load(path: Path) -> Index | None:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            more = json.loads(file.metadata()["index"])
+            items, lengths, spans, counts = (file.get_tensor(name) for name in _ARRAYS)
+    except (OSError, SafetensorError, KeyError):  # not there, or cut off by a kill: it is made anew
+        return None
+    return Index(items, lengths, spans, counts, more["too_long"], more["without_answer"], more["key"])

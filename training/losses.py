@@ -1,0 +1,46 @@
+"""What the draft is trained on: 0.1 · CE(draft logits, target logits) + 1.0 · SmoothL1(state, feature).
+
+SpecVLM (arXiv 2509.11815, section 3.3) after EAGLE. The labels of the cross-entropy are the target's
+probabilities, renormalised over the draft's vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.teacher import Head
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Sums over predicted tokens, scalars. ``hits``: where draft and target find the same token likeliest."""
+
+    total: Tensor
+    ce: Tensor
+    feature: Tensor
+    hits: Tensor
+
+
+def distil(
+    states: Tensor,
+    features: Tensor,
+    head: Head,
+    labels: Tensor,
+    valid: Tensor,
+    *,
+    ce_weight: float,
+    feature_weight: float,
+) -> Loss:
+    """Loss of P predicted tokens. Draft ``states`` and target ``features`` ``[P, hidden]``; ``labels``
+    float32 ``[P, V]``, the target's probabilities; ``valid`` float32 ``[P]``, 0 leaves one out.
+    """
+    logits = head(states).float()
+    ce = -(labels * F.log_softmax(logits, dim=-1)).sum(-1) @ valid
+    feature = F.smooth_l1_loss(states.float(), features, reduction="none").mean(-1) @ valid
+    with torch.no_grad():
+        hits = (logits.argmax(-1) == labels.argmax(-1)).float() @ valid
+    return Loss(ce_weight * ce + feature_weight * feature, ce.detach(), feature.detach(), hits)

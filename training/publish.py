@@ -1,0 +1,81 @@
+"""The finished draft as a folder: weights, config, and a card with what it was trained on and its scores."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from engine.draft_files import CONFIG, DraftConfig, save_draft
+from engine.eagle import EagleDraft
+from training.chart import draw_curve
+from training.errors import TrainingError
+from training.journal import CURVE
+
+
+def check_publishable(target: Path) -> None:
+    """Raise ``TrainingError`` where publishing would replace a folder that is not a draft."""
+    if target.exists() and not (target / CONFIG).exists() and any(target.iterdir()):
+        raise TrainingError(f"{target} holds something that is not a draft; choose another --publish")
+
+
+def publish(
+    target: Path,
+    draft: EagleDraft,
+    config: DraftConfig,
+    vocabulary: Tensor | None,
+    facts: dict[str, Any],
+    evaluations: list[dict[str, Any]],
+) -> None:
+    """Write the folder ``target``; who reads it sees the old draft whole or the new one whole, never a part.
+
+    ``facts``: sections of the card, each a mapping. ``evaluations``: lines of the log, in order.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        folder = scratch / "new"
+        save_draft(folder, draft, config, vocabulary)
+        points = [(line["tokens"], line["acceptance_length"]) for line in evaluations]
+        if len(points) > 1:
+            draw_curve(folder / CURVE, points, x="tokens seen", y="acceptance length, held out")
+        (folder / "README.md").write_text(card(config, facts, evaluations), encoding="utf-8")
+        if target.exists():
+            os.rename(target, scratch / "old")  # a folder that is not empty cannot be replaced in one call
+        os.rename(folder, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def card(config: DraftConfig, facts: dict[str, Any], evaluations: list[dict[str, Any]]) -> str:
+    """The model card in Markdown."""
+    lines = [
+        f"# Draft for {config.target}",
+        "",
+        "One decoder layer in EAGLE's way, trained by online-logit distillation with `specvlm train`; "
+        "`specvlm serve --draft` loads it. It changes the speed of an answer, not its text.",
+        f"The target's weights: `{config.target_fingerprint}`.",
+    ]
+    for title, values in facts.items():
+        lines += ["", f"## {title}", "", "| | |", "|---|---|"]
+        lines += [f"| {name} | {_cell(value)} |" for name, value in values.items()]
+    lines += ["", "## Acceptance on held-out data", ""]
+    if not evaluations:
+        return "\n".join([*lines, "Not measured: the run had no `--eval-data`.", ""])
+    lines += ["Tokens a round of chain drafts at temperature 0, the target's own token included.", ""]
+    lines += ["| step | tokens seen | length | accepted at depth 1, 2, … |", "|---|---|---|---|"]
+    for line in evaluations:
+        depths = ", ".join(f"{rate:.2f}" for rate in line["accepted_per_depth"])
+        lines.append(f"| {line['step']} | {line['tokens']:,} | {line['acceptance_length']:.2f} | {depths} |")
+    share = evaluations[-1]["greedy_share"]
+    lines += ["", f"The target finds {share:.1%} of the held-out answers' tokens likeliest itself.", ""]
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else json.dumps(value)

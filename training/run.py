@@ -1,0 +1,201 @@
+"""``train(settings)``: a whole run, from data files to a published draft. A stopped one goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+
+from engine.draft_files import draft_config, fingerprint
+from training.acceptance import Acceptance, measure
+from training.batches import Batch
+from training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from training.data import Data, open_data
+from training.generate import answers_path, generate
+from training.journal import LOG, Journal, read_log
+from training.publish import check_publishable, publish
+from training.settings import TrainSettings
+from training.student import draft_vocabulary, new_draft
+from training.teacher import Teacher, stop_token_ids
+from training.trainer import Trainer
+
+CHECKPOINT = "checkpoint.pt"
+# One process reads the data or writes the answers, and the others wait for it.
+_PATIENCE = timedelta(hours=48)
+
+
+def train(settings: TrainSettings, stop: Callable[[], bool] = lambda: False) -> Path:
+    """Train to the last step, or until ``stop`` (asked after every step) says so; returns the draft's folder.
+
+    Raises ``TrainingError`` for data or settings that cannot be used. Started by ``accelerate launch``, all
+    its processes share the work.
+    """
+    check_publishable(settings.draft_folder)  # before hours of work
+    settings.out.mkdir(parents=True, exist_ok=True)
+    accelerator = Accelerator(
+        cpu=settings.device == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)]
+    )
+    folder = model_folder(settings)
+    if settings.generate != "off":
+        settings = with_answers(settings, folder, main=accelerator.is_main_process)
+        accelerator.wait_for_everyone()
+    run = Run(settings, accelerator, folder)
+    run.loop(stop)
+    if accelerator.is_main_process:
+        run.publish()
+    accelerator.wait_for_everyone()
+    return settings.draft_folder
+
+
+def with_answers(settings: TrainSettings, folder: Path, *, main: bool = True) -> TrainSettings:
+    """The settings with the target's own answers for data; the main process writes those that are missing."""
+    prompts = [*settings.data, *settings.eval_data]
+    if main:
+        generate(settings, folder, prompts)
+    answers = {"data": settings.data, "eval_data": settings.eval_data}
+    return settings.model_copy(
+        update={name: [answers_path(p) for p in paths] for name, paths in answers.items()}
+    )
+
+
+def model_folder(settings: TrainSettings) -> Path:
+    """Where the target's files are; a hub id is fetched."""
+    if Path(settings.model).is_dir():
+        return Path(settings.model)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(settings.model, revision=settings.revision))
+
+
+class Run:
+    """Everything a run holds; ``done`` says how far it is."""
+
+    def __init__(self, settings: TrainSettings, accelerator: Any, folder: Path) -> None:
+        self._settings, self._accelerator, self._folder = settings, accelerator, folder
+        with accelerator.main_process_first():  # the others find the index
+            self._data = open_data(settings, settings.data, folder, "data.index")
+            held_out = (
+                open_data(settings, settings.eval_data, folder, "eval.index") if settings.eval_data else None
+            )
+        self._teacher = Teacher.load(folder, settings.dtype, accelerator.device)
+        counts, picture = self._data.index.counts, self._data.encoder.processor.image_token_id
+        chosen = draft_vocabulary(counts, settings.draft_vocab, stop_token_ids(folder), picture)
+        self._vocabulary = None if chosen is None else chosen.to(accelerator.device)
+        plan = self._data.plan(settings)
+        self._num_steps = min(settings.epochs * plan.steps_per_epoch, settings.max_steps or 2**62)
+        like = self._teacher.last_layer if settings.init_from_target else None
+        draft = new_draft(self._teacher.text_config, settings.seed, like)
+        head = self._teacher.head(self._vocabulary)
+        self.trainer = Trainer(settings, accelerator, self._teacher, draft, head, self._num_steps)
+        self._made_by = settings.of_weights() | {
+            "data": self._data.index.key,
+            "target": fingerprint(folder),
+        }
+        self.done = Progress()
+        self._checkpoint = settings.out / CHECKPOINT
+        if settings.resume and self._checkpoint.exists():
+            self.done = load_checkpoint(self._checkpoint, draft, self.trainer.optimizer, self._made_by)
+        self._plan = plan
+        self._eval_batches = [] if held_out is None else self._eval_share(held_out)
+
+    def _eval_share(self, held_out: Data) -> list[Batch]:
+        """This process's, kept in memory."""
+        passes = held_out.first(self._settings.eval_size, self._settings)
+        rank, world = self._accelerator.process_index, self._accelerator.num_processes
+        return list(held_out.batches(passes[rank::world], self._settings.workers))
+
+    def loop(self, stop: Callable[[], bool]) -> None:
+        """All steps that are left."""
+        settings, done = self._settings, self.done
+        rank, world = self._accelerator.process_index, self._accelerator.num_processes
+        journal = Journal(settings.out, done.step, self._num_steps, main=rank == 0)
+        if done.step == 0:
+            self._evaluate(journal)
+        steps = list(self._plan.steps(done.step, self._num_steps))
+        batches = self._data.batches(
+            [one for passes in steps for one in passes[rank::world]], settings.workers
+        )
+        saved = began = time.monotonic()
+        for passes in steps:
+            own = islice(batches, len(passes[rank::world]))
+            report = self.trainer.step(done.step, own, self._data.num_targets(passes), stop=stop())
+            now = time.monotonic()
+            tokens = int(sum(self._data.index.lengths[row].sum() for one in passes for row in one.rows))
+            speed, began = tokens / (now - began), now
+            done.step, done.tokens, done.seconds = (
+                done.step + 1,
+                done.tokens + tokens,
+                done.seconds + tokens / speed,
+            )
+            journal.show(report, speed, settings.eval_steps)
+            ending = report.stop or done.step == self._num_steps
+            if done.step % settings.log_every == 0 or ending:
+                values = {**self._where(), "tokens_per_second": round(speed), **report.describe()}
+                journal.write("step", values)
+            if done.step % settings.eval_every == 0 or ending:
+                self._evaluate(journal)
+                began = time.monotonic()
+            if ending or now - saved >= settings.save_seconds:
+                self._save()
+                saved = now
+            if report.stop:
+                break
+        journal.close()
+
+    def _where(self) -> dict[str, Any]:
+        done = self.done
+        return {"step": done.step, "tokens": done.tokens, "seconds": round(done.seconds, 1)}
+
+    def _evaluate(self, journal: Journal) -> None:
+        if not self._settings.eval_data:
+            return
+        self.trainer.draft.eval()
+        found = measure(
+            self.trainer.draft,
+            self._teacher,
+            self._eval_batches,
+            self._vocabulary,
+            steps=self._settings.eval_steps,
+            bf16=self._settings.mixed_precision == "bf16",
+        )
+        summed = self._accelerator.reduce(
+            torch.tensor(found.vector(), device=self._teacher.device), reduction="sum"
+        )
+        values = Acceptance.from_vector(summed.tolist()).describe()
+        journal.write("evaluation", {**self._where(), **values})
+
+    def _save(self) -> None:
+        if self._accelerator.is_main_process:
+            save_checkpoint(
+                self._checkpoint, self.trainer.draft, self.trainer.optimizer, self.done, self._made_by
+            )
+
+    def publish(self) -> None:
+        """The draft as it is now. Call it on the main process."""
+        settings, index = self._settings, self._data.index
+        name = Path(settings.model).name if Path(settings.model).is_dir() else settings.model
+        facts = {
+            "Data": {"files": [path.name for path in settings.data], **index.describe()},
+            "Run": {
+                **self._where(),
+                "planned_steps": self._num_steps,
+                "processes": self._accelerator.num_processes,
+                "draft_vocabulary": "all" if self._vocabulary is None else len(self._vocabulary),
+            },
+            "Settings": settings.of_weights(),
+        }
+        evaluations = [line for line in read_log(settings.out / LOG) if line["kind"] == "evaluation"]
+        publish(
+            settings.draft_folder,
+            self.trainer.draft,
+            draft_config(self._teacher.text_config, name, self._folder),
+            self._vocabulary,
+            facts,
+            evaluations,
+        )

@@ -1,0 +1,96 @@
+"""Every setting of ``specvlm train``. Imports nothing heavy, so that the command line can read it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+from pydantic_settings import SettingsConfigDict
+
+# What may differ between a stopped run and the one that goes on: none of these reaches the weights.
+_FREE_ON_RESUME = frozenset(
+    {"out", "publish", "resume", "workers", "save_seconds", "log_every", "eval_data", "eval_every"}
+    | {"eval_size", "eval_steps", "generate", "generate_temperature", "generate_max_tokens", "device"}
+    | {"data", "image_folder", "model", "revision"}  # compared by what is in them
+)
+
+
+class TrainSettings(BaseModel):
+    """Immutable. Lengths are in tokens."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", cli_kebab_case=True, cli_implicit_flags=True, frozen=True, protected_namespaces=()
+    )
+
+    model: str = Field(description="the target: a folder, or a hub id")
+    revision: str | None = Field(None, description="of a hub id")
+    out: Path = Field(description="folder for checkpoints, logs, the curve and the draft")
+    publish: Path | None = Field(None, description="folder of the finished draft; OUT/draft by default")
+    resume: bool = Field(True, description="go on from the checkpoint in OUT; otherwise begin again")
+
+    data: list[Path] = Field(
+        min_length=1,
+        description=".jsonl, .json or .parquet files of dialogues, folders of .txt and .md files",
+    )
+    eval_data: list[Path] = Field([], description="the same, held out: measures acceptance while training")
+    image_folder: Path | None = Field(
+        None, description="where relative picture paths begin; the folder of each data file by default"
+    )
+    generate: Literal["off", "first", "only"] = Field(
+        "off", description="let the target write the answers: before training (first), or nothing else (only)"
+    )
+    generate_temperature: float = Field(0.0, ge=0.0, le=2.0, description="of those answers; 0 is greedy")
+    generate_max_tokens: int = Field(512, ge=1, description="length limit of one of those answers")
+
+    mask: Literal["assistant", "all"] = Field(
+        "assistant", description="tokens whose prediction is trained: assistants' answers, or every token"
+    )
+    max_length: int = Field(2048, ge=2, description="longer dialogues are left out (and counted)")
+    row_length: int = Field(1024, ge=2, description="dialogues are packed into rows of about this length")
+    tokens_per_pass: int = Field(
+        4096, ge=2, description="of one forward; a batch of more accumulates gradients over several"
+    )
+    batch_size: int = Field(128, ge=1, description="dialogues of one optimiser step, over all processes")
+    epochs: int = Field(1, ge=1, description="times that the data are gone through")
+    max_steps: int | None = Field(None, ge=1, description="stop earlier; the schedule ends there too")
+
+    draft_vocab: int | None = Field(
+        None,
+        ge=1,
+        description="tokens that the draft can propose, the answers' most frequent; all by default",
+    )
+    init_from_target: bool = Field(True, description="start from the target's last layer, not from noise")
+    unroll: int = Field(1, ge=1, le=16, description="draft steps that are trained, on the draft's own states")
+    unroll_decay: float = Field(0.8, gt=0.0, le=1.0, description="weight of a draft step to the one before")
+    noise: float = Field(0.0, ge=0.0, description="uniform noise on features, -NOISE to NOISE (EAGLE-1: 0.1)")
+    ce_weight: float = Field(0.1, ge=0.0, description="of cross-entropy with the target's distribution")
+    feature_weight: float = Field(1.0, ge=0.0, description="of SmoothL1 to the target's feature")
+
+    lr: float = Field(8e-5, gt=0.0, description="peak learning rate of AdamW (0.9, 0.95), no weight decay")
+    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="how it falls, to zero")
+    warmup_steps: int = Field(0, ge=0, description="steps in which it rises")
+    clip: float = Field(1.0, gt=0.0, description="largest norm of a step's gradient")
+    seed: int = Field(0, description="of the first weights, the order of the data and the noise")
+
+    device: Literal["auto", "cpu"] = Field("auto", description="auto: what accelerate finds")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the target's weights; auto as when serving"
+    )
+    mixed_precision: Literal["no", "bf16"] = Field("bf16", description="of the arithmetic, by autocast")
+    workers: int = Field(1, ge=0, description="processes that prepare batches, besides each training process")
+
+    eval_every: int = Field(200, ge=1, description="steps between evaluations")
+    eval_size: int = Field(64, ge=1, description="dialogues of an evaluation")
+    eval_steps: int = Field(6, ge=1, le=32, description="drafts a round in evaluations")
+    save_seconds: float = Field(300.0, ge=0.0, description="between checkpoints")
+    log_every: int = Field(10, ge=1, description="steps between lines of the log")
+
+    @property
+    def draft_folder(self) -> Path:
+        return self.publish or self.out / "draft"
+
+    def of_weights(self) -> dict[str, Any]:
+        """Settings that the weights depend on: a stopped run goes on only with the same."""
+        values: dict[str, Any] = self.model_dump(mode="json")
+        return {name: value for name, value in values.items() if name not in _FREE_ON_RESUME}

@@ -1,0 +1,95 @@
+"""The target as a teacher: loaded as transformers would, run live, frozen.
+
+It gives what the engine's draft gets when serving: input embeddings with pictures merged in, and hidden
+states after the final norm. Knows no paged attention: rows are told apart by positions that begin again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from engine.adapters import adapter_for
+from engine.adapters.base import Adapter
+from engine.config import Device, DType, EngineConfig
+from engine.target import read_eos_token_ids, resolve_dtype
+from training.batches import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Some rows of the target's head: ``weight`` float32 ``[V, hidden]``, ``bias`` float32 ``[V]``."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """Logits ``[..., V]``, in the precision that autocast asks for."""
+        return F.linear(states, self.weight, self.bias)
+
+
+class Teacher:
+    """Use ``Teacher.load``."""
+
+    def __init__(self, model: PreTrainedModel, adapter: Adapter, device: torch.device) -> None:
+        self._adapter, self.device = adapter, device
+        self._embed: nn.Module = model.get_input_embeddings()
+        self._head: nn.Module = model.get_output_embeddings()
+
+    @classmethod
+    def load(cls, folder: Path, dtype: DType, device: torch.device) -> Teacher:
+        """Raises ``ModelLoadError`` for a family that the engine does not serve."""
+        hf_config = AutoConfig.from_pretrained(folder)
+        where: Device = "cpu" if device.type == "cpu" else "cuda"
+        kind = resolve_dtype(EngineConfig(model=str(folder), dtype=dtype, device=where), hf_config)
+        adapter_type = adapter_for(hf_config.model_type)
+        model = adapter_type.load(str(folder), dtype=kind, use_safetensors=True, attn_implementation="sdpa")
+        model.eval().requires_grad_(False).to(device)
+        return cls(model, adapter_type(model), device)
+
+    @property
+    def text_config(self) -> PretrainedConfig:
+        return self._adapter.text_config
+
+    @property
+    def last_layer(self) -> nn.Module:
+        layers = self._adapter.text_model.layers
+        assert isinstance(layers, nn.ModuleList)
+        return layers[-1]
+
+    def head(self, vocabulary: Tensor | None) -> Head:
+        """The rows of these token ids, int64 ``[V]``; all of them for ``None``."""
+        weight, bias = self._head.weight, self._head.bias
+        assert isinstance(weight, Tensor)
+        chosen = slice(None) if vocabulary is None else vocabulary.to(weight.device)
+        return Head(weight[chosen].float(), bias[chosen].float() if isinstance(bias, Tensor) else None)
+
+    @torch.no_grad()
+    def embed(self, batch: Batch) -> Tensor:
+        """Input embeddings ``[B, N, hidden]``, pictures merged in."""
+        embeddings: Tensor = self._embed(batch.ids)
+        if batch.images:
+            values = torch.cat(self._adapter.encode_images(batch.images)).to(embeddings)
+            embeddings.view(-1, embeddings.shape[-1]).index_copy_(0, batch.image_slots, values)
+        return embeddings
+
+    @torch.no_grad()
+    def features(self, embeddings: Tensor, positions: Tensor) -> Tensor:
+        """Hidden states after the final norm ``[B, N, hidden]``, float32.
+
+        transformers takes positions that do not rise by one for the border of two sequences, which then do
+        not see each other; sliding windows are cut by those positions too.
+        """
+        output = self._adapter.text_model(inputs_embeds=embeddings, position_ids=positions, use_cache=False)
+        features: Tensor = output.last_hidden_state
+        return features.float()
+
+
+def stop_token_ids(folder: Path) -> frozenset[int]:
+    """Tokens that end an answer."""
+    return read_eos_token_ids(EngineConfig(model=str(folder)))

@@ -1,0 +1,150 @@
+"""One optimiser step: teacher and draft forward, gradients summed over passes and processes, AdamW.
+
+A step's loss is the mean over the tokens that its whole batch predicts, so it does not matter how the batch
+is cut into rows, passes and processes. Knows no files and no progress.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.eagle import EagleDraft
+from training.batches import Batch
+from training.losses import distil
+from training.settings import TrainSettings
+from training.teacher import Head, Teacher
+from training.unroll import unrolled
+
+BETAS = (0.9, 0.95)
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """Means over predicted tokens. ``agreement``: for each draft step, how often draft and target find the
+    same token (of the draft's vocabulary) likeliest. ``stop``: some process wants to end."""
+
+    loss: float
+    ce: float
+    feature: float
+    agreement: list[float]
+    grad_norm: float
+    lr: float
+    stop: bool
+
+    def describe(self) -> dict[str, Any]:
+        values = {
+            name: float(f"{getattr(self, name):.5g}") for name in ("loss", "ce", "feature", "grad_norm")
+        }
+        return {**values, "lr": self.lr, "agreement": [round(rate, 4) for rate in self.agreement]}
+
+
+class Trainer:
+    """``accelerator`` is an ``accelerate.Accelerator``: it knows the processes and sums over them.
+
+    ``head``: the target's rows of the draft's vocabulary. ``num_steps``: where the schedule ends.
+    """
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        accelerator: Any,
+        teacher: Teacher,
+        draft: EagleDraft,
+        head: Head,
+        num_steps: int,
+    ) -> None:
+        self._settings, self._accelerator, self._num_steps = settings, accelerator, num_steps
+        self._teacher, self._head = teacher, head
+        self.draft = draft.to(teacher.device)
+        self._parameters = list(self.draft.parameters())
+        self.optimizer = torch.optim.AdamW(self._parameters, lr=settings.lr, betas=BETAS, weight_decay=0.0)
+        decays = [settings.unroll_decay**step for step in range(settings.unroll)]
+        self._step_weights = [decay / sum(decays) for decay in decays]
+
+    def step(self, number: int, batches: Iterable[Batch], num_targets: int, *, stop: bool) -> StepReport:
+        """Take step ``number``. ``batches``: this process's passes; ``num_targets``: tokens that the passes
+        of all processes predict. Every process must take part, even without a pass.
+        """
+        settings = self._settings
+        self.draft.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        sums = torch.zeros(4 + 2 * settings.unroll, device=self._teacher.device)
+        for batch in batches:
+            sums[1:] += self._backward(batch.to(self._teacher.device), number, num_targets)
+        sums[0] = float(stop)
+        self._sum_gradients()
+        sums = self._accelerator.reduce(sums, reduction="sum")
+        rate = learning_rate(number, self._num_steps, settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, settings.clip)
+        self.optimizer.step()
+        stops, total, ce, feature, *rest = sums.tolist()
+        hits, tried = rest[: settings.unroll], rest[settings.unroll :]
+        agreement = [hit / max(1.0, count) for hit, count in zip(hits, tried, strict=True)]
+        means = (total, ce / num_targets, feature / num_targets)
+        return StepReport(*means, agreement, float(norm), rate, stops > 0)
+
+    def _backward(self, batch: Batch, number: int, num_targets: int) -> Tensor:
+        """Add a pass's gradients; sums over its predicted tokens: loss, CE and SmoothL1 of step 0, and for
+        every draft step the hits and the tokens that it could predict.
+        """
+        settings, where = self._settings, batch.predicts
+        with torch.autocast(self._teacher.device.type, torch.bfloat16, settings.mixed_precision == "bf16"):
+            embeddings = self._teacher.embed(batch)
+            features = self._teacher.features(embeddings, batch.positions)
+            wanted, positions = features[where], batch.positions[where]
+            with torch.no_grad():
+                labels = self._head(wanted).float().softmax(-1)
+            given = noisy(features, settings.noise, (settings.seed, number, batch.first_row))
+            states = unrolled(
+                self.draft, embeddings.float(), given, batch.positions, batch.dialogues, settings.unroll
+            )
+            weights = {"ce_weight": settings.ce_weight, "feature_weight": settings.feature_weight}
+            valid = [(positions >= step).float() for step in range(settings.unroll)]
+            losses = [
+                distil(state[where], wanted, self._head, labels, use, **weights)
+                for state, use in zip(states, valid, strict=True)
+            ]
+        total = sum(w * loss.total for w, loss in zip(self._step_weights, losses, strict=True)) / num_targets
+        assert isinstance(total, Tensor)
+        total.backward()
+        first = losses[0]
+        named = [total.detach(), first.ce, first.feature]
+        return torch.stack([*named, *(loss.hits for loss in losses), *(use.sum() for use in valid)])
+
+    def _sum_gradients(self) -> None:
+        """One message for all parameters. Losses are already parts of the mean, so a sum is right."""
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
+        flat = self._accelerator.reduce(torch.cat([g.flatten() for g in gradients]), reduction="sum")
+        for parameter, part in zip(self._parameters, flat.split([g.numel() for g in gradients]), strict=True):
+            parameter.grad = part.view_as(parameter)
+
+
+def learning_rate(step: int, num_steps: int, settings: TrainSettings) -> float:
+    """Of step ``step`` (from 0): up in a line, then constant, or down to zero at ``num_steps``."""
+    if step < settings.warmup_steps:
+        return settings.lr * (step + 1) / settings.warmup_steps
+    done = (step - settings.warmup_steps) / max(1, num_steps - settings.warmup_steps)
+    falling = {"constant": 1.0, "linear": 1.0 - done, "cosine": (1.0 + math.cos(math.pi * done)) / 2}
+    return settings.lr * falling[settings.schedule]
+
+
+def noisy(features: Tensor, amount: float, key: tuple[int, int, int]) -> Tensor:
+    """``features`` ``[B, N, hidden]`` plus noise drawn evenly from -``amount`` to ``amount`` (EAGLE, arXiv
+    2401.15077, section 3.3). ``key`` (seed, step, first row): the same step draws the same, resumed or not,
+    on one process or on many.
+    """
+    if amount == 0.0:
+        return features
+    seed = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=7).digest())
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.rand(features.shape, generator=generator).mul_(2 * amount).sub_(amount)
+    return features + noise.to(features)

@@ -1,0 +1,75 @@
+"""Several draft steps of every position at once, as training and evaluation need them.
+
+When serving, a round that starts at token ``t`` (the last token that is known) runs
+
+    step 0   slot t       embedding of t       true feature of t - 1      drafts token t + 1
+    step 1   slot t + 1   embedding of t + 1   state of step 0, slot t    drafts token t + 2
+    step 2   slot t + 2   embedding of t + 2   state of step 1, slot t + 1   ...
+
+and in step ``s`` the slot ``i = t + s`` attends to: slots up to ``t`` as step 0 wrote them (with true
+features), slot ``t + 1`` as step 1 wrote it, ... and slot ``i`` as step ``s`` writes it now. Here all starts
+``t`` run together: step ``s`` is one forward over all slots, slot ``i`` standing for the round that started
+at ``t = i - s``, with the data's tokens in place of drafted ones (which they equal as long as drafts are
+accepted). Keys of all steps lie one after the other, and slot ``i`` of step ``s`` sees
+
+    of step 0             slots j <= i - s
+    of step r, 1 <= r <= s   slot i - s + r only
+
+Example, N = 4, step 2 (x: seen; rows: slots i; columns: j of step 0, of step 1, of step 2):
+
+    i=0   . . . .   . . . .   x . . .
+    i=1   . . . .   x . . .   . x . .       slots with i < s stand for no round; what they give is not used
+    i=2   x . . .   . x . .   . . x .
+    i=3   x x . .   . . x .   . . . x
+
+This is the training-time test of HASS (arXiv 2408.15766) and EAGLE-3 (arXiv 2503.01840).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from engine.eagle import EagleDraft
+
+
+def step_mask(dialogues: Tensor, step: int) -> Tensor:
+    """What the slots of ``step`` see: bool ``[B, 1, N, (step + 1) * N]``. ``dialogues`` int64 ``[B, N]``:
+    slots of different dialogues do not see each other.
+    """
+    slots = torch.arange(dialogues.shape[1], device=dialogues.device)
+    behind = slots[:, None] - slots[None, :]
+    seen = [behind >= step] + [behind == step - r for r in range(1, step + 1)]
+    same = dialogues[:, :, None] == dialogues[:, None, :]
+    mask = torch.cat([same & block for block in seen], dim=-1)
+    if step:  # a slot without a round sees itself, or its softmax would divide by nothing
+        mask[:, slots, step * len(slots) + slots] = True
+    return mask.unsqueeze(1)
+
+
+def shifted(values: Tensor, positions: Tensor) -> Tensor:
+    """``values`` ``[B, N, hidden]`` one slot later; zeros at the first slot of every dialogue."""
+    later = torch.roll(values, 1, dims=1)
+    return later.masked_fill((positions == 0).unsqueeze(-1), 0.0)
+
+
+def unrolled(
+    draft: EagleDraft, embeddings: Tensor, features: Tensor, positions: Tensor, dialogues: Tensor, steps: int
+) -> Iterator[Tensor]:
+    """The states ``[B, N, hidden]`` of steps 0, 1, … of every slot; those of step ``s`` mean something where
+    ``positions >= s``. ``features``: the target's, of the same tokens as ``embeddings``.
+    """
+    cache = DynamicCache()
+    states = draft.fuse(features)
+    for step in range(steps):
+        states = draft(
+            shifted(states, positions),
+            embeddings,
+            positions,
+            step_mask(dialogues, step),
+            past_key_values=cache,
+        )
+        yield states
