@@ -12,6 +12,7 @@ from engine.config import EngineConfig
 from engine.drafts import MakeDrafter, choose_drafter, no_drafter
 from engine.encoder_cache import EncoderCache
 from engine.kv_cache import KVCache
+from engine.measure import MakeBudget, measured_budget
 from engine.messages import (
     EngineInfo,
     EngineStats,
@@ -42,7 +43,9 @@ class EngineCore:
         target: TargetModel,
         eos_token_ids: frozenset[int],
         make_drafter: MakeDrafter = no_drafter,
+        make_budget: MakeBudget | None = None,
     ) -> None:
+        """Without ``make_budget`` every tree is as large as the limits allow."""
         started = time.monotonic()
         sizes = choose_sizes(config, target.kv_shape, target.max_position, target.device)
         self._config = config
@@ -53,7 +56,8 @@ class EngineCore:
         cache = KVCache(target.kv_shape, sizes.num_pages, config.page_size, target.device)
         self._runner = Runner(target, cache, self._embeddings, config.page_size)
         drafter = make_drafter(config, target, sizes)
-        self._speculator = Speculator(drafter, config.speculative)
+        budget = make_budget(config, target, cache, drafter) if make_budget and drafter else None
+        self._speculator = Speculator(drafter, config.speculative, budget)
         self.scheduler = Scheduler(
             sizes.limits,
             self._pool,
@@ -93,7 +97,7 @@ class EngineCore:
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         target = TargetModel.load(config)
-        return cls(config, target, read_eos_token_ids(config), choose_drafter)
+        return cls(config, target, read_eos_token_ids(config), choose_drafter, measured_budget)
 
     @property
     def has_work(self) -> bool:
@@ -147,13 +151,19 @@ class EngineCore:
     def step(self) -> StepReport:
         """Run one step. Raises only if the engine itself is broken."""
         started = time.monotonic()
-        plan = self.scheduler.schedule(self._speculator.draft(self.scheduler))
+        trees = self._speculator.draft(self.scheduler)
+        drafted = time.monotonic()
+        plan = self.scheduler.schedule(trees)
+        encoding = bool(plan.encode)
         self._encode(plan)
-        outputs = self._execute(plan) if plan.spans else []
+        outputs, forward_seconds = self._execute(plan) if plan.spans else ([], 0.0)
         outputs, self._pending = [*outputs, *self._pending], []
         if not self.scheduler.has_work:
             self._check_no_leak()
-        self._step_seconds += time.monotonic() - started
+        ended = time.monotonic()
+        self._step_seconds += ended - started
+        if plan.spans and not encoding:
+            self._speculator.learn_costs(plan, forward_seconds, ended - drafted - forward_seconds)
         return StepReport(outputs=outputs, stats=self.stats, num_tokens=plan.num_tokens)
 
     def check(self) -> None:
@@ -177,9 +187,11 @@ class EngineCore:
         self._speculator.forget(sequence)
         self._pending.append(_failure(sequence.request_id, "internal_error", message))
 
-    def _execute(self, plan: StepPlan) -> list[RequestOutput]:
-        """Forward, walk, commit."""
+    def _execute(self, plan: StepPlan) -> tuple[list[RequestOutput], float]:
+        """Forward, walk, commit; the outputs, and the seconds of the first two."""
+        started = time.monotonic()
         outcome = self._runner.run(plan.spans)
+        seconds = time.monotonic() - started
         self._speculator.keep(plan.spans, outcome)
         outputs = []
         for span, walked in zip(plan.spans, outcome.walks, strict=True):
@@ -189,7 +201,7 @@ class EngineCore:
                 self._fail(span.sequence, "the model gave no usable probabilities")
             else:
                 outputs.append(self._commit(span, walked))
-        return outputs
+        return outputs, seconds
 
     def _commit(self, span: Span, walked: Walk) -> RequestOutput:
         taken = self.scheduler.commit(span, walked.token_ids, span.end + len(walked.path))

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from engine.attention import ATTENTION_NAME, AttentionContext
-from engine.draft_files import fingerprint, load_draft
+from engine.draft_files import DraftConfig, fingerprint
 from engine.kv_cache import KVShape
 from engine.packing import can_pack, pack_linears
+from engine.published import load_any_draft
 from engine.target import TargetModel
 
 log = logging.getLogger(__name__)
@@ -40,21 +41,28 @@ class DraftModel:
 
     @classmethod
     def load(cls, folder: Path, target: TargetModel, target_folder: Path) -> DraftModel:
-        """Raises ``ModelLoadError`` if the draft does not fit. One that was trained for other weights of the
-        same shape is loaded with a warning: it may be slow, its output is right all the same.
+        """Any layout that :mod:`engine.published` knows. Raises ``ModelLoadError`` if the draft does not fit.
+
+        One that was trained for other weights of the same shape is loaded with a warning: it may be slow, its
+        output is right all the same.
         """
-        module, vocabulary, config = load_draft(
-            folder, target.adapter.text_config, attn_implementation=ATTENTION_NAME
-        )
-        if target_folder.is_dir() and fingerprint(target_folder) != config.target_fingerprint:
-            log.warning(
-                "the draft in %s was trained for other weights (%s) than those in %s: "
-                "expect few accepted drafts",
-                folder,
-                config.target,
-                target_folder,
-            )
-        return cls(module, target.head_of(vocabulary), vocabulary, target)
+        loaded = load_any_draft(folder, target.adapter.text_config, attn_implementation=ATTENTION_NAME)
+        if loaded.config is not None and target_folder.is_dir():
+            _compare(loaded.config, folder, target_folder)
+        if loaded.feature_layers is not None:
+            target.tap(loaded.feature_layers)
+        head: nn.Module
+        if loaded.head_weight is None:
+            head = target.head_of(loaded.vocabulary)
+        else:
+            rows, width = loaded.head_weight.shape
+            head = nn.Linear(width, rows, bias=False, device="meta")
+            head.weight = nn.Parameter(loaded.head_weight)
+        return cls(loaded.module, head, loaded.vocabulary, target)
+
+    @property
+    def num_weights(self) -> int:
+        return sum(parameter.numel() for parameter in self._module.parameters())
 
     @property
     def kv_shape(self) -> KVShape:
@@ -86,3 +94,13 @@ class DraftModel:
     def token_ids(self, indices: torch.Tensor) -> torch.Tensor:
         """The target's token ids of head rows."""
         return indices if self.vocabulary is None else self.vocabulary[indices]
+
+
+def _compare(config: DraftConfig, folder: Path, target_folder: Path) -> None:
+    if fingerprint(target_folder) != config.target_fingerprint:
+        log.warning(
+            "the draft in %s was trained for other weights (%s) than those in %s: expect few accepted drafts",
+            folder,
+            config.target,
+            target_folder,
+        )

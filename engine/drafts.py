@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 from huggingface_hub import snapshot_download
 
 from engine.config import EngineConfig
@@ -30,7 +31,7 @@ def no_drafter(config: EngineConfig, target: TargetModel, sizes: Sizes) -> None:
 
 def choose_drafter(config: EngineConfig, target: TargetModel, sizes: Sizes) -> Drafter | None:
     """The drafter that ``config.draft`` names. Raises ``ModelLoadError`` if it cannot be had."""
-    if config.draft == "none" or not (config.speculative.num_steps and config.speculative.topk):
+    if config.draft == "none" or not all(msgspec.structs.astuple(config.speculative)):
         return None
     own = Path(config.model) / OWN_DRAFT
     if config.draft == "ngram" or (config.draft == "auto" and not own.is_dir()):

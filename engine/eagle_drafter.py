@@ -76,9 +76,9 @@ class EagleDrafter:
         caching: bool,
     ) -> None:
         self.pool: PagePool | None = PagePool(num_pages)
-        self._model = model
+        self.model = model
         self._features = FeatureStore(num_pages, page_size, model.feature_size, model.dtype, model.device)
-        self._cache = KVCache(model.kv_shape, num_pages, page_size, model.device)
+        self.cache = KVCache(model.kv_shape, num_pages, page_size, model.device)
         self._page_size = page_size
         self._embed = embed
         self._caching = caching
@@ -121,7 +121,7 @@ class EagleDrafter:
             draft.table.reserve(draft.num_slots + self._features.num_waiting(sequence))
         taken = [self._features.take(sequence) for sequence in sequences]
         parts = [_catch_up_part(one) for one in taken]
-        batch = build_batch(parts, self._page_size, self._model.device)
+        batch = build_batch(parts, self._page_size, self.model.device)
         embeddings = self._embed(batch.token_ids)
         for one, start in zip(taken, batch.span_starts, strict=False):
             first_token = _draft_of(one.sequence).num_seen
@@ -130,7 +130,7 @@ class EagleDrafter:
                 at = start + first + skip - first_token
                 embeddings[at : at + len(own) - skip] = own[skip:]
         features = torch.cat([one.features for one in taken])
-        states = self._model.forward(prepare(batch, self._cache), self._model.fuse(features), embeddings)
+        states = self.model.forward(prepare(batch, self.cache), self.model.fuse(features), embeddings)
         for one in taken:
             _draft_of(one.sequence).saw(one.count, one.sequence.hashes, caching=self._caching)
         ends = torch.tensor([end - 1 for end in batch.span_starts[1:]], device=states.device)
@@ -151,8 +151,8 @@ class EagleDrafter:
         levels, frontier = self._first_level(states, topk, rank_limits)
         for run in range(1, num_steps):
             batch = self._level_batch(sequences, run, frontier.masks)
-            out = self._model.forward(
-                prepare(batch, self._cache),
+            out = self.model.forward(
+                prepare(batch, self.cache),
                 frontier.states.flatten(0, 1),
                 self._embed(frontier.token_ids.flatten()),
             ).unflatten(0, (-1, frontier.token_ids.shape[1]))
@@ -168,7 +168,7 @@ class EagleDrafter:
         self, states: torch.Tensor, topk: int, rank_limits: torch.Tensor
     ) -> tuple[list[_Level], _Frontier]:
         scores, indices = self._best(states, topk, rank_limits)
-        token_ids = self._model.token_ids(indices)
+        token_ids = self.model.token_ids(indices)
         columns = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
         frontier = _Frontier(
             token_ids,
@@ -184,7 +184,7 @@ class EagleDrafter:
         scores, indices = self._best(out.flatten(0, 1), width, rank_limits.repeat_interleave(width))
         scores = scores.unflatten(0, (-1, width)) + frontier.scores[:, :, None]
         return _Level(
-            self._model.token_ids(indices).unflatten(0, (-1, width)).flatten(1),
+            self.model.token_ids(indices).unflatten(0, (-1, width)).flatten(1),
             frontier.indices.repeat_interleave(width, dim=1),
             scores.flatten(1),
         )
@@ -195,7 +195,7 @@ class EagleDrafter:
         """Log-probabilities and head rows of the likeliest continuations ``[R, K]``; -inf beyond a row's
         limit, and where a broken draft gives no number.
         """
-        log_probs = self._model.log_probs(states)
+        log_probs = self.model.log_probs(states)
         best = torch.nan_to_num(log_probs, nan=float("-inf")).topk(min(topk, log_probs.shape[1]), dim=1)
         beyond = torch.arange(best.values.shape[1], device=states.device) >= rank_limits[:, None]
         return best.values.masked_fill(beyond, float("-inf")), best.indices
@@ -216,7 +216,7 @@ class EagleDrafter:
                     masks=np.zeros(width, dtype=np.uint64),
                 )
             )
-        batch = build_batch(parts, self._page_size, self._model.device)
+        batch = build_batch(parts, self._page_size, self.model.device)
         return dataclasses.replace(batch, tree_masks=masks.flatten())
 
 

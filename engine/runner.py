@@ -76,7 +76,9 @@ class Runner:
     def run(self, spans: Seq[Span]) -> Outcome:
         """Forward the row, draw along every tree, and make the KV of accepted nodes dense."""
         batch = build_batch([part_of(span) for span in spans], self._page_size, self._target.device)
-        hidden, embeddings = self._target.forward(prepare(batch, self._cache), self._placements(spans))
+        hidden, embeddings, features = self._target.forward(
+            prepare(batch, self._cache), self._placements(spans)
+        )
         drawing = [i for i, span in enumerate(spans) if span.samples]
         walks: list[Walk | None] = [None] * len(spans)
         if drawing:
@@ -88,7 +90,7 @@ class Runner:
             for i, walked in zip(drawing, walk(logits, [spans[i] for i in drawing]), strict=True):
                 walks[i] = walked
         self._compact(spans, walks)
-        return Outcome(walks, hidden, embeddings)
+        return Outcome(walks, features, embeddings)
 
     def _compact(self, spans: Seq[Span], walks: Iterable[Walk | None]) -> None:
         """Bring the KV of accepted nodes into logical order: node ``path[i]`` becomes token ``i + 1`` after

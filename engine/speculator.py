@@ -8,31 +8,44 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence as Seq
 
 import numpy as np
+import numpy.typing as npt
 
-from engine.candidates import DraftTree, pick
+from engine.budget import SpeculationBudget, best_first
+from engine.candidates import Candidates, DraftTree, pick
 from engine.config import NO_SPECULATION, SpeculativeConfig
 from engine.drafter import Drafter
 from engine.messages import TracedRound
 from engine.runner import Outcome
-from engine.scheduler import Scheduler, Span
+from engine.scheduler import Scheduler, Span, StepPlan
 from engine.sequence import Sequence
 from engine.verify import Walk
 
 log = logging.getLogger(__name__)
 
+_WATCHED_ROUNDS = 500
+_SUSPICIOUS = 0.05  # accepted drafts a round: what wrong wiring looks like, or the wrong draft
+
 
 class Speculator:
-    """Holds the drafter and the counters. Without a drafter nothing is ever drafted."""
+    """Holds the drafter, what it is worth, and the counters. Without a drafter nothing is ever drafted.
 
-    def __init__(self, drafter: Drafter | None, limits: SpeculativeConfig) -> None:
+    ``budget`` ``None``: every round is as deep and every tree as large as the limits allow.
+    """
+
+    def __init__(
+        self, drafter: Drafter | None, limits: SpeculativeConfig, budget: SpeculationBudget | None = None
+    ) -> None:
         self.drafter = drafter
         self.limits = limits if drafter is not None else NO_SPECULATION
         self.num_rounds = 0
         self.num_drafted = 0
         self.accepted_per_depth: list[int] = []
         self.draft_seconds = 0.0
+        self._budget = budget
+        self._watched = (0, 0)  # rounds and accepted drafts when the watchdog last looked
 
     def draft(self, scheduler: Scheduler) -> dict[str, DraftTree]:
         """Trees by request id for the step to come; none where plain decoding is faster."""
@@ -44,6 +57,7 @@ class Speculator:
         return trees
 
     def keep(self, spans: list[Span], outcome: Outcome) -> None:
+        """Hand on what a step computed, before its tokens are committed."""
         if self.drafter is not None:
             self.drafter.keep(spans, outcome)
 
@@ -57,6 +71,9 @@ class Speculator:
         self.accepted_per_depth.extend([0] * (num_accepted - len(self.accepted_per_depth)))
         for depth in range(num_accepted):
             self.accepted_per_depth[depth] += 1
+        if self._budget is not None:
+            self._budget.observe(span.sequence.request_id, span.tree, walked.path)
+        self._watch()
         return TracedRound(
             token_ids=span.tree.token_ids.tolist(),
             parents=span.tree.parents.tolist(),
@@ -64,22 +81,88 @@ class Speculator:
             bonus_token_id=walked.token_ids[-1],
         )
 
+    def learn_costs(self, plan: StepPlan, forward_seconds: float, host_seconds: float) -> None:
+        """Refine what a step costs: ``host_seconds`` are neither the target's forward nor drafting.
+
+        Steps with prompts in them are left out: their rows cost something else.
+        """
+        if self._budget is not None and all(span.samples and span.length == 1 for span in plan.spans):
+            speculating = any(span.tree is not None for span in plan.spans)
+            self._budget.observe_forward(plan.num_tokens, forward_seconds)
+            self._budget.observe_host(host_seconds, speculating=speculating)
+
     def forget(self, sequence: Sequence) -> None:
+        """The sequence has ended."""
         if self.drafter is not None:
             self.drafter.forget(sequence)
+        if self._budget is not None:
+            self._budget.forget(sequence.request_id)
 
     def _draft(self, drafter: Drafter, scheduler: Scheduler) -> dict[str, DraftTree]:
-        num_steps, topk = self.limits.num_steps, self.limits.topk
         drafter.follow(scheduler.running)
+        num_steps, topk = self.limits.num_steps, self.limits.topk
         sequences = [
             s
-            for s in scheduler.running
+            for s in scheduler.growing
             if s.can_draft and s.limits.num_steps and s.num_left > 1 and drafter.ready(s, num_steps, topk)
         ]
-        if not sequences or not num_steps:
+        if not sequences:
             return {}
-        candidates = drafter.propose(sequences, num_steps, topk)
-        chosen = np.isfinite(candidates.scores)
-        chosen[:, self.limits.num_draft_tokens :] = False
+        if self._budget is None:
+            candidates = drafter.propose(sequences, num_steps, topk)
+            chosen = _best(candidates, [s.limits.num_draft_tokens for s in sequences])
+        else:
+            proposed = self._within_budget(self._budget, drafter, scheduler, sequences)
+            if proposed is None:
+                return {}
+            candidates, chosen = proposed
         trees = pick(candidates, chosen)
         return {s.request_id: tree for s, tree in zip(sequences, trees, strict=True) if tree is not None}
+
+    def _within_budget(
+        self, budget: SpeculationBudget, drafter: Drafter, scheduler: Scheduler, sequences: list[Sequence]
+    ) -> tuple[Candidates, npt.NDArray[np.bool_]] | None:
+        """What to verify for the most tokens a second of the whole batch; ``None``: plain decoding."""
+        started = time.monotonic()
+        num_plain = len(scheduler.growing) - len(sequences)
+        prompts = sum(s.num_wanted for s in scheduler.running if s.num_wanted > 1)
+        most = scheduler.limits.max_num_batched_tokens
+        plan = budget.plan(
+            [s.request_id for s in sequences],
+            [s.tree_limits(self.limits.num_steps, self.limits.topk) for s in sequences],
+            extend_rows=max(drafter.num_behind(sequences), len(sequences)),
+            max_rows=most,
+            other_rows=min(num_plain + prompts, most - len(sequences)),
+            other_tokens=num_plain,
+        )
+        if not plan.levels:
+            return None
+        candidates = drafter.propose(sequences, plan.levels, self.limits.topk)
+        chosen = budget.choose(plan, candidates)
+        budget.observe_draft(plan, time.monotonic() - started)
+        return candidates, chosen
+
+    def _watch(self) -> None:
+        """Say loudly when next to nothing is accepted: that is how wrong wiring looks, not a weak draft."""
+        rounds, accepted = self._watched
+        if self.drafter is None or self.num_rounds - rounds < _WATCHED_ROUNDS:
+            return
+        total = sum(self.accepted_per_depth)
+        rate = (total - accepted) / (self.num_rounds - rounds)
+        self._watched = (self.num_rounds, total)
+        if self.drafter.kind != "ngram" and rate < _SUSPICIOUS:
+            log.warning(
+                "the last %d trees gained %.3f tokens each: is this draft made for this model?",
+                _WATCHED_ROUNDS,
+                rate,
+            )
+
+
+def _best(candidates: Candidates, caps: Seq[int]) -> npt.NDArray[np.bool_]:
+    """Each sequence's best candidates, as many as its cap."""
+    order = best_first(candidates.scores, max(caps))
+    taken = np.isfinite(np.take_along_axis(candidates.scores, order, axis=1))
+    taken &= np.arange(order.shape[1]) < np.asarray(caps)[:, None]
+    chosen = np.zeros(candidates.scores.shape, np.bool_)
+    np.put_along_axis(chosen, order, taken, axis=1)
+    return chosen

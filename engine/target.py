@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
@@ -33,6 +33,27 @@ _ROW_DEPENDENT_ROPE = {"dynamic", "longrope"}
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
+class TargetOutput(NamedTuple):
+    """Of a row of N: ``hidden`` ``[N, hidden]`` after the final norm, ``embeddings`` ``[N, hidden]`` that
+    went in, ``features`` ``[N, size]`` for the draft: the same as ``hidden`` unless layers are tapped.
+    """
+
+    hidden: torch.Tensor
+    embeddings: torch.Tensor
+    features: torch.Tensor
+
+
+class Tap:
+    """Remembers what last went into a module."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.taken: torch.Tensor
+        module.register_forward_pre_hook(self._take, with_kwargs=True)
+
+    def _take(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:  # noqa: ARG002
+        self.taken = args[0] if args else kwargs["hidden_states"]
+
+
 class TargetModel:
     """Weights, adapter and the three passes: encode pictures, forward a row, logits of some rows."""
 
@@ -45,6 +66,7 @@ class TargetModel:
         self.device = device
         self.dtype = dtype
         self._text_model = adapter.text_model
+        self._taps: list[Tap] = []
         self._embed: torch.nn.Module = model.get_input_embeddings()
         self._head: torch.nn.Module = model.get_output_embeddings()
         if can_pack(device, dtype) and packing_pays([self._head]):
@@ -108,8 +130,8 @@ class TargetModel:
     @torch.inference_mode()
     def forward(
         self, context: AttentionContext, images: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run a row: hidden states after the final norm and the embeddings that went in, ``[N, hidden]``.
+    ) -> TargetOutput:
+        """Run a row.
 
         ``images``: pairs (rows int64 ``[M]``, embeddings ``[M, hidden]``) to put in place of placeholders.
         """
@@ -124,7 +146,18 @@ class TargetModel:
             context=context,
         )
         hidden: torch.Tensor = output.last_hidden_state[0]
-        return hidden, embeddings
+        features = torch.cat([tap.taken[0] for tap in self._taps], dim=-1) if self._taps else hidden
+        return TargetOutput(hidden, embeddings, features)
+
+    def tap(self, layers: Sequence[int]) -> None:
+        """Make ``features`` the hidden states that enter these layers, joined, as EAGLE-3 wants them; the
+        number of layers means what leaves the last one. Raises ``ModelLoadError`` for any other number.
+        """
+        modules: Any = self.adapter.text_model
+        stages = [*modules.layers, modules.norm]
+        if not layers or not all(0 <= layer < len(stages) for layer in layers):
+            raise ModelLoadError(f"cannot tap layers {list(layers)} of {len(stages) - 1}")
+        self._taps = [Tap(stages[layer]) for layer in layers]
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

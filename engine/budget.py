@@ -1,0 +1,313 @@
+"""How much to speculate, so that it never loses: measured costs against learned acceptance. No torch.
+
+Two choices a step, both for the largest expected tokens per second of the whole batch. Before drafting, how
+many levels to draft (0 is plain decoding, with no draft work at all); after it, which candidates to verify.
+
+    budget = SpeculationBudget(target_costs, draft_costs, max_steps=config.num_steps)
+
+    plan = budget.plan(request_ids, limits, extend_rows=rows_to_catch_up, max_rows=rows_of_a_step)
+    if plan.levels:
+        candidates = ...                                # draft, sequence s plan.levels_each[s] levels deep
+        trees = pick(candidates, budget.choose(plan, candidates))
+        budget.observe_draft(plan, seconds)
+    ...                                                 # the target's forward, then the walk
+    budget.observe_forward(rows, seconds)
+    budget.observe_host(seconds, speculating=plan.levels > 0)
+    budget.observe(request_id, tree, accepted_nodes)    # for every tree that was verified
+    budget.forget(request_id)                           # at its end
+
+What a round gains is the sum of its nodes' probabilities of acceptance, since each accepted node is one token
+more. What a round of L levels would offer is known from earlier ones (``CandidateSpectrum``), so the first
+choice weighs the same sums as the second, at any number of sequences.
+
+An estimate that says "do not" would never be tested again, so every ``explore_every`` decisions the budget
+looks: one level where it plays safe, the full depth where it drafts a shallower one, and only where it would
+win if the draft were right throughout. Looks in vain become up to four times rarer, one that finds something
+is followed by more. Decisions depend on what was observed alone: no random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.budget_acceptance import AcceptanceModel, CandidateSpectrum, knot_places
+from engine.candidates import Candidates, DraftTree
+from engine.config import SpeculativeConfig
+from engine.costs import CostTable, DraftCosts
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+MARGIN = 1.02  # speculation must promise so much more than plain decoding: estimates are noisy
+FREE = 0.01  # a draft that costs less than this share of a plain step is always asked
+FIRST_ROUNDS = 4  # rounds drafted before the estimates may say no
+HOST_RATE = 1 / 32
+INDEX_BITS = np.uint64(32)
+INDEX_MASK = np.uint64(0xFFFFFFFF)
+
+
+@dataclass(slots=True, frozen=True)
+class DraftPlan:
+    """How deep to draft in this step, for S sequences; what ``choose`` and ``observe_draft`` need to know.
+
+    ``levels_each`` int64 ``[S]``: ``levels`` or the request's own limit. ``caps`` int64 ``[S]``: the most
+    nodes of a tree. ``factors`` float64 ``[S]``. ``trial``: the estimates say no and are being tested.
+    ``tokens``: what the step yields without drafts. ``rows``: its rows without drafts, of which there may be
+    ``room`` more. ``draft_seconds``: what drafting is expected to take.
+    """
+
+    levels: int
+    trial: bool
+    levels_each: Ints
+    caps: Ints
+    factors: Floats
+    tokens: int
+    rows: int
+    room: int
+    extend_rows: int
+    frontier_rows: int
+    draft_seconds: float
+
+
+class SpeculationBudget:
+    """Chooses depth and nodes for every step and learns from what came of it.
+
+    ``target`` and ``draft`` are refined in place. ``max_steps``: the deepest that any request may draft.
+    """
+
+    def __init__(
+        self, target: CostTable, draft: DraftCosts, *, max_steps: int, explore_every: int = 64
+    ) -> None:
+        self.target = target
+        self.draft = draft
+        self.acceptance = AcceptanceModel()
+        self._spectrum = CandidateSpectrum(max_steps)
+        self._explore_every = explore_every
+        self._patience = explore_every  # decisions until the next look
+        self._on_trial = False
+        self._since_look = 0
+        self._num_rounds = 0
+        self._plain_host: float | None = None
+        self._tree_host: float | None = None
+
+    @property
+    def overhead(self) -> float:
+        """Seconds of work on the host that verifying trees adds to a step; 0 until both kinds were seen."""
+        if self._plain_host is None or self._tree_host is None:
+            return 0.0
+        return max(0.0, self._tree_host - self._plain_host)
+
+    def plan(
+        self,
+        request_ids: Sequence[str],
+        limits: Sequence[SpeculativeConfig],
+        *,
+        extend_rows: int,
+        max_rows: int,
+        other_rows: int = 0,
+        other_tokens: int = 0,
+    ) -> DraftPlan:
+        """How deep to draft for these sequences, which decode one row each.
+
+        ``extend_rows``: rows that the draft must run before it can propose (for look-up, the number of
+        sequences). ``other_rows`` run in the same forward (prompt chunks, sequences that may not speculate)
+        and yield ``other_tokens``. ``max_rows`` bounds the forward.
+        """
+        self.acceptance.age()
+        self._spectrum.age()
+        caps = np.array([limit.num_draft_tokens if limit.topk else 0 for limit in limits], np.int64)
+        steps = np.minimum(np.array([limit.num_steps for limit in limits], np.int64), caps)
+        rows = other_rows + len(request_ids)
+        batch = DraftPlan(
+            levels=0,
+            trial=False,
+            levels_each=steps,
+            caps=caps,
+            factors=np.array([self.acceptance.factor(name) for name in request_ids], np.float64),
+            tokens=other_tokens + len(request_ids),
+            rows=rows,
+            room=max(0, max_rows - rows),
+            extend_rows=extend_rows,
+            frontier_rows=sum(limit.topk for limit in limits),
+            draft_seconds=0.0,
+        )
+        levels, self._on_trial = self._levels(batch)
+        return replace(
+            batch,
+            levels=levels,
+            trial=self._on_trial,
+            levels_each=np.minimum(steps, levels),
+            draft_seconds=float(self._draft_seconds(batch, levels)[-1]) if levels else 0.0,
+        )
+
+    def choose(self, plan: DraftPlan, candidates: Candidates) -> npt.NDArray[np.bool_]:
+        """Which candidates to verify, ``[S, C]``; with a candidate always its parent.
+
+        Raises ``ValueError`` if the candidates are not those of the plan's sequences.
+        """
+        if candidates.num_sequences != len(plan.caps):
+            raise ValueError(f"candidates of {candidates.num_sequences} sequences, not {len(plan.caps)}")
+        self._num_rounds += 1
+        order = best_first(candidates.scores, int(plan.caps.max(initial=0)))
+        scores = np.take_along_axis(candidates.scores, order, axis=1)
+        below, share = knot_places(scores)
+        real = np.isfinite(scores)
+        depths = np.take_along_axis(candidates.depths, order, axis=1)
+        self._spectrum.observe(depths[real], below[real], share[real], plan.levels_each)
+        if plan.trial:  # what the draft says, whatever was made of it before
+            chances = np.exp(scores.astype(np.float64))
+        else:
+            chances = self.acceptance.calibrate_at(below, share) * plan.factors[:, None]
+        counts = choose_counts(
+            np.where(real, np.minimum(chances, 1.0), 0.0),
+            plan.caps,
+            self.target,
+            tokens=plan.tokens,
+            rows=plan.rows,
+            room=plan.room,
+            spent=plan.draft_seconds,
+            overhead=self.overhead,
+            at_least=len(plan.caps) if plan.trial else 0,
+        )
+        chosen = np.zeros(candidates.scores.shape, np.bool_)
+        np.put_along_axis(chosen, order, np.arange(order.shape[1]) < counts[:, None], axis=1)
+        return chosen
+
+    def observe(self, request_id: str, tree: DraftTree, accepted: Sequence[int]) -> None:
+        """A verified tree and the indices of its walked nodes, whether or not the output ended among them."""
+        flags = np.zeros(len(tree), np.bool_)
+        flags[list(accepted)] = True
+        self.acceptance.observe(request_id, tree.scores, flags)
+        if self._on_trial and flags.any():
+            self._patience = self._explore_every // 8
+
+    def observe_forward(self, rows: int, seconds: float) -> None:
+        """A forward of the target over ``rows`` rows took ``seconds``."""
+        self.target.observe(rows, seconds)
+
+    def observe_draft(self, plan: DraftPlan, seconds: float) -> None:
+        """Drafting as planned, at least one level, took ``seconds``."""
+        self.draft.observe(plan.levels, plan.extend_rows, plan.frontier_rows, seconds)
+
+    def observe_host(self, seconds: float, *, speculating: bool) -> None:
+        """Seconds of a step that were neither the target's forward nor drafting."""
+        if speculating:
+            self._tree_host = _running_mean(self._tree_host, seconds)
+        else:
+            self._plain_host = _running_mean(self._plain_host, seconds)
+
+    def forget(self, request_id: str) -> None:
+        """The request ended. Ids that never speculated are fine."""
+        self.acceptance.forget(request_id)
+
+    def _levels(self, batch: DraftPlan) -> tuple[int, bool]:
+        """Levels to draft, and whether that is a trial against the estimates."""
+        most = int(batch.levels_each.max(initial=0))
+        if most == 0 or batch.room == 0:
+            return 0, False
+        draft_seconds = self._draft_seconds(batch, most)
+        plain_seconds = self.target.seconds(batch.rows)
+        if draft_seconds[-1] <= FREE * plain_seconds:
+            return most, False
+        enough = MARGIN * batch.tokens / plain_seconds
+        ceiling = self._rates_if_all_accepted(batch, draft_seconds)
+        deepest = int(ceiling.argmax()) + 1 if ceiling.max() > enough else 0
+        if self._num_rounds < FIRST_ROUNDS:
+            return deepest, False
+        expected = self._expected_rates(batch, draft_seconds)
+        levels = int(expected.argmax()) + 1 if expected.max() > enough else 0
+        if levels:
+            self._patience = self._explore_every
+        self._since_look += 1
+        if self._since_look < self._patience or levels >= deepest:
+            return levels, False
+        self._since_look = 0
+        if levels:
+            return deepest, False
+        self._patience = min(2 * self._patience, 4 * self._explore_every)
+        return int((ceiling > enough).argmax()) + 1, True
+
+    def _draft_seconds(self, batch: DraftPlan, most: int) -> Floats:
+        """Seconds of drafting 1 to ``most`` levels."""
+        rows = batch.extend_rows, batch.frontier_rows
+        return np.array([self.draft.seconds(levels, *rows) for levels in range(1, most + 1)])
+
+    def _rates_if_all_accepted(self, batch: DraftPlan, draft_seconds: Floats) -> Floats:
+        """Tokens a second of chains of 1 … levels, all of them accepted: more than any draft can give."""
+        depths = np.arange(1, len(draft_seconds) + 1)
+        nodes = np.minimum(batch.levels_each[:, None], depths).sum(axis=0).clip(max=batch.room)
+        seconds = self.target.curve(batch.rows + nodes) + draft_seconds + self.overhead
+        rates: Floats = (batch.tokens + nodes) / seconds
+        return rates
+
+    def _expected_rates(self, batch: DraftPlan, draft_seconds: Floats) -> Floats:
+        """Tokens a second of rounds of 1 … levels with the best number of nodes.
+
+        Takes candidates from the likeliest knot to the least, until they would be more than may be verified.
+        """
+        depths = np.arange(1, len(draft_seconds) + 1)
+        deep = batch.levels_each >= depths[:, None]  # [levels, S]
+        yields = self._spectrum.mean()[: len(depths)]
+        # [levels, knots], likeliest knot first
+        nodes = (yields * deep.sum(axis=1)[:, None]).cumsum(axis=0)[:, ::-1]
+        gains = (yields * self.acceptance.curve * (deep @ batch.factors)[:, None]).cumsum(axis=0)[:, ::-1]
+        left = min(batch.room, int(batch.caps.sum())) - (nodes.cumsum(axis=1) - nodes)
+        part = np.clip(left / np.maximum(nodes, 1e-12), 0.0, 1.0)
+        seconds = self.target.curve(batch.rows + (nodes * part).cumsum(axis=1)) + self.overhead
+        rates: Floats = (batch.tokens + (gains * part).cumsum(axis=1)) / (seconds + draft_seconds[:, None])
+        return rates.max(axis=1)
+
+
+def best_first(scores: npt.NDArray[np.float32], width: int) -> Ints:
+    """Indices ``[S, min(C, width)]`` of each sequence's best candidates, ties in the order they were made, so
+    that a parent is always before its child.
+    """
+    # One integer a candidate, sorted without looking elsewhere: its distance from 0, then its index.
+    distance = np.abs(np.minimum(scores, 0)).view(np.uint32).astype(np.uint64) << INDEX_BITS
+    keys = np.sort(distance | np.arange(scores.shape[1], dtype=np.uint64), axis=1)[:, :width]
+    return (keys & INDEX_MASK).astype(np.int64)
+
+
+def choose_counts(
+    chances: Floats,
+    caps: Ints,
+    target: CostTable,
+    *,
+    tokens: int,
+    rows: int,
+    room: int,
+    spent: float = 0.0,
+    overhead: float = 0.0,
+    at_least: int = 0,
+) -> Ints:
+    """How many of its best candidates each sequence should verify, ``[S]``, for the most tokens a second.
+
+    ``chances`` ``[S, W]`` in 0..1: probabilities of acceptance, never rising along a row; 0 where there is no
+    candidate. ``caps`` ``[S]`` and ``room`` bound the nodes of each tree and of all; ``at_least`` are taken
+    where there are as many. Without drafts the forward has ``rows`` rows and yields ``tokens``; ``spent``
+    seconds are gone whatever is chosen, ``overhead`` seconds are added by choosing anything, which must win
+    by ``MARGIN``. Costs one sort, no loop.
+    """
+    allowed = (np.arange(chances.shape[1]) < caps[:, None]) & (chances > 0)
+    gains = np.sort(chances[allowed])[::-1][:room]
+    seconds = target.curve(rows + np.arange(len(gains) + 1)) + spent
+    seconds[1:] += overhead
+    rates = (tokens + np.concatenate([[0.0], gains.cumsum()])) / seconds
+    rates[0] *= MARGIN
+    count = max(int(rates.argmax()), min(at_least, len(gains)))
+    if count == 0:
+        return np.zeros(len(caps), np.int64)
+    better = allowed & (chances > gains[count - 1])
+    equal = allowed & (chances == gains[count - 1])
+    chosen = better | (equal & (equal.cumsum().reshape(equal.shape) <= count - better.sum()))
+    counts: Ints = chosen.sum(axis=1)
+    return counts
+
+
+def _running_mean(mean: float | None, seconds: float) -> float:
+    """A step in which the machine was busy counts as about twice the mean at most."""
+    return seconds if mean is None else mean + HOST_RATE * (min(seconds, 2 * mean + 1e-3) - mean)
