@@ -17,7 +17,7 @@ from benchmarks.machine import busy_warning, load, machine
 from benchmarks.plot import write_svg
 from benchmarks.settings import Settings
 
-MEASUREMENTS = ("decode", "batch", "first_token", "overhead", "memory", "startup")
+MEASUREMENTS = ("decode", "batch", "first_token", "overhead", "memory", "startup", "speculation", "streams")
 
 
 def main(argv: list[str] | None = None) -> int:

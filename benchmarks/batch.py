@@ -1,4 +1,4 @@
-"""Throughput of eight streams beside one, in the same engine."""
+"""Plain throughput of eight streams beside one, in the same engine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STREAMS = 8
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    ours = Ours(settings)
+    ours = Ours(settings, draft="none")
 
     def rate(index: int, streams: int) -> float:
         prompts = [chat(picture(settings.seed + 100 * index + i), question(i)) for i in range(streams)]

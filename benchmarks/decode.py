@@ -1,4 +1,4 @@
-"""Decode speed of one stream beside ``model.generate``: same prompt, same weights, same process."""
+"""Plain decode speed of one stream beside ``model.generate``: same prompt, same weights, same process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.workload import Trace, chat, first_difference, picture, question
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    ours, reference = Ours(settings), Reference(settings)
+    ours, reference = Ours(settings, draft="none"), Reference(settings)
     traces: dict[tuple[str, int], Trace] = {}
 
     def run(who: str, index: int) -> float:

@@ -11,10 +11,12 @@ from benchmarks.settings import Settings
 from benchmarks.workload import Chat, Trace
 from engine.config import EngineConfig
 from engine.core import EngineCore
-from engine.messages import GenerateRequest, SamplingParams, StepReport
+from engine.messages import GenerateRequest, SamplingParams, SpeculativeParams, StepReport
 from processing.chat import ChatMessage, ImagePart, TextPart
 from processing.processor import Processor
 from processing.prompt import Prompt
+
+SPECULATE = SpeculativeParams()
 
 
 class Ours:
@@ -35,14 +37,34 @@ class Ours:
         self, chats: Sequence[Chat], num_tokens: int, step: Callable[[], StepReport] | None = None
     ) -> list[Trace]:
         """Greedy, exactly ``num_tokens`` for each chat, all at once; clocks start at the decoded pictures."""
+        sampling = SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
+        traces = self.answer(chats, sampling, step=step)
+        assert all(len(trace.token_ids) == num_tokens for trace in traces)
+        return traces
+
+    def answer(
+        self,
+        chats: Sequence[Chat],
+        sampling: SamplingParams,
+        speculative: SpeculativeParams = SPECULATE,
+        *,
+        salt: str = "",
+        step: Callable[[], StepReport] | None = None,
+    ) -> list[Trace]:
+        """One answer a chat, all at once. ``salt``: runs with another one share no cached prefix."""
         step = step or self.core.step
         traces: dict[str, Trace] = {}
         for chat in chats:
             request_id = str(next(self._ids))
             traces[request_id] = Trace(time.perf_counter())
-            sampling = SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
             self.core.add(
-                GenerateRequest(request_id=request_id, prompt=self._prompt(chat), sampling=sampling)
+                GenerateRequest(
+                    request_id=request_id,
+                    prompt=self._prompt(chat),
+                    sampling=sampling,
+                    speculative=speculative,
+                    cache_salt=salt,
+                )
             )
         while self.core.has_work:
             report, now = step(), time.perf_counter()
@@ -51,7 +73,7 @@ class Ours:
                 trace = traces[output.request_id]
                 trace.token_ids += output.token_ids
                 trace.token_times += [now] * len(output.token_ids)
-        assert all(len(trace.token_ids) == num_tokens for trace in traces.values())
+                trace.speculation = output.speculation
         return list(traces.values())
 
     def _prompt(self, chat: Chat) -> Prompt:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from engine.messages import SpeculationStats
+
 QUESTIONS = (
     "What is in this picture?",
     "Describe the image in a few sentences, from left to right.",
@@ -29,6 +31,7 @@ class Trace:
     start: float
     token_ids: list[int] = field(default_factory=list)
     token_times: list[float] = field(default_factory=list)
+    speculation: SpeculationStats | None = None
 
     @property
     def first_token(self) -> float:
@@ -36,9 +39,14 @@ class Trace:
         return self.token_times[0] - self.start
 
     @property
+    def decode_seconds(self) -> float:
+        """From the first token to the last."""
+        return self.token_times[-1] - self.token_times[0]
+
+    @property
     def decode_rate(self) -> float:
         """Tokens a second after the first."""
-        return (len(self.token_times) - 1) / (self.token_times[-1] - self.token_times[0])
+        return (len(self.token_times) - 1) / self.decode_seconds
 
 
 def picture(seed: int, size: int = 240) -> Image.Image:

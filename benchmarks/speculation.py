@@ -1,0 +1,169 @@
+"""What speculation gains for one stream: by kind of question and temperature, on and off in one engine.
+
+Held-out questions about pictures of all kinds and free chat, answered to their natural end. Both ways give
+the same text, which is asserted: one measurement compares the same tokens.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from benchmarks.ours import Ours
+from benchmarks.settings import Settings, run_measurement
+from benchmarks.timing import judged
+from benchmarks.workload import Chat, Trace
+from demo.pictures import sample
+from demo.text import prompts
+from engine.draft_files import draft_config, save_draft
+from engine.eagle import EagleDraft
+from engine.messages import SamplingParams, SpeculativeParams
+
+SEED = 910_000
+KINDS = {
+    "describe": ("describe",),
+    "short question": ("color", "position", "count", "yesno"),
+    "read": ("word", "number"),
+    "chart": ("bar", "line", "pie"),
+    "free chat": (),
+}
+PICTURES = tuple(kind for kind in KINDS if kind != "free chat")
+OFF = SpeculativeParams(enabled=False)
+MOST_TOKENS = 160
+WEAK = 0.02  # standard deviation of random draft weights
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums over the answers of one kind. ``longest``: the histogram of accepted drafts, summed."""
+
+    seconds_on: float = 0.0
+    seconds_off: float = 0.0
+    tokens: int = 0
+    rounds: int = 0
+    spec_tokens: int = 0
+    drafted: int = 0
+    histogram: list[int] = field(default_factory=list)
+    parted: int = 0
+    ratios: list[float] = field(default_factory=list)
+
+    def add(self, on: Trace, off: Trace) -> None:
+        if on.token_ids != off.token_ids:  # a near-tie: shown, and left out of the times
+            self.parted += 1
+            return
+        if len(on.token_ids) < 2:
+            return
+        self.seconds_on += on.decode_seconds
+        self.seconds_off += off.decode_seconds
+        self.ratios.append(off.decode_seconds / on.decode_seconds)
+        self.tokens += len(on.token_ids)
+        stats = on.speculation
+        assert stats is not None
+        self.rounds += stats.num_spec_steps
+        self.spec_tokens += stats.num_spec_tokens
+        self.drafted += stats.num_draft_tokens
+        found = stats.acceptance_histogram
+        self.histogram += [0] * (len(found) - len(self.histogram))
+        for accepted, rounds in enumerate(found):
+            self.histogram[accepted] += rounds
+
+    def summary(self) -> dict[str, Any]:
+        reached = [sum(self.histogram[depth:]) for depth in range(1, len(self.histogram))]
+        return {
+            "speed_up": self.seconds_off / self.seconds_on if self.seconds_on else None,
+            "median_speed_up": statistics.median(self.ratios) if self.ratios else None,
+            "tokens": self.tokens,
+            "tokens_per_second": self.tokens / self.seconds_on if self.seconds_on else None,
+            "mean_acceptance_length": self.spec_tokens / self.rounds if self.rounds else None,
+            "accepted_per_depth": [count / self.rounds for count in reached],
+            "nodes_per_round": self.drafted / self.rounds if self.rounds else None,
+            "answers": len(self.ratios),
+            "answers_that_parted_at_a_near_tie": self.parted,
+        }
+
+
+def measure(settings: Settings) -> dict[str, Any]:
+    ours = Ours(settings)
+    results: dict[str, Any] = {"draft": ours.core.info.draft}
+    for temperature in (0.0, 1.0):
+        tallies = compare(ours, settings, temperature)
+        results[f"temperature {temperature:g}"] = {
+            kind: tally.summary() for kind, tally in tallies.items()
+        } | {"all pictures": joined([tallies[kind] for kind in PICTURES]).summary()}
+    stats = ours.core.stats
+    results["draft_share_of_time"] = stats.draft_seconds / stats.step_seconds
+    results["random draft"] = joined(list(compare(random_draft(settings), settings, 0.0).values())).summary()
+    greedy, sampled = results["temperature 0"], results["temperature 1"]
+    results["figures"] = [
+        judged("speed-up, pictures, T=0", greedy["all pictures"]["speed_up"], 2.0, at_least=True),
+        judged("speed-up, pictures, T=1", sampled["all pictures"]["speed_up"], 1.6, at_least=True),
+        judged("length, pictures, T=0", greedy["all pictures"]["mean_acceptance_length"], 3.5, at_least=True),
+        judged("length, free chat, T=0", greedy["free chat"]["mean_acceptance_length"], 1.7, at_least=True),
+        judged("random draft, times plain", results["random draft"]["speed_up"], 0.97, at_least=True),
+    ]
+    return results
+
+
+def compare(ours: Ours, settings: Settings, temperature: float) -> dict[str, Tally]:
+    """The same questions with and without speculation, in turn, AB BA."""
+    tallies = {kind: Tally() for kind in KINDS}
+    warm = questions("describe", settings, 1)[0]
+    ours.answer([warm], SamplingParams(max_tokens=8, temperature=0.0))
+    for kind, tally in tallies.items():
+        for index, chat in enumerate(questions(kind, settings, 2 * settings.repeats)):
+            sampling = SamplingParams(max_tokens=MOST_TOKENS, temperature=temperature, seed=index)
+            ways = {"on": SpeculativeParams(), "off": OFF}
+            found = {
+                way: ours.answer([chat], sampling, ways[way], salt=f"{way}{temperature}")[0]
+                for way in (("on", "off") if index % 2 else ("off", "on"))
+            }
+            tally.add(found["on"], found["off"])
+    return tallies
+
+
+def questions(kind: str, settings: Settings, count: int) -> list[Chat]:
+    """Held-out ones about pictures; for free chat prompts that no training text answers."""
+    if kind == "free chat":
+        texts = prompts()[:: max(1, len(prompts()) // count)][:count]
+        return [[{"role": "user", "content": [{"type": "text", "text": text}]}] for text in texts]
+    tasks, chats = KINDS[kind], []
+    for index in range(count):
+        drawn = sample(SEED + settings.seed, index, "heldout", tasks[index % len(tasks)])
+        pictures = [{"type": "image", "image": image} for image in drawn.images]
+        chats.append([{"role": "user", "content": [*pictures, {"type": "text", "text": drawn.turns[0][0]}]}])
+    return chats
+
+
+def random_draft(settings: Settings) -> Ours:
+    """An engine whose draft knows nothing: speculation must then cost next to nothing."""
+    folder = Path(tempfile.mkdtemp(prefix="random-draft-"))
+    text_config = AutoConfig.from_pretrained(settings.model).get_text_config()
+    draft = EagleDraft(text_config, attn_implementation="sdpa")
+    generator = torch.Generator().manual_seed(settings.seed)
+    for parameter in draft.parameters():
+        torch.nn.init.normal_(parameter, std=WEAK, generator=generator)
+    vocabulary = torch.randperm(int(text_config.vocab_size), generator=generator)[:8192]
+    save_draft(folder, draft, draft_config(text_config, "random", Path(settings.model)), vocabulary)
+    return Ours(settings, draft=str(folder))
+
+
+def joined(tallies: list[Tally]) -> Tally:
+    total = Tally()
+    for tally in tallies:
+        for name in ("seconds_on", "seconds_off", "tokens", "rounds", "spec_tokens", "drafted", "parted"):
+            setattr(total, name, getattr(total, name) + getattr(tally, name))
+        total.ratios += tally.ratios
+        longest = max(len(total.histogram), len(tally.histogram))
+        padded = [h + [0] * (longest - len(h)) for h in (total.histogram, tally.histogram)]
+        total.histogram = [a + b for a, b in zip(*padded, strict=True)]
+    return total
+
+
+if __name__ == "__main__":
+    run_measurement(measure)

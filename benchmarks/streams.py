@@ -1,0 +1,43 @@
+"""Speculation with 1, 2, 4, 8 and 16 streams at once, on and off in one engine: it must never lose."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from benchmarks.batch import joint_rate
+from benchmarks.ours import SPECULATE, Ours
+from benchmarks.settings import Settings, run_measurement
+from benchmarks.speculation import OFF, questions
+from benchmarks.timing import interleaved, judged
+from engine.messages import SamplingParams, SpeculativeParams
+
+STREAMS = (1, 2, 4, 8, 16)
+
+
+def measure(settings: Settings) -> dict[str, Any]:
+    ours = Ours(settings)
+    chats = questions("describe", settings, max(STREAMS))
+    # Every stream runs to the same length, so that the batch stays as large as it is said to be.
+    sampling = SamplingParams(max_tokens=settings.num_tokens, temperature=0.0, ignore_eos=True)
+
+    def rate(speculative: SpeculativeParams, streams: int, index: int) -> float:
+        salt = f"{speculative.enabled} {streams} {index}"
+        return joint_rate(ours.answer(chats[:streams], sampling, speculative, salt=salt))
+
+    results: dict[str, Any] = {"unit": "output tokens per second over all streams, while all of them decode"}
+    figures = []
+    for streams in STREAMS:
+        rates = interleaved(
+            partial(rate, SPECULATE, streams), partial(rate, OFF, streams), repeats=settings.repeats
+        )
+        results[f"{streams} streams"] = {"on": rates["a"], "off": rates["b"], "ratio": rates["ratio"]}
+        figures.append(
+            judged(f"{streams} streams, on over off", rates["ratio"]["median"], 0.97, at_least=True)
+        )
+    results["figures"] = figures
+    return results
+
+
+if __name__ == "__main__":
+    run_measurement(measure)
