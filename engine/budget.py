@@ -145,15 +145,18 @@ class SpeculationBudget:
         )
 
     def choose(self, plan: DraftPlan, candidates: Candidates) -> npt.NDArray[np.bool_]:
-        """Which candidates to verify, ``[S, C]``; with a candidate always its parent.
+        """Which candidates to verify, ``[S, C]``; with a candidate always its parent. Those deeper than
+        their sequence may draft are left out.
 
         Raises ``ValueError`` if the candidates are not those of the plan's sequences.
         """
         if candidates.num_sequences != len(plan.caps):
             raise ValueError(f"candidates of {candidates.num_sequences} sequences, not {len(plan.caps)}")
         self._num_rounds += 1
-        order = best_first(candidates.scores, int(plan.caps.max(initial=0)))
-        scores = np.take_along_axis(candidates.scores, order, axis=1)
+        within = candidates.depths <= plan.levels_each[:, None]  # a batch is drafted as deep as its deepest
+        scores = np.where(within, candidates.scores, np.float32(-np.inf))
+        order = best_first(scores, int(plan.caps.max(initial=0)))
+        scores = np.take_along_axis(scores, order, axis=1)
         below, share = knot_places(scores)
         real = np.isfinite(scores)
         depths = np.take_along_axis(candidates.depths, order, axis=1)
@@ -183,7 +186,7 @@ class SpeculationBudget:
         flags[list(accepted)] = True
         self.acceptance.observe(request_id, tree.scores, flags)
         if self._on_trial and flags.any():
-            self._patience = self._explore_every // 8
+            self._patience = max(1, self._explore_every // 8)
 
     def observe_forward(self, rows: int, seconds: float) -> None:
         """A forward of the target over ``rows`` rows took ``seconds``."""
@@ -258,8 +261,9 @@ class SpeculationBudget:
         left = min(batch.room, int(batch.caps.sum())) - (nodes.cumsum(axis=1) - nodes)
         part = np.clip(left / np.maximum(nodes, 1e-12), 0.0, 1.0)
         seconds = self.target.curve(batch.rows + (nodes * part).cumsum(axis=1)) + self.overhead
-        rates: Floats = (batch.tokens + (gains * part).cumsum(axis=1)) / (seconds + draft_seconds[:, None])
-        return rates.max(axis=1)
+        rates = (batch.tokens + (gains * part).cumsum(axis=1)) / (seconds + draft_seconds[:, None])
+        best: Floats = rates.max(axis=1)
+        return best
 
 
 def best_first(scores: npt.NDArray[np.float32], width: int) -> Ints:
@@ -269,7 +273,8 @@ def best_first(scores: npt.NDArray[np.float32], width: int) -> Ints:
     # One integer a candidate, sorted without looking elsewhere: its distance from 0, then its index.
     distance = np.abs(np.minimum(scores, 0)).view(np.uint32).astype(np.uint64) << INDEX_BITS
     keys = np.sort(distance | np.arange(scores.shape[1], dtype=np.uint64), axis=1)[:, :width]
-    return (keys & INDEX_MASK).astype(np.int64)
+    found: Ints = (keys & INDEX_MASK).astype(np.int64)
+    return found
 
 
 def choose_counts(

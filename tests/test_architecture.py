@@ -32,9 +32,9 @@ MAY_IMPORT_LAZILY = ("engine.process", "demo", "training", "benchmarks")
 # The bookkeeping half of the engine, and all of the server's own modules: property-tested in milliseconds.
 TORCH_FREE = ("processing", "server")
 TORCH_FREE_ENGINE = (
-    *("child", "client", "config", "core_protocol", "encoder_cache", "errors", "hashing", "inproc"),
-    *("logs", "loop", "messages", "noise", "pages", "process", "scheduler", "sequence", "streams"),
-    *("wire", "worker"),
+    *("budget", "budget_acceptance", "child", "client", "config", "core_protocol", "costs"),
+    *("encoder_cache", "errors", "hashing", "inproc", "logs", "loop", "messages", "ngram", "ngram_index"),
+    *("noise", "pages", "process", "scheduler", "sequence", "streams", "wire", "worker"),
 )
 
 # Run code from data, or load it.

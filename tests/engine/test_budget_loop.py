@@ -1,0 +1,155 @@
+"""The whole loop against a simulated engine: learn, choose, pay the true costs, count the tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from engine.budget import SpeculationBudget
+from engine.candidates import Candidates, DraftTree, pick
+from engine.config import SpeculativeConfig
+from engine.costs import CostTable, DraftCosts
+from tests.engine.test_budget import COMPILED, EAGER, LIMIT, costs, draft_costs, names
+
+WIDTH = 3  # children of the best node of each level
+
+
+@dataclass
+class World:
+    """Sequences whose drafts believe ``belief`` of their first choice at each step; the first choice is right
+    with probability ``skill``, independently. Time passes as the tables say, plus what is wrong with them.
+    """
+
+    belief: float
+    skill: float
+    count: int = 1
+    points: dict[int, int] = field(default_factory=lambda: COMPILED)
+    draft: DraftCosts = field(default_factory=draft_costs)
+    seed: int = 3
+
+    def __post_init__(self) -> None:
+        self.random = np.random.default_rng(self.seed)
+        self.target = costs(self.points)
+        self.budget = SpeculationBudget(costs(self.points), self.draft, max_steps=LIMIT.num_steps)
+        self.seconds, self.tokens, self.drafted, self.nodes = 0.0, 0, 0, 0
+
+    def candidates(self, levels: int) -> Candidates:
+        """Each level: the first choice, which the next level continues, and others that share the rest."""
+        index = np.arange(levels * WIDTH)
+        level = index // WIDTH
+        parents = np.where(level == 0, -1, (level - 1) * WIDTH)
+        step = np.where(index % WIDTH == 0, self.belief, (1 - self.belief) / WIDTH)
+        scores = level * np.log(self.belief) + np.log(step)
+        rows = (self.count, 1)
+        return Candidates(*(np.tile(a, rows) for a in (index, parents, level + 1, scores.astype(np.float32))))
+
+    def step(self) -> int:
+        """Levels drafted in one step of all sequences."""
+        limit = SpeculativeConfig(num_steps=LIMIT.num_steps, topk=WIDTH, num_draft_tokens=32)
+        plan = self.budget.plan(names(self.count), [limit] * self.count, extend_rows=self.count, max_rows=512)
+        trees: list[DraftTree | None] = [None] * self.count
+        if plan.levels:
+            candidates = self.candidates(plan.levels)
+            trees = pick(candidates, self.budget.choose(plan, candidates))
+            self.seconds += self.draft.seconds(plan.levels, self.count, WIDTH * self.count)
+            self.drafted += 1
+        rows = self.count
+        for name, tree in zip(names(self.count), trees, strict=True):
+            self.tokens += 1
+            if tree is not None:
+                right = int(np.argmax(np.append(self.random.random(len(tree)) >= self.skill, True)))
+                firsts = [i for i in range(len(tree)) if tree.token_ids[i] % WIDTH == 0][:right]
+                self.budget.observe(name, tree, firsts)
+                self.tokens += len(firsts)
+                self.nodes += len(tree)
+                rows += len(tree)
+        self.seconds += self.target.seconds(rows)
+        return plan.levels
+
+    def speed_up(self, steps: int) -> float:
+        """Over plain decoding, for the next ``steps`` steps."""
+        self.seconds, self.tokens, self.drafted, self.nodes = 0.0, 0, 0, 0
+        for _ in range(steps):
+            self.step()
+        return self.tokens / self.seconds / (self.count / self.target.seconds(self.count))
+
+
+@pytest.mark.parametrize("count", [1, 6])
+@pytest.mark.parametrize("points", [COMPILED, EAGER], ids=["compiled", "eager"])
+@pytest.mark.parametrize("belief", [0.05, 0.5, 0.98])
+def test_a_draft_that_is_always_wrong_costs_next_to_nothing(
+    belief: float, points: dict[int, int], count: int
+) -> None:
+    world = World(belief=belief, skill=0.0, points=points, count=count)
+    assert world.speed_up(400) > 0.97  # from the first step on
+    assert world.speed_up(400) > 0.98
+
+
+@pytest.mark.parametrize("count", [1, 6])
+@pytest.mark.parametrize("skill", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("points", [COMPILED, EAGER], ids=["compiled", "eager"])
+def test_an_honest_draft_never_loses(points: dict[int, int], skill: float, count: int) -> None:
+    world = World(belief=skill, skill=skill, points=points, count=count)
+    world.speed_up(50)
+    assert world.speed_up(250) > 0.97
+
+
+def test_a_good_draft_wins_what_there_is_to_win() -> None:
+    """Against the best fixed chain, found by trying all of them."""
+    world = World(belief=0.85, skill=0.85)
+    world.speed_up(50)
+    best = max(
+        sum(0.85**d for d in range(levels + 1))
+        / (world.target.seconds(1 + levels) + world.draft.seconds(levels, 1, WIDTH))
+        for levels in range(1, LIMIT.num_steps + 1)
+    ) * world.target.seconds(1)
+    assert best > 2
+    assert world.speed_up(400) > 0.95 * best
+
+
+def test_a_draft_that_is_too_modest_is_believed_in_the_end() -> None:
+    world = World(belief=0.3, skill=0.9)
+    world.speed_up(500)
+    assert world.speed_up(200) > 1.5
+
+
+def test_recovers_when_the_draft_turns_good() -> None:
+    world = World(belief=0.8, skill=0.0, points={1: 40, 2: 42, 4: 44, 8: 50, 64: 160})
+    world.speed_up(500)
+    world.speed_up(300)
+    assert world.drafted < 6
+    world.skill = 0.8
+    world.speed_up(600)
+    assert world.speed_up(200) > 1.5
+
+
+def test_many_sequences_stop_speculating_where_rows_are_dear_and_one_takes_it_up_again() -> None:
+    dear = {1: 40, 2: 41, 8: 44, 16: 60, 32: 120, 64: 240, 128: 480}
+    world = World(belief=0.7, skill=0.7, points=dear, count=32)
+    world.speed_up(200)
+    assert world.speed_up(200) > 0.97
+    assert world.nodes < 200 * 4
+    world.count = 1
+    world.speed_up(10)
+    assert world.speed_up(200) > 1.3
+
+
+def test_a_step_without_drafting_when_drafting_is_dear() -> None:
+    world = World(belief=0.9, skill=0.9, draft=draft_costs(scale=100.0))
+    assert world.speed_up(300) == pytest.approx(1.0)
+    assert world.drafted == 0
+
+
+def test_a_draft_that_is_free_is_always_asked() -> None:
+    world = World(belief=0.6, skill=0.6, draft=DraftCosts(CostTable({1: 1e-5})), points=EAGER)
+    levels = {world.step() for _ in range(50)}
+    assert levels == {LIMIT.num_steps}
+    assert world.speed_up(500) > 0.97
+
+
+def test_decisions_repeat() -> None:
+    runs = [[world.step() for _ in range(300)] for world in (World(0.6, 0.4), World(0.6, 0.4))]
+    assert runs[0] == runs[1]
+    assert len(set(runs[0])) > 1
