@@ -83,8 +83,10 @@ def _measured(
         return table
     started = time.monotonic()
     room = cache.keys[0].shape[0]
-    points = {rows: min(_seconds(run, rows) for _ in range(_REPEATS)) for rows in ROWS if rows <= room}
-    table = CostTable(points)
+    sizes = [rows for rows in ROWS if rows <= room]
+    # All sizes in turn and not each three times in a row: what disturbs the machine then hits no size alone.
+    rounds = [[_seconds(run, rows) for rows in sizes] for _ in range(_REPEATS)]
+    table = CostTable(dict(zip(sizes, map(min, zip(*rounds, strict=True)), strict=True)))
     log.info("measured what a forward of the %s costs, in %.1f s", what, time.monotonic() - started)
     try:
         save_tables(path, {key: table})
