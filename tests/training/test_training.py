@@ -103,7 +103,7 @@ def test_a_draft_learns_and_is_published(reciting: Path, tmp_path: Path) -> None
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     tiny: Callable[..., Path], dialogues: Any, tmp_path: Path
 ) -> None:
-    """Over an epoch's end, with everything that draws random numbers, and after a kill that lost its last steps."""
+    """Over an epoch's end, with everything that draws random numbers, and after a kill that lost steps."""
     data, model = dialogues(10, pictures=True), tiny("llava")
     changes: dict[str, Any] = {
         "epochs": 3,
@@ -232,5 +232,5 @@ def test_what_is_left_out_is_counted(reciting: Path, tmp_path: Path) -> None:
     assert "| left_out_too_long | 1 |" in card
     assert "| left_out_without_answer | 2 |" in card
     data.write_text(json.dumps(mute))
-    with pytest.raises(TrainingError, match="none of 1 dialogues can be used.* 1 have no answer"):
+    with pytest.raises(TrainingError, match=r"none of 1 dialogues can be used.* 1 have no answer"):
         train(settings(reciting, data, tmp_path / "other"))

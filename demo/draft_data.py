@@ -1,0 +1,132 @@
+"""Prompts for training and measuring the demo's draft: dialogues without answers, which the target writes.
+
+    python -m demo.draft_data OUT --pictures 3000 --texts 1500
+    python -m demo.draft_data OUT --pictures 64 --texts 64 --split heldout
+
+writes ``OUT/SPLIT.jsonl`` (OpenAI's message format) and the pictures beside it. Everything follows from seed
+and split. The seeds are no other's: neither the model's training nor its evaluation draws the same pictures.
+Held-out prompts have other pictures, wordings and topics. Knows no models.
+"""
+
+import argparse
+import json
+import tomllib
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from demo.pictures import Split, generator, questions, sample, scene
+from demo.text import documents
+from demo.wordings import templates
+
+SEEDS: dict[Split, int] = {"train": 7_101, "heldout": 7_102}
+EXCERPT = 700
+"""Characters of a document that a prompt quotes."""
+HELDOUT_DOCUMENTS = 8
+"""Every eighth document is quoted in held-out prompts only."""
+_FILE = Path(__file__).with_name("assets") / "draft_prompts.toml"
+
+Record = dict[str, Any]
+
+
+def write(out: Path, split: Split, num_pictures: int, num_texts: int) -> Path:
+    """The file of prompts, about pictures and without, in random order; returns it."""
+    folder = out / f"{split}-pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    records = [picture_prompts(index, split, folder) for index in range(num_pictures)]
+    records += [text_prompts(index, split) for index in range(num_texts)]
+    Random(f"specvlm/draft/{split}").shuffle(records)
+    path = out / f"{split}.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@cache
+def prompts(split: Split) -> dict[str, list[str]]:
+    """The lists of ``assets/draft_prompts.toml`` for one split."""
+    lists: dict[str, list[str]] = tomllib.loads(_FILE.read_text(encoding="utf-8"))[split]
+    return lists
+
+
+def picture_prompts(index: int, split: Split, folder: Path) -> Record:
+    """One dialogue about a picture (one in twenty: about two), saved in ``folder``: two in five begin with a
+    description, one in four has two to four turns.
+    """
+    rng = generator(SEEDS[split], index, split)
+    if index % 20 == 0:
+        pair = sample(SEEDS[split], index, split, "two_pictures")
+        images, asked = pair.images, [pair.turns[0][0]]
+    else:
+        drawn = scene(rng)
+        images = [drawn.image]
+        asked = [question.text for question in questions(drawn, rng, split)]
+        rng.shuffle(asked)
+        asked = asked[: rng.randint(2, 4) if rng.random() < 0.25 else 1]
+        if rng.random() < 0.4:
+            asked[0] = rng.choice([*prompts(split)["describe"], *_plain_describe(split)])
+        elif rng.random() < 0.4:
+            asked[0] = f"{asked[0]} {rng.choice(prompts(split)['explain'])}"
+        if len(asked) > 1 and rng.random() < 0.4:
+            asked[-1] = rng.choice(prompts(split)["again"])
+    names = [f"{index:05d}-{number}.png" for number in range(len(images))]
+    for name, image in zip(names, images, strict=True):
+        image.save(folder / name)
+    parts = [{"type": "image_url", "image_url": {"url": f"{folder.name}/{name}"}} for name in names]
+    first, *later = asked
+    return _dialogue([[*parts, {"type": "text", "text": first}], *later])
+
+
+def text_prompts(index: int, split: Split) -> Record:
+    """One free chat: about a topic, a plain request, or a document to work on; one in three goes on."""
+    rng = generator(SEEDS[split] + 10, index, split)
+    own = prompts(split)
+    kind = rng.choices(("topic", "plain", "document"), (12, 1, 5))[0]
+    if kind == "topic":
+        first = rng.choice(own["ask"]).format(rng.choice(own["topics"]))
+    elif kind == "plain":
+        first = rng.choice(own["plain"])
+    else:
+        first = rng.choice(own["document"]).format(_excerpt(rng, split))
+    going_on = rng.sample(own["more"], rng.randint(1, 2)) if rng.random() < 0.33 else []
+    return _dialogue([first, *going_on])
+
+
+def _dialogue(asked: list[Any]) -> Record:
+    return {"messages": [{"role": "user", "content": content} for content in asked]}
+
+
+def _excerpt(rng: Random, split: Split) -> str:
+    """Whole paragraphs of one document, about as long as EXCERPT."""
+    own = [
+        text
+        for number, text in enumerate(documents())
+        if (number % HELDOUT_DOCUMENTS == 0) == (split == "heldout")
+    ]
+    paragraphs = [part.strip() for part in rng.choice(own).split("\n\n") if part.strip()]
+    start = rng.randrange(len(paragraphs))
+    chosen = paragraphs[start][:EXCERPT]
+    for paragraph in paragraphs[start + 1 :]:
+        if len(chosen) + len(paragraph) > EXCERPT:
+            break
+        chosen += "\n\n" + paragraph
+    return chosen
+
+
+def _plain_describe(split: Split) -> tuple[str, ...]:
+    train, heldout = templates("describe")
+    return heldout if split == "heldout" else train
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m demo.draft_data", description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder to write to")
+    parser.add_argument("--pictures", type=int, default=3000, help="dialogues about pictures (default: 3000)")
+    parser.add_argument("--texts", type=int, default=1500, help="dialogues without (default: 1500)")
+    parser.add_argument("--split", choices=("train", "heldout"), default="train")
+    chosen = parser.parse_args()
+    print(write(chosen.out, chosen.split, chosen.pictures, chosen.texts))
+
+
+if __name__ == "__main__":
+    main()
