@@ -29,7 +29,7 @@ from engine.target import TargetModel
 
 log = logging.getLogger(__name__)
 
-ROWS = (1, 2, 4, 8, 16, 32, 64)
+ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _CONTEXT = 256  # tokens in KV before the rows, where there is room for them
 _REPEATS = 3
 _LOOKUP_SECONDS = 2e-4  # of one sequence's drafts, until it is seen what they take

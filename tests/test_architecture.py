@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "compressors": (),
     "engine": ("compressors", "processing"),
     "server": ("processing", "engine.config", "engine.messages", "engine.client", "engine.errors"),
-    "training": ("engine", "compressors"),
+    "training": ("processing", "engine", "compressors"),
     "demo": (),
     "benchmarks": ("server", "processing", "engine", "compressors", "training", "demo"),
     "tests": ("server", "processing", "engine", "compressors", "training", "demo", "benchmarks"),
@@ -33,7 +33,19 @@ MAY_IMPORT_LAZILY = ("engine.process", "demo", "training", "benchmarks")
 TORCH_FREE = ("processing", "server")
 TORCH_FREE_ENGINE = (
     *("budget", "budget_acceptance", "child", "client", "config", "core_protocol", "costs"),
-    *("encoder_cache", "errors", "hashing", "inproc", "logs", "loop", "messages", "ngram", "ngram_index"),
+    *(
+        "candidates",
+        "draft_kv",
+        "encoder_cache",
+        "errors",
+        "hashing",
+        "inproc",
+        "logs",
+        "loop",
+        "messages",
+        "ngram",
+        "ngram_index",
+    ),
     *("noise", "pages", "process", "scheduler", "sequence", "streams", "wire", "worker"),
 )
 
