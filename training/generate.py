@@ -22,7 +22,7 @@ from training.records import Dialogue, Message, to_record
 from training.settings import TrainSettings
 from training.sources import read_items
 
-CHUNK = 128
+CHUNK = 64
 """Dialogues answered together, and lost at most when a run is stopped."""
 
 
@@ -55,14 +55,17 @@ def generate(settings: TrainSettings, folder: Path, paths: Sequence[Path]) -> li
         if target.exists():
             continue
         llm = llm or LLM(str(folder), dtype=settings.dtype, device=settings.device)
-        with open(partial, "ab") as out:
-            for first in tqdm(range(done, len(prompts), CHUNK), desc=f"answering {path.name}", unit="chunk"):
-                for dialogue, error in _answer(llm, prompts[first : first + CHUNK], made_by, first):
+        bar = tqdm(total=len(prompts), initial=done, desc=f"answering {path.name}", unit="dialogue")
+        with open(partial, "ab") as out, bar:
+            for first in range(done, len(prompts), CHUNK):
+                answered = _answer(llm, prompts[first : first + CHUNK], made_by, first)
+                for dialogue, error in answered:
                     record = to_record(dialogue, settings.image_folder or path.parent)
                     record |= {"generated": made_by} | ({"error": error} if error else {})
                     out.write(json.dumps(record).encode() + b"\n")
                 out.flush()
                 os.fsync(out.fileno())
+                bar.update(len(answered))
         os.replace(partial, target)
     return [answers_path(path) for path in paths]
 

@@ -1,0 +1,58 @@
+"""The command: its flags, what it prints, and how it stops."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from pydantic_settings import CliApp
+
+from tests.training.targets import recitals, reciting_target
+from training.cli import Train, stop_signal
+from training.generate import answers_path
+
+FLAGS = ["--device", "cpu", "--mixed-precision", "no", "--workers", "1", "--lr", "1e-3"]
+
+
+@pytest.fixture(scope="module")
+def reciting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return reciting_target(tmp_path_factory.mktemp("reciting"))
+
+
+def test_generate_and_train_by_flags(
+    reciting: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = recitals(tmp_path / "a.jsonl", 6)
+    flags = ["--model", str(reciting), "--data", str(data), "--out", str(tmp_path / "out"), *FLAGS]
+    flags += ["--generate-max-tokens", "8"]
+    CliApp.run(Train, cli_args=[*flags, "--generate", "only"])
+    assert capsys.readouterr().out.split() == [str(answers_path(data))]
+    CliApp.run(Train, cli_args=[*flags, "--generate", "first", "--batch-size", "3"])
+    assert capsys.readouterr().out.split() == [str(tmp_path / "out" / "draft")]
+    assert (tmp_path / "out" / "draft" / "config.json").exists()
+
+
+def test_errors_are_one_line_for_the_user(reciting: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    flags = ["--model", str(reciting), "--data", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match=r"^specvlm: a\.jsonl:1: a record needs"):
+        CliApp.run(Train, cli_args=[*flags, *FLAGS])
+    with pytest.raises(ValidationError, match="draft_vocab"):
+        CliApp.run(Train, cli_args=[*flags, "--draft-vocab", "0"])
+
+
+def test_the_first_signal_asks_and_the_second_ends() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        asked = stop_signal()
+        assert not asked.is_set()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)

@@ -1,0 +1,52 @@
+"""The teacher gives what the target's own forward gives, however dialogues are packed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
+
+from processing.processor import Processor
+from tests.models import FAMILIES, Family
+from tests.training.conftest import text_record
+from tests.training.test_acceptance import make_data, one_batch
+from training.data import Data
+from training.encode import Encoder
+from training.index import build_index
+from training.records import parse_record
+from training.teacher import Teacher, stop_token_ids
+
+
+def text_data(folder: Path, tmp_path: Path) -> Data:
+    items = [parse_record(text_record(n, 2), tmp_path, f"here:{n}") for n in range(4)]
+    encoder = Encoder(Processor.from_pretrained(str(folder)), stop_token_ids(folder), "assistant", 512)
+    return Data(items, build_index(items, encoder, "key", tmp_path / "index", workers=0), encoder)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_rows_give_each_dialogue_its_own_features(
+    family: Family, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tiny(family)
+    data = (make_data if family == "llava" else text_data)(folder, tmp_path)
+    teacher = Teacher.load(folder, "float32", torch.device("cpu"))
+    batch = one_batch(data, [[0, 1], [2], [3]])
+    features = teacher.features(teacher.embed(batch), batch.positions)
+    model_class = LlavaForConditionalGeneration if family == "llava" else AutoModelForCausalLM
+    model = model_class.from_pretrained(folder).eval()
+    for row, number, example in ((0, 0, 0), (0, 1, 1), (1, 0, 2), (2, 0, 3)):
+        prompt = data.encoder.prompt(data.items[example])
+        own = batch.dialogues[row] == number
+        assert batch.ids[row, own].tolist() == prompt.token_ids
+        pixels = [torch.from_numpy(image.tensors["pixel_values"]) for image in prompt.images]
+        with torch.no_grad():
+            logits = model(
+                input_ids=torch.tensor([prompt.token_ids]),
+                **({"pixel_values": torch.cat(pixels)} if pixels else {}),
+            ).logits[0]
+        assert torch.allclose(teacher.head(None)(features[row, own]), logits, atol=1e-3)
+        rows = torch.tensor([5, 9, 200])
+        assert torch.equal(teacher.head(rows).weight, model.get_output_embeddings().weight[rows])
