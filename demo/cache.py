@@ -63,8 +63,13 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 def write_manifest(folder: Path, inputs: dict[str, str]) -> None:
     """Record size, mtime and hash of every file in ``folder`` and what they were made from."""
     files = {
-        path.name: {"size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns, "sha256": sha256(path)}
-        for path in sorted(folder.iterdir())
+        path.relative_to(folder).as_posix(): {
+            "size": path.stat().st_size,
+            "mtime_ns": path.stat().st_mtime_ns,
+            "sha256": sha256(path),
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     }
     (folder / MANIFEST).write_text(json.dumps({"inputs": inputs, "files": files}, indent=1) + "\n")
 

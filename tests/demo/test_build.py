@@ -76,6 +76,19 @@ def test_the_built_model_loads_in_plain_transformers(stub: Path) -> None:
         assert model(**inputs).logits.isfinite().all()
 
 
+def test_the_draft_goes_into_the_folder_and_is_part_of_its_name(stub: Path) -> None:
+    without = _build(stub)
+    assert not (without / "draft").exists()
+    (stub / "weights" / "draft").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (stub / "weights" / "draft" / name).write_text(f"made up {name}")
+    folder = _build(stub)
+    assert folder != without
+    assert (folder / "draft" / "model.safetensors").read_text() == "made up model.safetensors"
+    (folder / "draft" / "config.json").unlink()
+    assert (_build(stub) / "draft" / "config.json").exists(), "a folder without its draft is not whole"
+
+
 def test_string_content_and_parts_read_the_same(stub: Path) -> None:
     from transformers import AutoTokenizer
 
