@@ -21,7 +21,7 @@ from demo.text import passages
 
 ROW = 352
 WEIGHTS = {"position": 3.0, "shape": 2.0, "count": 1.5, "word": 3.0}
-"""Hard tasks come early among a picture's branches, so that fewer are cut off: exponents of a draw in 0..1."""
+"""Hard tasks come early among a picture's branches, so that few are cut off: exponents of a draw in 0..1."""
 
 
 class DialogueBatches(Dataset[dict[str, torch.Tensor]]):
