@@ -39,8 +39,9 @@ def distil(
     float32 ``[P, V]``, the target's probabilities; ``valid`` float32 ``[P]``, 0 leaves one out.
     """
     logits = head(states).float()
-    ce = -(labels * F.log_softmax(logits, dim=-1)).sum(-1) @ valid
-    feature = F.smooth_l1_loss(states.float(), features, reduction="none").mean(-1) @ valid
+    # Sums, not products with ``valid`` as a vector: autocast would run those in bfloat16.
+    ce = (-(labels * F.log_softmax(logits, dim=-1)).sum(-1) * valid).sum()
+    feature = (F.smooth_l1_loss(states.float(), features, reduction="none").mean(-1) * valid).sum()
     with torch.no_grad():
-        hits = (logits.argmax(-1) == labels.argmax(-1)).float() @ valid
+        hits = ((logits.argmax(-1) == labels.argmax(-1)) * valid).sum()
     return Loss(ce_weight * ce + feature_weight * feature, ce.detach(), feature.detach(), hits)

@@ -75,6 +75,18 @@ def test_the_loss_is_the_papers() -> None:
     assert float(loss.hits) == hits
 
 
+def test_autocast_does_not_round_the_sums() -> None:
+    """257 tokens are 257 hits, which bfloat16 cannot count."""
+    states = torch.randn(257, 8, generator=torch.Generator().manual_seed(0))
+    head = Head(torch.eye(8), None)
+    with torch.autocast("cpu", torch.bfloat16):
+        labels = head(states).float().softmax(-1)
+        loss = distil(states, states, head, labels, torch.ones(257), ce_weight=0.1, feature_weight=1.0)
+    assert {loss.total.dtype, loss.ce.dtype, loss.hits.dtype} == {torch.float32}
+    assert float(loss.hits) == 257
+    assert float(loss.feature) == 0
+
+
 def test_the_vocabulary_is_the_answers_most_frequent_tokens() -> None:
     counts = np.array([0, 5, 0, 9, 1, 7, 0, 3])
     found = draft_vocabulary(counts, 4, always={6}, never=5)
