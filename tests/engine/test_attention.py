@@ -30,18 +30,29 @@ class Scene:
     """Random sequences in random pages, with their whole keys and values kept densely beside."""
 
     def __init__(
-        self, seed: int, prefixes: list[int], queries: list[int], page_size: int, trees: list[bool]
+        self,
+        seed: int,
+        prefixes: list[int],
+        queries: list[int],
+        page_size: int,
+        trees: list[bool],
+        ran: list[int] | None = None,
     ) -> None:
+        """``ran``: how many nodes of each tree are in KV from earlier steps; the rest run now."""
         rng = np.random.default_rng(seed)
         generator = torch.Generator().manual_seed(seed)
-        lengths = [p + q for p, q in zip(prefixes, queries, strict=True)]
+        ran = [0] * len(queries) if ran is None else ran
+        starts = [p + r for p, r in zip(prefixes, ran, strict=True)]
+        nodes = [q + r for q, r in zip(queries, ran, strict=True)]
+        lengths = [p + n for p, n in zip(prefixes, nodes, strict=True)]
         counts = [-(-n // page_size) for n in lengths]
         pages = rng.permutation(sum(counts) + 3)
         tables = np.split(pages[: sum(counts)], np.cumsum(counts)[:-1])
         self.cache = KVCache(
             KVShape(1, KV_HEADS, DIM, torch.float32), len(pages), page_size, torch.device("cpu")
         )
-        self.parents = [[-1] + [int(rng.integers(0, i)) for i in range(1, q)] for q in queries]
+        self.parents = [[-1] + [int(rng.integers(0, i)) for i in range(1, q)] for q in nodes]
+        self.tree_starts = prefixes
         self.keys = [torch.randn(n, KV_HEADS, DIM, generator=generator) for n in lengths]
         self.values = [torch.randn(n, KV_HEADS, DIM, generator=generator) for n in lengths]
         # Slots that no sequence owns, or that are not written yet, may hold anything.
@@ -49,18 +60,16 @@ class Scene:
             tensor.fill_(float("nan"))
         self.query = torch.randn(sum(queries), HEADS, DIM, generator=generator)
         slots = []
-        for table, prefix, length, k, v in zip(
-            tables, prefixes, lengths, self.keys, self.values, strict=True
-        ):
+        for table, start, length, k, v in zip(tables, starts, lengths, self.keys, self.values, strict=True):
             own = torch.tensor([table[i // page_size] * page_size + i % page_size for i in range(length)])
-            self.cache.keys[0][own[:prefix]] = k[:prefix]
-            self.cache.values[0][own[:prefix]] = v[:prefix]
-            slots.append(own[prefix:])
+            self.cache.keys[0][own[:start]] = k[:start]
+            self.cache.values[0][own[:start]] = v[:start]
+            slots.append(own[start:])
         width = max(counts)
         masks = [
             sum(1 << j for j in seen) if tree else 0
-            for p, tree in zip(self.parents, trees, strict=True)
-            for seen in ancestors(p)
+            for p, tree, r in zip(self.parents, trees, ran, strict=True)
+            for seen in ancestors(p)[r:]
         ]
         self.batch = Batch(
             token_ids=torch.zeros(sum(queries), dtype=torch.int64),
@@ -68,9 +77,10 @@ class Scene:
             slots=torch.cat(slots),
             page_table=torch.from_numpy(np.stack([np.pad(t, (0, width - len(t))) for t in tables])),
             span_starts=(0, *np.cumsum(queries).tolist()),
-            prefix_lens=tuple(prefixes),
+            prefix_lens=tuple(starts),
             page_size=page_size,
             trees=tuple(trees),
+            tree_starts=tuple(prefixes) if any(ran) else (),
             tree_masks=torch.tensor([m - (1 << 64) if m >> 63 else m for m in masks]),
         )
 
@@ -93,9 +103,10 @@ class Scene:
     def expected(self, window: int | None) -> torch.Tensor:
         """Softmax attention, one query and head at a time, from the dense keys and values."""
         rows, row = torch.empty_like(self.query), 0
-        for s, prefix in enumerate(self.batch.prefix_lens):
+        for s, prefix in enumerate(self.tree_starts):
             seen = ancestors(self.parents[s]) if self.batch.is_tree(s) else None
-            for q in range(self.batch.query_len(s)):
+            ran = self.batch.prefix_lens[s] - prefix
+            for q in range(ran, ran + self.batch.query_len(s)):
                 own = seen[q] if seen else list(range(q + 1))
                 position = {prefix + node: prefix + depth for depth, node in enumerate(own)}
                 position |= {i: i for i in range(prefix)}
@@ -126,6 +137,35 @@ def test_equals_the_formula(
     prefixes, queries, trees = [s[0] for s in spans], [s[1] for s in spans], [s[2] for s in spans]
     scene = Scene(seed, prefixes, queries, page_size, trees)
     torch.testing.assert_close(scene.run(window), scene.expected(window), rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 1 << 16),
+    spans=st.lists(
+        st.tuples(st.sampled_from([0, 1, 5, 17, 90]), st.integers(1, 9), st.integers(0, 40), st.booleans()),
+        min_size=1,
+        max_size=6,
+    ),
+    page_size=st.sampled_from([1, 3, 16]),
+)
+def test_trees_whose_earlier_nodes_are_in_kv(
+    seed: int, spans: list[tuple[int, int, int, bool]], page_size: int
+) -> None:
+    """A draft grows a tree level by level: only the newest level's nodes run, all may see ancestors."""
+    prefixes, queries, ran, trees = (list(column) for column in zip(*spans, strict=True))
+    ran = [r if tree else 0 for r, tree in zip(ran, trees, strict=True)]
+    scene = Scene(seed, prefixes, queries, page_size, trees, ran)
+    torch.testing.assert_close(scene.run(None), scene.expected(None), rtol=1e-4, atol=1e-5)
+
+
+def test_all_64_nodes_of_a_tree_that_ran_in_two_parts() -> None:
+    scene = Scene(5, [9, 3], [8, 2], 4, [True, True], [56, 62])
+    torch.testing.assert_close(scene.run(None), scene.expected(None), rtol=1e-4, atol=1e-5)
+    with pytest.raises(RuntimeError, match="sliding window over a tree"):
+        scene.run(4)
+    with pytest.raises(ValueError, match="at most 64"):
+        Scene(5, [9], [8], 4, [True], [57])
 
 
 def test_a_tree_of_64_nodes_beside_a_long_prompt() -> None:

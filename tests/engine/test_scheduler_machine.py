@@ -1,7 +1,8 @@
-"""Random add / step / abort / fail over the scheduler, with a model of what every KV slot must hold.
+"""Random add / step / draft / abort over the scheduler, with a model of what every KV slot must hold.
 
-No tensors: "running" a span writes, for each token, a fingerprint of the whole prefix that its KV depends on.
-Before a span runs, every earlier slot of the sequence must hold the right fingerprint, whoever wrote it.
+No tensors: "running" a span writes, for each token and each node of its tree, a fingerprint of the whole path
+that its KV depends on; what is accepted is then moved to where dense tokens lie. Before a span runs, every
+earlier slot of the sequence must hold the right fingerprint, whoever wrote it. The draft's slots likewise.
 """
 
 from __future__ import annotations
@@ -10,22 +11,27 @@ import random
 from collections.abc import Sequence as Seq
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from engine.config import NO_SPECULATION
+from engine.candidates import DraftTree, pick
+from engine.config import NO_SPECULATION, SpeculativeConfig
+from engine.draft_kv import DraftKV
 from engine.encoder_cache import EncoderCache
 from engine.messages import GenerateRequest, SamplingParams
 from engine.pages import PagePool, PageTable
 from engine.scheduler import Limits, Scheduler, Span
 from engine.sequence import Sequence
 from processing.prompt import ImageInput, Prompt
+from tests.engine.trees import Nodes, candidates_of
 
 EOS = 9
 IMAGE_TOKEN = 8
 MAX_MODEL_LEN = 40
+LIMITS = SpeculativeConfig(num_steps=4, topk=3, num_draft_tokens=12)
 
 
 def fingerprints(token_ids: Seq[int], images: Seq[ImageInput], salt: str) -> list[int]:
@@ -43,6 +49,18 @@ def fingerprints(token_ids: Seq[int], images: Seq[ImageInput], salt: str) -> lis
     return prints
 
 
+def random_tree(rng: random.Random) -> DraftTree | None:
+    size = rng.choice([0, 0, 1, 3, 8, 12])
+    nodes: Nodes = [(rng.choice([0, 1, 2, EOS]), rng.randint(-1, i - 1)) for i in range(size)]
+    (tree,) = pick(candidates := candidates_of([nodes]), np.isfinite(candidates.scores))
+    return tree
+
+
+def line(tree: DraftTree, node: int) -> list[int]:
+    """Nodes from a child of the root down to ``node``."""
+    return [] if node < 0 else [*line(tree, int(tree.parents[node])), node]
+
+
 class EngineMachine(RuleBasedStateMachine):
     @initialize(
         page_size=st.sampled_from([1, 3, 4]),
@@ -52,6 +70,7 @@ class EngineMachine(RuleBasedStateMachine):
         encoder_capacity=st.integers(6, 20),
         encoder_budget=st.integers(1, 12),
         caching=st.booleans(),
+        draft_pages=st.sampled_from([0, 5, 60]),
     )
     def start(
         self,
@@ -62,13 +81,19 @@ class EngineMachine(RuleBasedStateMachine):
         encoder_capacity: int,
         encoder_budget: int,
         caching: bool,
+        draft_pages: int,
     ) -> None:
         self.page_size = page_size
         self.pool = PagePool(-(-MAX_MODEL_LEN // page_size) + spare_pages)
         self.encoder: EncoderCache[Any] = EncoderCache(encoder_capacity)
         self.limits = Limits(max_num_seqs, chunk, encoder_budget)
-        self.scheduler = Scheduler(self.limits, self.pool, self.encoder, caching=caching)
+        self.draft_pool = PagePool(draft_pages) if draft_pages else None
+        self.scheduler = Scheduler(
+            self.limits, self.pool, self.encoder, caching=caching, draft_pool=self.draft_pool
+        )
         self.kv: dict[int, int] = {}
+        self.draft_kv: dict[int, Any] = {}
+        self.shown: dict[DraftKV, list[Any]] = {}  # what each slot of a draft must hold
         self.open: dict[str, Sequence] = {}
         self.count = 0
 
@@ -78,6 +103,7 @@ class EngineMachine(RuleBasedStateMachine):
         max_tokens=st.integers(1, 12),
         salt=st.sampled_from(["", "x"]),
         priority=st.sampled_from([0, 0, 0, -1, 1]),
+        speculates=st.booleans(),
     )
     def add(
         self,
@@ -86,6 +112,7 @@ class EngineMachine(RuleBasedStateMachine):
         max_tokens: int,
         salt: str,
         priority: int,
+        speculates: bool,
     ) -> None:
         token_ids, images = list(words), []
         for place, name, length in sorted(pictures):
@@ -105,7 +132,7 @@ class EngineMachine(RuleBasedStateMachine):
             table=PageTable(self.pool, self.page_size),
             eos_token_ids=frozenset([EOS]),
             max_model_len=MAX_MODEL_LEN,
-            limits=NO_SPECULATION,
+            limits=LIMITS if speculates else NO_SPECULATION,
         )
         self.count += 1
         self.open[request.request_id] = sequence
@@ -115,10 +142,15 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(seed=st.integers(0, 1 << 16))
     def step(self, seed: int) -> None:
         rng = random.Random(seed)
-        decoding = [s for s in self.scheduler.running if s.num_wanted == 1]
-        plan = self.scheduler.schedule()
+        decoding = self.scheduler.growing
+        trees = {
+            s.request_id: tree
+            for s in decoding
+            if s.limits.num_steps and (tree := random_tree(rng)) is not None
+        }
+        plan = self.scheduler.schedule(trees)
         assert plan.spans, "there is work, but the plan is empty"
-        assert plan.num_tokens == sum(s.length for s in plan.spans) <= self.limits.max_num_batched_tokens
+        assert plan.num_tokens == sum(s.num_rows for s in plan.spans) <= self.limits.max_num_batched_tokens
         sizes = [image.num_tokens for image in plan.encode.values()]
         assert sum(sizes) <= self.limits.max_num_encoder_tokens or len(sizes) == 1
         planned = {span.sequence.request_id for span in plan.spans}
@@ -128,33 +160,79 @@ class EngineMachine(RuleBasedStateMachine):
         for key in plan.encode:
             self.encoder.put(key, "embeddings")
         for span in plan.spans:
+            assert span.tree is None or span.tree is trees[span.sequence.request_id]
             self.execute(span)
         for span in plan.spans:
-            self.commit(span, [rng.choice([0, 1, 2, 3, EOS])] if span.samples else [])
+            self.commit(span, rng)
 
     def execute(self, span: Span) -> None:
         sequence = span.sequence
         prints = fingerprints(sequence.token_ids, sequence.images, sequence.salt)
-        slots = [
-            sequence.table.pages[i // self.page_size] * self.page_size + i % self.page_size
-            for i in range(span.end)
-        ]
         for i in range(span.start):
-            assert self.kv.get(slots[i]) == prints[i], f"KV of token {i} belongs to somebody else"
+            assert self.kv.get(self.slot(sequence, i)) == prints[i], f"KV of token {i} is somebody else's"
         for key, _ in sequence.images_in(span.start, span.end):
             assert self.encoder.get(key) == "embeddings"
         for i in range(span.start, span.end):
-            self.kv[slots[i]] = prints[i]
+            self.kv[self.slot(sequence, i)] = prints[i]
+        for node in range(span.num_rows - span.length):
+            assert span.tree is not None
+            path = [*sequence.token_ids, *span.tree.token_ids[line(span.tree, node)].tolist()]
+            state = fingerprints(path, sequence.images, sequence.salt)[-1]
+            self.kv[self.slot(sequence, span.end + node)] = state
 
-    def commit(self, span: Span, tokens: list[int]) -> None:
+    def slot(self, sequence: Sequence, index: int) -> int:
+        return sequence.table.pages[index // self.page_size] * self.page_size + index % self.page_size
+
+    def commit(self, span: Span, rng: random.Random) -> None:
+        """Accept a random path of the tree and one token more; the path's KV becomes dense."""
         sequence = span.sequence
-        assert self.scheduler.commit(span, tokens, span.end) == tokens
+        path, tokens = [], []
+        if span.tree is not None and rng.random() < 0.8:
+            path = line(span.tree, rng.randrange(len(span.tree)))
+            tokens = span.tree.token_ids[path].tolist()
+        moved = [self.kv[self.slot(sequence, span.end + node)] for node in path]
+        for i, state in enumerate(moved):
+            self.kv[self.slot(sequence, span.end + i)] = state
+        if span.samples:
+            tokens.append(rng.choice([0, 1, 2, 3, EOS]))
+        left = sequence.max_tokens - sequence.num_output_tokens
+        counts = tokens[: tokens.index(EOS) + 1 if EOS in tokens else None][:left]
+        assert self.scheduler.commit(span, tokens, span.end + len(path)) == counts
         if sequence.finish_reason is not None:
             del self.open[sequence.request_id]
             ended_by_stop = sequence.token_ids[-1] == EOS
             assert sequence.finish_reason == ("stop" if ended_by_stop else "length")
             assert sequence.num_output_tokens <= sequence.sampling.max_tokens
             assert sequence.num_tokens <= MAX_MODEL_LEN
+
+    @precondition(lambda self: self.draft_pool is not None and self.scheduler.running)
+    @rule(which=st.integers(0, 1 << 16), num_nodes=st.integers(0, 9))
+    def draft(self, which: int, num_nodes: int) -> None:
+        """A draft looks at what it has not seen and grows a tree behind it, if there are pages."""
+        sequence = self.scheduler.running[which % len(self.scheduler.running)]
+        draft = sequence.draft
+        assert (draft is not None) is bool(sequence.limits.num_steps)
+        if draft is None:
+            return
+        prints = fingerprints(sequence.token_ids, sequence.images, sequence.salt)
+        shown = self.shown.setdefault(draft, prints[: draft.num_slots])
+        count = sequence.num_computed + (1 if sequence.can_draft else 0) - draft.num_seen
+        if count == 0 or not draft.table.can_reserve(draft.num_slots + count + num_nodes):
+            return
+        draft.table.reserve(draft.num_slots + count + num_nodes)
+        slots = [
+            page * self.page_size + offset for page in draft.table.pages for offset in range(self.page_size)
+        ]
+        held = [self.draft_kv.get(slot) for slot in slots[: draft.num_slots]]
+        assert held == shown, "the draft's KV is somebody else's"
+        less = () if draft.aligned else (sequence.request_id,)
+        shown += [(*less, p) if less else p for p in prints[draft.num_seen : draft.num_seen + count]]
+        end = draft.num_slots + count
+        for slot, state in zip(slots, [*shown, *(["a node"] * num_nodes)], strict=False):
+            self.draft_kv[slot] = state
+        draft.saw(count, sequence.hashes, caching=self.scheduler.caching)
+        assert (draft.num_slots, draft.num_seen) == (end, sequence.num_computed + int(sequence.can_draft))
+        draft.table.truncate(end)
 
     @precondition(lambda self: self.open)
     @rule(which=st.integers(0, 1 << 16))
@@ -173,7 +251,8 @@ class EngineMachine(RuleBasedStateMachine):
         listed = {s.request_id for s in [*self.scheduler.waiting, *self.scheduler.running]}
         assert listed == set(self.open), "a request is lost, or ended twice"
         if not self.scheduler.running:
-            assert self.pool.num_free + self.pool.num_cached == self.pool.num_pages
+            for pool in filter(None, (self.pool, self.draft_pool)):
+                assert pool.num_free + pool.num_cached == pool.num_pages
 
     def teardown(self) -> None:
         for _ in range(2000):

@@ -15,28 +15,13 @@ from engine.pages import PagePool
 from engine.runner import Outcome
 from engine.scheduler import Span
 from engine.sequence import Sequence
-
-Nodes = list[tuple[int, int]]
-"""(token id, parent) of a tree's nodes, parents first; -1 is the root."""
+from tests.engine.trees import Nodes, candidates_of
 
 Answers = Mapping[str, Seq[int]]
 """The right output of each request."""
 
 Shape = Callable[[random.Random, SpeculativeConfig], list[int]]
 """Draws the parents of one tree within these limits."""
-
-
-def candidates_of(trees: Seq[Nodes]) -> Candidates:
-    """Candidates that are worth less the deeper they are."""
-    width = max(map(len, trees))
-    token_ids, depths = np.zeros((2, len(trees), width), np.int64)
-    parents, scores = np.full((len(trees), width), -1), np.full((len(trees), width), -np.inf, np.float32)
-    for row, nodes in enumerate(trees):
-        for i, (token_id, parent) in enumerate(nodes):
-            token_ids[row, i], parents[row, i] = token_id, parent
-            depths[row, i] = 1 if parent < 0 else depths[row, parent] + 1
-            scores[row, i] = -depths[row, i]
-    return Candidates(token_ids, parents, depths, scores)
 
 
 class Adversary:

@@ -1,0 +1,114 @@
+"""The draft without pages, trees or batches: every state from one dense run over its whole explicit history.
+
+Features and embeddings come from the transformers model itself, whole prompts and pictures at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+
+from engine.draft_files import load_draft
+from processing.prompt import ImageInput
+from tests.golden.reference import Golden
+
+Path_ = tuple[int, ...]
+"""Tokens from a child of the root down to a node."""
+
+
+@dataclass(slots=True)
+class Seen:
+    """What a draft has been shown of one sequence: the tokens ``rows``, in order of its slots.
+
+    ``features`` and ``embeddings`` ``[N, hidden]`` of all tokens; the feature of row ``i`` is that of token
+    ``i - 1``, zeros for the first.
+    """
+
+    rows: list[int]
+    features: torch.Tensor
+    embeddings: torch.Tensor
+
+
+class DenseDraft:
+    def __init__(self, golden: Golden, folder: Path) -> None:
+        self._model = golden.model
+        config = golden.model.config.get_text_config()
+        self._module, self._vocabulary, _ = load_draft(folder, config, attn_implementation="sdpa")
+        self._module.eval()
+        head = golden.model.get_output_embeddings()
+        weight, ids = head.weight.detach(), self._vocabulary
+        self._head = weight if ids is None else weight[ids]
+
+    @torch.inference_mode()
+    def target(self, token_ids: list[int], images: list[ImageInput]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The target's true features, shifted by one, and its embeddings with the pictures in place."""
+        inputs: dict[str, Any] = {"input_ids": torch.tensor([token_ids])}
+        if images:
+            pixels = np.concatenate([image.tensors["pixel_values"] for image in images])
+            inputs["pixel_values"] = torch.from_numpy(pixels)
+        caught: list[torch.Tensor] = []
+        layer = self._model.get_decoder().layers[0]
+        hook = layer.register_forward_pre_hook(
+            lambda _, args, kwargs: caught.append(args[0] if args else kwargs["hidden_states"]),
+            with_kwargs=True,
+        )
+        hidden = self._model.model(**inputs).last_hidden_state[0]
+        hook.remove()
+        return torch.cat([torch.zeros_like(hidden[:1]), hidden[:-1]]), caught[0][0]
+
+    @torch.inference_mode()
+    def run(self, seen: Seen, path: Path_ = (), states: Any = ()) -> tuple[torch.Tensor, Any]:
+        """Output states ``[len(rows) + len(path), hidden]`` and the layer's cache, after all that was seen
+        and then ``path``, whose inputs are ``states``: the outputs before each of its tokens.
+        """
+        embeddings, positions = seen.embeddings[seen.rows], list(seen.rows)
+        features = seen.features[seen.rows]
+        if path:
+            own = self._model.get_input_embeddings()(torch.tensor(path))
+            embeddings = torch.cat([embeddings, own])
+            features = torch.cat([features, torch.stack(states)])
+            positions += range(positions[-1] + 1, positions[-1] + 1 + len(path))
+        cache = DynamicCache()
+        out = self._module(features[None], embeddings[None], torch.tensor([positions]), past_key_values=cache)
+        return out[0], cache.layers[0]
+
+    def kv(self, seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values ``[len(rows), kv_heads, head_dim]``."""
+        layer = self.run(seen)[1]
+        return layer.keys[0].transpose(0, 1), layer.values[0].transpose(0, 1)
+
+    def tree(
+        self, seen: Seen, *, num_steps: int, topk: int, own_steps: int, own_topk: int
+    ) -> dict[Path_, float]:
+        """EAGLE-2's expansion: cumulative log-probability of every candidate.
+
+        ``num_steps`` and ``topk`` are the round's, the others this sequence's own limits.
+        """
+        width = min(topk, len(self._head))  # of a frontier, too
+        scores: dict[Path_, float] = {}
+        states: dict[Path_, torch.Tensor] = {(): self.run(seen)[0][-1]}
+        frontier: list[Path_] = [()]
+        for depth in range(1, num_steps + 1):
+            level: list[Path_] = []
+            for node in frontier:
+                if node:
+                    before = [states[node[:i]] for i in range(len(node))]
+                    states[node] = self.run(seen, node, before)[0][-1]
+                for token_id, log_prob in self._best(states[node], min(topk, own_topk)):
+                    if depth <= own_steps:
+                        scores[*node, token_id] = scores.get(node, 0.0) + log_prob
+                        level.append((*node, token_id))
+            frontier = sorted(level, key=lambda path: scores[path], reverse=True)[:width]
+        return scores
+
+    @torch.inference_mode()
+    def _best(self, state: torch.Tensor, count: int) -> list[tuple[int, float]]:
+        log_probs = torch.log_softmax(self._head @ state, dim=-1)
+        best = log_probs.topk(min(count, len(log_probs)))
+        ids = best.indices if self._vocabulary is None else self._vocabulary[best.indices]
+        return list(zip(ids.tolist(), best.values.tolist(), strict=True))
