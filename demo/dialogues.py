@@ -33,10 +33,17 @@ class DialogueBatches(Dataset[dict[str, torch.Tensor]]):
     """
 
     def __init__(
-        self, seed: int, batch: int, language: Path, texts: Path | None, extra: int = 0, places: bool = False
+        self,
+        seed: int,
+        batch: int,
+        language: Path,
+        texts: Path | None,
+        extra: int = 0,
+        places: bool = False,
+        mix: tuple[float, ...] = TALK,
     ):
         self.seed, self.batch, self.language = seed, batch, language
-        self.texts, self.extra, self.places = texts, extra, places
+        self.texts, self.extra, self.places, self.mix = texts, extra, places, mix
         self.ready: Any = None
 
     def _open(self) -> Any:
@@ -55,7 +62,7 @@ class DialogueBatches(Dataset[dict[str, torch.Tensor]]):
         rng = generator(self.seed, step, "train")
         rows, scenes = [], []
         for _ in range(self.batch - 1):
-            drawn = scene(rng, mix=TALK)
+            drawn = scene(rng, mix=self.mix)
             rows.append(shared_row([drawn], _dialogues(drawn, rng), encode))
             scenes.append(drawn)
         kind = step % 3

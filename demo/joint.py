@@ -53,6 +53,7 @@ class JointLearner:
             self.answers,
             self.stage.extra,
             self.stage.places,
+            self.stage.mix,
         )
 
     def step(self, batch: dict[str, Tensor], step: int) -> dict[str, float]:

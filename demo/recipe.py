@@ -8,8 +8,9 @@ from dataclasses import dataclass
 MIX = (8, 7, 2, 1.5, 1.5, 1.5, 2)
 READING = (3, 9, 2.5, 2, 2, 3, 3.5)
 TALK = (8, 7, 2.5, 2, 2, 2, 2.5)
+WHERE = (18, 6, 2, 2.5, 2, 2, 2)
 """How often each family of ``demo.pictures.FAMILIES`` (shapes, sign, bar, line, pie, table, receipt) comes:
-at first, while learning to read, and in dialogues."""
+at first, while learning to read, in dialogues, and in the last of them, mostly about places."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -44,6 +45,7 @@ RECIPE: tuple[Stage, ...] = (
     Stage(
         "joint",
         "joint",
+        mix=TALK,
         steps=592,
         batch=4,
         seed=202,
@@ -58,6 +60,7 @@ RECIPE: tuple[Stage, ...] = (
     Stage(
         "polish",
         "joint",
+        mix=TALK,
         steps=264,
         batch=4,
         seed=303,
@@ -73,6 +76,7 @@ RECIPE: tuple[Stage, ...] = (
     Stage(
         "places",
         "joint",
+        mix=TALK,
         steps=340,
         batch=4,
         seed=404,
@@ -101,6 +105,7 @@ RECIPE: tuple[Stage, ...] = (
     Stage(
         "speak",
         "joint",
+        mix=TALK,
         steps=2000,
         batch=4,
         seed=606,
@@ -110,6 +115,23 @@ RECIPE: tuple[Stage, ...] = (
         extra=12,
         warmup=20,
         dense_weight=0.4,
+        text_weight=1.0,
+        places=True,
+    ),
+    Stage(
+        "where",
+        "joint",
+        mix=WHERE,
+        steps=560,
+        batch=4,
+        seed=707,
+        matrix_lr=4e-4,
+        lr=4e-4,
+        lora_lr=1e-3,
+        extra=8,
+        warmup=15,
+        final=0.03,
+        dense_weight=0.3,
         text_weight=1.0,
         places=True,
     ),
