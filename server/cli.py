@@ -83,15 +83,22 @@ class Bench(BaseModel):
         sys.exit(main(self.flags))
 
 
-class Specvlm(BaseModel):
-    """OpenAI-compatible inference server for vision-language models."""
+def program() -> type[BaseModel]:
+    """All commands. A function, because training's flags are read from training's own settings."""
+    from training.cli import Train
 
-    serve: CliSubCommand[Serve] = Field(description="serve a model over HTTP")
-    demo: CliSubCommand[Demo] = Field(description="build, train or score the embedded demo model")
-    bench: CliSubCommand[Bench] = Field(description="measure speed and memory")
+    class Specvlm(BaseModel):
+        """OpenAI-compatible inference server for vision-language models."""
 
-    def cli_cmd(self) -> None:
-        CliApp.run_subcommand(self)
+        serve: CliSubCommand[Serve] = Field(description="serve a model over HTTP")
+        train: CliSubCommand[Train] = Field(description="distil a draft from a model")
+        demo: CliSubCommand[Demo] = Field(description="build, train or score the embedded demo model")
+        bench: CliSubCommand[Bench] = Field(description="measure speed and memory")
+
+        def cli_cmd(self) -> None:
+            CliApp.run_subcommand(self)
+
+    return Specvlm
 
 
 def demo_model() -> str:
@@ -106,7 +113,7 @@ def demo_model() -> str:
 
 def main(argv: list[str] | None = None) -> None:
     try:
-        CliApp.run(Specvlm, cli_args=argv)
+        CliApp.run(program(), cli_args=argv)
     except ValidationError as error:
         sys.exit("\n".join(f"specvlm: {complaint(detail)}" for detail in error.errors()))
     except SettingsError as error:
