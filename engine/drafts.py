@@ -41,7 +41,12 @@ def choose_drafter(config: EngineConfig, target: TargetModel, sizes: Sizes) -> D
     model = DraftModel.load(folder, target, Path(config.model))
     log.info("drafting with %s", folder)
     return EagleDrafter(
-        model, sizes.num_pages, config.page_size, target.embed, caching=config.enable_prefix_caching
+        model,
+        sizes.num_pages,
+        config.page_size,
+        target.embed,
+        caching=config.enable_prefix_caching,
+        max_num_seqs=config.max_num_seqs,
     )
 
 

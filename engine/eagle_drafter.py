@@ -19,6 +19,7 @@ import torch
 from engine.attention import prepare
 from engine.batch import Batch, Part, build_batch
 from engine.candidates import Candidates
+from engine.config import MAX_TREE_NODES
 from engine.draft_kv import DraftKV
 from engine.draft_model import DraftModel
 from engine.features import CatchUp, FeatureStore
@@ -60,8 +61,10 @@ class _Frontier:
 
 
 class EagleDrafter:
-    """``embed``: the target's embeddings ``[N, hidden]`` of token ids ``[N]``. ``num_pages``: as many as the
-    target has, so that a draft has pages wherever the target has.
+    """``embed``: the target's embeddings ``[N, hidden]`` of token ids ``[N]``. ``num_pages``: the target's.
+
+    The draft has as many and room for the trees of ``max_num_seqs`` sequences, so that there are pages for it
+    wherever there were for the target: nothing that it skips or does not share can make it need more.
     """
 
     kind = "eagle"
@@ -74,11 +77,13 @@ class EagleDrafter:
         embed: Callable[[torch.Tensor], torch.Tensor],
         *,
         caching: bool,
+        max_num_seqs: int,
     ) -> None:
-        self.pool: PagePool | None = PagePool(num_pages)
+        own_pages = num_pages + max_num_seqs * (-(-MAX_TREE_NODES // page_size) + 2)
+        self.pool: PagePool | None = PagePool(own_pages)
         self.model = model
         self._features = FeatureStore(num_pages, page_size, model.feature_size, model.dtype, model.device)
-        self.cache = KVCache(model.kv_shape, num_pages, page_size, model.device)
+        self.cache = KVCache(model.kv_shape, own_pages, page_size, model.device)
         self._page_size = page_size
         self._embed = embed
         self._caching = caching
@@ -90,9 +95,7 @@ class EagleDrafter:
         return sum(self._features.num_waiting(sequence) for sequence in sequences)
 
     def ready(self, sequence: Sequence, num_steps: int, topk: int) -> bool:
-        """Whether nothing that the draft should have seen is lost, and there are pages: nobody is preempted
-        for a draft.
-        """
+        """Whether nothing that the draft should have seen is lost, and there are pages."""
         draft = sequence.draft
         if draft is None or draft.given_up:
             return False

@@ -185,7 +185,14 @@ def eagle(
     def make(config: EngineConfig, target: TargetModel, sizes: Sizes) -> D:
         model = draft_model_of(golden.folder, vocabulary_size)
         caching = config.enable_prefix_caching
-        drafter = kind(model, sizes.num_pages, config.page_size, target.embed, caching=caching)
+        drafter = kind(
+            model,
+            sizes.num_pages,
+            config.page_size,
+            target.embed,
+            caching=caching,
+            max_num_seqs=config.max_num_seqs,
+        )
         for name, value in attributes.items():
             setattr(drafter, name, value)
         return drafter
