@@ -60,7 +60,7 @@ class TrainSettings(BaseModel):
         ge=1,
         description="tokens that the draft can propose, the answers' most frequent; all by default",
     )
-    init_from_target: bool = Field(True, description="start from the target's last layer, not from noise")
+    init_from_target: bool = Field(False, description="start from the target's last layer, not from noise")
     unroll: int = Field(1, ge=1, le=16, description="draft steps that are trained, on the draft's own states")
     unroll_decay: float = Field(0.8, gt=0.0, le=1.0, description="weight of a draft step to the one before")
     noise: float = Field(0.0, ge=0.0, description="uniform noise on features, -NOISE to NOISE (EAGLE-1: 0.1)")

@@ -65,11 +65,12 @@ def unrolled(
     cache = DynamicCache()
     states = draft.fuse(features)
     for step in range(steps):
-        states = draft(
+        out = draft(
             shifted(states, positions),
             embeddings,
             positions,
             step_mask(dialogues, step),
             past_key_values=cache,
         )
+        states = out.float()  # autocast gives bfloat16
         yield states

@@ -17,6 +17,7 @@ from training.data import Data
 from training.encode import Encoder
 from training.index import build_index
 from training.records import parse_record
+from training.student import new_draft
 from training.teacher import Teacher, stop_token_ids
 
 
@@ -24,6 +25,19 @@ def text_data(folder: Path, tmp_path: Path) -> Data:
     items = [parse_record(text_record(n, 2), tmp_path, f"here:{n}") for n in range(4)]
     encoder = Encoder(Processor.from_pretrained(str(folder)), stop_token_ids(folder), "assistant", 512)
     return Data(items, build_index(items, encoder, "key", tmp_path / "index", workers=0), encoder)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_draft_may_start_as_the_targets_last_layer(family: Family, tiny: Callable[..., Path]) -> None:
+    teacher = Teacher.load(tiny(family), "bfloat16", torch.device("cpu"))
+    copied = new_draft(teacher.text_config, 0, teacher.last_layer).layer.state_dict()
+    assert all(
+        torch.equal(copied[name], value.float()) for name, value in teacher.last_layer.state_dict().items()
+    )
+    fresh = new_draft(teacher.text_config, 0, None).layer.state_dict()
+    again = new_draft(teacher.text_config, 0, None).layer.state_dict()
+    assert all(torch.equal(fresh[name], again[name]) for name in fresh)
+    assert not torch.equal(fresh["mlp.up_proj.weight"], copied["mlp.up_proj.weight"])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -116,6 +116,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
         "draft_vocab": 100,
         "eval_data": [data],
         "eval_every": 3,
+        "init_from_target": True,
     }
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(settings(model, data, whole, **changes))
