@@ -159,14 +159,22 @@ def weights_at_start(model: Path, data: Path, out: Path) -> dict[str, torch.Tens
     return weights(out)
 
 
+SHARED: dict[str, Any] = {
+    "epochs": 3,
+    "batch_size": 4,
+    "tokens_per_pass": 100,
+    "unroll": 2,
+    "noise": 0.1,
+    "lr": 1e-4,
+    "eval_every": 100,
+}
 RUN = """
 import sys
-from tests.training.test_training import settings
-from training.run import train
 from pathlib import Path
+from tests.training.test_training import SHARED, settings
+from training.run import train
 model, data, out = map(Path, sys.argv[1:])
-train(settings(model, data, out, epochs=3, batch_size=4, tokens_per_pass=100, unroll=2, noise=0.1, lr=1e-4,
-               eval_data=[data], eval_every=100))
+train(settings(model, data, out, eval_data=[data], **SHARED))
 """
 
 
@@ -177,15 +185,16 @@ def test_two_processes_do_what_one_does(tiny: Callable[..., Path], dialogues: An
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
 
-    def start(rank: int, world: int, out: Path) -> subprocess.Popen[bytes]:
-        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    def start(rank: int) -> subprocess.Popen[bytes]:
+        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
         own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-        environment = os.environ | ({name: str(value) for name, value in own.items()} if world > 1 else {})
-        command = [sys.executable, "-c", RUN, str(model), str(data), str(out)]
+        environment = os.environ | {name: str(value) for name, value in own.items()}
+        command = [sys.executable, "-c", RUN, str(model), str(data), str(tmp_path / "two")]
         return subprocess.Popen(command, cwd=ROOT, env=environment)
 
-    started = [start(0, 2, tmp_path / "two"), start(1, 2, tmp_path / "two"), start(0, 1, tmp_path / "one")]
-    assert [process.wait() for process in started] == [0, 0, 0]
+    started = [start(0), start(1)]
+    train(settings(model, data, tmp_path / "one", eval_data=[data], **SHARED))
+    assert [process.wait() for process in started] == [0, 0]
     assert same(weights(tmp_path / "two"), weights(tmp_path / "one"), atol=2e-6)
     one, two = (read_log(tmp_path / name / "log.jsonl") for name in ("one", "two"))
     assert [line["step"] for line in two] == [line["step"] for line in one]
