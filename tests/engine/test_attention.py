@@ -19,7 +19,7 @@ HEADS, KV_HEADS, DIM = 6, 2, 8
 
 
 def ancestors(parents: list[int]) -> list[list[int]]:
-    """Nodes that each node sees: itself and its ancestors. ``parents[i] < i``; the root has -1."""
+    """Nodes that each node sees: itself and its ancestors. ``parents[i] < i``; a root has -1."""
     seen: list[list[int]] = []
     for node, parent in enumerate(parents):
         seen.append(([] if parent < 0 else seen[parent]) + [node])
@@ -51,7 +51,8 @@ class Scene:
         self.cache = KVCache(
             KVShape(1, KV_HEADS, DIM, torch.float32), len(pages), page_size, torch.device("cpu")
         )
-        self.parents = [[-1] + [int(rng.integers(0, i)) for i in range(1, q)] for q in nodes]
+        # Several roots, as a draft's tree has, whose own root is in the prefix.
+        self.parents = [[int(rng.integers(-1, i)) for i in range(q)] for q in nodes]
         self.tree_starts = prefixes
         self.keys = [torch.randn(n, KV_HEADS, DIM, generator=generator) for n in lengths]
         self.values = [torch.randn(n, KV_HEADS, DIM, generator=generator) for n in lengths]

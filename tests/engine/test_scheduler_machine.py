@@ -98,7 +98,8 @@ class EngineMachine(RuleBasedStateMachine):
         self.count = 0
 
     @rule(
-        words=st.lists(st.integers(0, 2), min_size=1, max_size=20),
+        known=st.integers(0, 20),  # words that other prompts begin with, too
+        words=st.lists(st.integers(0, 2), min_size=1, max_size=6),
         pictures=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 2), st.integers(1, 6)), max_size=2),
         max_tokens=st.integers(1, 12),
         salt=st.sampled_from(["", "x"]),
@@ -107,6 +108,7 @@ class EngineMachine(RuleBasedStateMachine):
     )
     def add(
         self,
+        known: int,
         words: list[int],
         pictures: list[tuple[int, int, int]],
         max_tokens: int,
@@ -114,6 +116,7 @@ class EngineMachine(RuleBasedStateMachine):
         priority: int,
         speculates: bool,
     ) -> None:
+        words = [i % 3 for i in range(known)] + words
         token_ids, images = list(words), []
         for place, name, length in sorted(pictures):
             start = min(place, len(words)) + len(token_ids) - len(words)
@@ -142,12 +145,12 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(seed=st.integers(0, 1 << 16))
     def step(self, seed: int) -> None:
         rng = random.Random(seed)
+        for sequence in self.scheduler.running:
+            if rng.random() < 0.7:
+                self.look(sequence, num_nodes=rng.randrange(10))
         decoding = self.scheduler.growing
-        trees = {
-            s.request_id: tree
-            for s in decoding
-            if s.limits.num_steps and (tree := random_tree(rng)) is not None
-        }
+        wanted = [s.request_id for s in decoding if s.limits.num_steps]
+        trees = {name: tree for name in wanted if (tree := random_tree(rng)) is not None}
         plan = self.scheduler.schedule(trees)
         assert plan.spans, "there is work, but the plan is empty"
         assert plan.num_tokens == sum(s.num_rows for s in plan.spans) <= self.limits.max_num_batched_tokens
@@ -198,6 +201,8 @@ class EngineMachine(RuleBasedStateMachine):
         left = sequence.max_tokens - sequence.num_output_tokens
         counts = tokens[: tokens.index(EOS) + 1 if EOS in tokens else None][:left]
         assert self.scheduler.commit(span, tokens, span.end + len(path)) == counts
+        needed = 0 if sequence.finish_reason else -(-sequence.num_tokens // self.page_size)
+        assert len(sequence.table.pages) <= needed, "pages of a tree were kept"
         if sequence.finish_reason is not None:
             del self.open[sequence.request_id]
             ended_by_stop = sequence.token_ids[-1] == EOS
@@ -205,13 +210,10 @@ class EngineMachine(RuleBasedStateMachine):
             assert sequence.num_output_tokens <= sequence.sampling.max_tokens
             assert sequence.num_tokens <= MAX_MODEL_LEN
 
-    @precondition(lambda self: self.draft_pool is not None and self.scheduler.running)
-    @rule(which=st.integers(0, 1 << 16), num_nodes=st.integers(0, 9))
-    def draft(self, which: int, num_nodes: int) -> None:
-        """A draft looks at what it has not seen and grows a tree behind it, if there are pages."""
-        sequence = self.scheduler.running[which % len(self.scheduler.running)]
+    def look(self, sequence: Sequence, num_nodes: int) -> None:
+        """The draft sees what it has not seen and grows a tree behind it, if there are pages."""
         draft = sequence.draft
-        assert (draft is not None) is bool(sequence.limits.num_steps)
+        assert (draft is not None) is bool(self.draft_pool is not None and sequence.limits.num_steps)
         if draft is None:
             return
         prints = fingerprints(sequence.token_ids, sequence.images, sequence.salt)
@@ -225,8 +227,8 @@ class EngineMachine(RuleBasedStateMachine):
         ]
         held = [self.draft_kv.get(slot) for slot in slots[: draft.num_slots]]
         assert held == shown, "the draft's KV is somebody else's"
-        less = () if draft.aligned else (sequence.request_id,)
-        shown += [(*less, p) if less else p for p in prints[draft.num_seen : draft.num_seen + count]]
+        new = prints[draft.num_seen : draft.num_seen + count]
+        shown += new if draft.aligned else [(sequence.request_id, state) for state in new]
         end = draft.num_slots + count
         for slot, state in zip(slots, [*shown, *(["a node"] * num_nodes)], strict=False):
             self.draft_kv[slot] = state
