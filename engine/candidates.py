@@ -6,6 +6,7 @@ made, so a parent is always before its children, and scores never rise from a pa
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,13 @@ class Candidates:
     def num_sequences(self) -> int:
         return self.token_ids.shape[0]
 
+    def spread(self, rows: Seq[bool]) -> Candidates:
+        """These as the rows that are true, in their order; the other sequences have no candidates."""
+        wide, here = nothing(len(rows), self.token_ids.shape[1]), np.asarray(rows)
+        wide.token_ids[here], wide.parents[here] = self.token_ids, self.parents
+        wide.depths[here], wide.scores[here] = self.depths, self.scores
+        return wide
+
     def check(self) -> None:
         """Assert the order and the falling scores."""
         index = np.arange(self.parents.shape[1])
@@ -43,6 +51,17 @@ class Candidates:
             self.parents < 0, 0, np.take_along_axis(self.depths, self.parents.clip(0), axis=1)
         )
         assert (self.depths[real] == depth_above[real] + 1).all()
+
+
+def nothing(num_sequences: int, width: int = 0) -> Candidates:
+    """No candidates for so many sequences."""
+    shape = num_sequences, width
+    return Candidates(
+        np.zeros(shape, np.int64),
+        np.full(shape, -1, np.int64),
+        np.zeros(shape, np.int64),
+        np.full(shape, -np.inf, np.float32),
+    )
 
 
 @dataclass(slots=True, frozen=True)

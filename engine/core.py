@@ -238,11 +238,11 @@ class EngineCore:
 
     def _check_no_leak(self) -> None:
         """At any idle moment every page is free or cached; a leak is a bug worth stopping for."""
-        if self._pool.num_available != self._pool.num_pages:
-            raise RuntimeError(
-                f"KV pages leaked: {self._pool.num_free} free + {self._pool.num_cached} cached "
-                f"!= {self._pool.num_pages}"
-            )
+        for pool in (self._pool, self.scheduler.draft_pool):
+            if pool is not None and pool.num_available != pool.num_pages:
+                raise RuntimeError(
+                    f"KV pages leaked: {pool.num_free} free + {pool.num_cached} cached != {pool.num_pages}"
+                )
 
 
 def _failure(request_id: str, code: RejectCode, message: str) -> RequestOutput:

@@ -18,7 +18,7 @@ import torch
 
 from engine.attention import prepare
 from engine.batch import Batch, Part, build_batch
-from engine.candidates import Candidates
+from engine.candidates import Candidates, nothing
 from engine.config import MAX_TREE_NODES
 from engine.draft_kv import DraftKV
 from engine.draft_model import DraftModel
@@ -143,12 +143,25 @@ class EagleDrafter:
     def propose(self, sequences: Seq[Sequence], num_steps: int, topk: int) -> Candidates:
         """Candidates at most ``num_steps`` deep, ``topk`` children a node, within each sequence's limits.
 
-        Each sequence must be ``ready`` for ``(num_steps - 1) * topk`` nodes. Cost: one forward over what
-        waits, then one of ``S * topk`` rows a level.
+        One that finds no page by now, since others took them, gets none. Cost: one forward over what waits,
+        then one of ``S * topk`` rows a level.
         """
-        for sequence in sequences:
-            draft, behind = _draft_of(sequence), self._features.num_waiting(sequence)
-            draft.table.reserve(draft.num_slots + behind + (num_steps - 1) * topk)
+        granted = [self._reserve(sequence, (num_steps - 1) * topk) for sequence in sequences]
+        served = [sequence for sequence, has_room in zip(sequences, granted, strict=True) if has_room]
+        if not served:
+            return nothing(len(sequences))
+        candidates = self._grow(served, num_steps, topk)
+        return candidates if len(served) == len(sequences) else candidates.spread(granted)
+
+    def _reserve(self, sequence: Sequence, num_nodes: int) -> bool:
+        draft = _draft_of(sequence)
+        num_slots = draft.num_slots + self._features.num_waiting(sequence) + num_nodes
+        if not draft.table.can_reserve(num_slots):
+            return False
+        draft.table.reserve(num_slots)
+        return True
+
+    def _grow(self, sequences: Seq[Sequence], num_steps: int, topk: int) -> Candidates:
         states = self.catch_up(sequences)
         rank_limits = torch.tensor([s.limits.topk for s in sequences], device=states.device)
         levels, frontier = self._first_level(states, topk, rank_limits)

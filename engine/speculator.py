@@ -52,14 +52,21 @@ class Speculator:
         if self.drafter is None or not scheduler.running:
             return {}
         started = time.monotonic()
-        trees = self._draft(self.drafter, scheduler)
-        self.draft_seconds += time.monotonic() - started
-        return trees
+        try:
+            return self._draft(self.drafter, scheduler)
+        except Exception:  # whatever is wrong with a draft, answers go on without it
+            self._give_up()
+            return {}
+        finally:
+            self.draft_seconds += time.monotonic() - started
 
     def keep(self, spans: list[Span], outcome: Outcome) -> None:
         """Hand on what a step computed, before its tokens are committed."""
         if self.drafter is not None:
-            self.drafter.keep(spans, outcome)
+            try:
+                self.drafter.keep(spans, outcome)
+            except Exception:
+                self._give_up()
 
     def count(self, span: Span, walked: Walk, num_taken: int) -> TracedRound:
         """Account for a committed tree, of which ``num_taken`` tokens became output."""
@@ -141,6 +148,10 @@ class Speculator:
         chosen = budget.choose(plan, candidates)
         budget.observe_draft(plan, time.monotonic() - started)
         return candidates, chosen
+
+    def _give_up(self) -> None:
+        log.exception("drafting failed; from here on this engine decodes plainly, restart it to speculate")
+        self.drafter = None
 
     def _watch(self) -> None:
         """Say loudly when next to nothing is accepted: that is how wrong wiring looks, not a weak draft."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import pytest
 
 from engine.config import SpeculativeConfig
@@ -178,3 +181,24 @@ def test_trap_7_who_does_not_speculate_pays_for_no_draft(tiny: BuildCheckpoint) 
         one = asking("a", golden.prompt("A plain question."), max_tokens=8, speculative=asked)
         assert run_all(core, [(0, one)])["a"].histogram == []
         assert pool.num_free == pool.num_pages, "the draft looked at a request that does not want it"
+
+
+@pytest.mark.parametrize("where", ["propose", "keep", "ready", "follow"])
+def test_a_draft_that_breaks_costs_speed_and_no_answer(where: str, tiny: BuildCheckpoint) -> None:
+    golden = load_golden(tiny("llama"))
+    prompts = prompts_of(golden, "llama")
+    answers = free_running(golden, prompts, 20)
+    drafter, calls = Oracle(answers), itertools.count(1)
+    working = getattr(drafter, where)
+
+    def breaking(*arguments: Any) -> Any:
+        if next(calls) > 3:
+            raise RuntimeError("the draft is broken")
+        return working(*arguments)
+
+    setattr(drafter, where, breaking)
+    core = core_of(golden, given(drafter))
+    arrivals = [(i, asking(str(i), p, max_tokens=20, ignore_eos=True)) for i, p in enumerate(prompts)]
+    stories = run_all(core, arrivals)
+    assert {name: story.token_ids for name, story in stories.items()} == answers
+    assert next(calls) == 5, "it must have been asked once more, and never again"
