@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
+import httpx
+import openai
 import pytest
 
 from demo.build import build
 from demo.evaluate import evaluate, evaluate_url
+from demo.pictures import sample
 from tests.http.conftest import LiveServer, serve
 from tests.imports import ROOT
 
@@ -42,3 +48,40 @@ def test_held_out_pictures_are_answered_as_by_transformers(demo_server: LiveServ
     assert over_http["wrong"] == reference["wrong"]
     assert over_http["tasks"] == reference["tasks"]
     assert 0 < len(reference["wrong"]) < 16, "answers all wrong or all right would hide a fault"
+
+
+def test_speculation_changes_no_word_and_says_what_it_did(demo_server: LiveServer) -> None:
+    client = openai.OpenAI(base_url=demo_server.base_url, api_key="unused", max_retries=0)
+    drawn = sample(77, 0, "heldout", "describe")
+    buffer = io.BytesIO()
+    drawn.images[0].save(buffer, format="PNG")
+    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": drawn.turns[0][0]}]
+
+    def ask(speculative: dict[str, Any], **options: Any) -> Any:
+        return client.chat.completions.create(
+            model="specvlm-demo",
+            messages=[{"role": "user", "content": parts}],  # type: ignore[typeddict-item]
+            max_tokens=100,
+            extra_body={"speculative": speculative},
+            **options,
+        )
+
+    for options in ({"temperature": 0}, {"temperature": 1, "seed": 5, "top_p": 0.9}):
+        plain, drafted = ask({"enabled": False}, **options), ask({"trace": True}, **options)
+        assert drafted.choices[0].message.content == plain.choices[0].message.content
+        report = drafted.model_extra["metrics"]["speculative_decoding"]
+        assert plain.model_extra["metrics"]["speculative_decoding"]["num_spec_steps"] == 0
+        assert report["num_spec_steps"] == len(drafted.model_extra["speculative_trace"]) > 0
+        assert report["num_accepted_draft_tokens"] > 0
+        chunks = list(ask({}, stream=True, stream_options={"include_usage": True}, **options))
+        text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+        assert text == plain.choices[0].message.content
+        assert "speculative_decoding" in chunks[-1].model_extra["metrics"]
+    metrics = httpx.get(f"{demo_server.url}/metrics").text
+    accepted = re.search(
+        r"^specvlm:spec_decode_num_accepted_tokens_total\{.*\} (\S+)$", metrics, re.MULTILINE
+    )
+    assert accepted is not None
+    assert float(accepted[1]) > 0
+    assert httpx.get(f"{demo_server.url}/version").json()["speculative"]["draft"] == "eagle"
