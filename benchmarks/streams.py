@@ -18,10 +18,12 @@ STREAMS = (1, 2, 4, 8, 16)
 def measure(settings: Settings) -> dict[str, Any]:
     ours = Ours(settings)
     chats = questions("describe", settings, max(STREAMS))
-    # Every stream runs to the same length, so that the batch stays as large as it is said to be.
-    sampling = SamplingParams(max_tokens=settings.num_tokens, temperature=0.0, ignore_eos=True)
 
     def rate(speculative: SpeculativeParams, streams: int, index: int) -> float:
+        # Every stream runs to the same length, so that the batch stays as large as it is said to be; longer
+        # with more of them, for the first must not end while the last one's prompt is still running.
+        length = settings.num_tokens + 16 * streams
+        sampling = SamplingParams(max_tokens=length, temperature=0.0, ignore_eos=True)
         salt = f"{speculative.enabled} {streams} {index}"
         return joint_rate(ours.answer(chats[:streams], sampling, speculative, salt=salt))
 
