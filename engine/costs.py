@@ -103,14 +103,6 @@ class CostTable:
         self._seconds[right] *= 1 + LOCAL_RATE * share * error
         self._seconds[left] *= 1 + LOCAL_RATE * (1 - share) * error
 
-    def to_json(self) -> bytes:
-        return msgspec.json.encode(self.to_points())
-
-    @classmethod
-    def from_json(cls, data: bytes) -> CostTable:
-        """Raises ``ValueError`` for anything but a table."""
-        return cls.from_points(msgspec.json.decode(data, type=Points))
-
     def to_points(self) -> Points:
         return Points(self._rows.astype(int).tolist(), self._seconds.tolist())
 

@@ -66,9 +66,7 @@ class DraftModel:
 
     @property
     def kv_shape(self) -> KVShape:
-        config = self._module.config
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return KVShape(1, config.num_key_value_heads, head_dim, self.dtype)
+        return KVShape.of(self._module.config, self.dtype)
 
     @torch.inference_mode()
     def fuse(self, features: torch.Tensor) -> torch.Tensor:

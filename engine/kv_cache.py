@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from transformers import PretrainedConfig
 
 
 @dataclass(slots=True, frozen=True)
@@ -17,6 +18,12 @@ class KVShape:
     num_kv_heads: int
     head_dim: int
     dtype: torch.dtype
+
+    @classmethod
+    def of(cls, config: PretrainedConfig, dtype: torch.dtype) -> KVShape:
+        """That of a text model with this configuration."""
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return cls(config.num_hidden_layers, config.num_key_value_heads, head_dim, dtype)
 
     @property
     def bytes_per_token(self) -> int:

@@ -132,7 +132,8 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that one request gained in one step.
 
     ``token_ids`` includes the stop token, if that is what ended the request; ``stop_token_id`` names it.
-    ``timings`` and ``speculation`` come with the last output, ``rounds`` with each one of a traced request.
+    ``timings`` come with the last output; ``speculation`` counts so far and comes with every one (a stop
+    string ends a request before its last is heard); ``rounds`` come to those who asked for a trace.
     """
 
     request_id: str

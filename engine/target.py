@@ -108,9 +108,7 @@ class TargetModel:
 
     @property
     def kv_shape(self) -> KVShape:
-        config = self.adapter.text_config
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return KVShape(config.num_hidden_layers, config.num_key_value_heads, head_dim, self.dtype)
+        return KVShape.of(self.adapter.text_config, self.dtype)
 
     @property
     def vocab_size(self) -> int:

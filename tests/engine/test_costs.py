@@ -50,7 +50,7 @@ def test_stays_sane_whatever_is_observed(start: dict[int, float], seen: list[tup
     many = np.arange(1, 1000)
     assert np.allclose(costs.curve(many), [costs.seconds(int(rows)) for rows in many])
     assert (costs.curve(many) > 0).all()
-    again = CostTable.from_json(costs.to_json())
+    again = CostTable.from_points(costs.to_points())
     assert again.points == costs.points
 
 
