@@ -84,8 +84,8 @@ class Speculator:
         return TracedRound(
             token_ids=span.tree.token_ids.tolist(),
             parents=span.tree.parents.tolist(),
-            accepted=walked.path[:num_accepted],  # nodes behind a stop token count for nothing
-            bonus_token_id=walked.token_ids[min(num_accepted, len(walked.token_ids) - 1)],
+            accepted=walked.path,  # the whole walk, behind a stop token, too
+            bonus_token_id=walked.token_ids[-1],
         )
 
     def learn_costs(self, plan: StepPlan, forward_seconds: float, host_seconds: float) -> None:
