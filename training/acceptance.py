@@ -103,9 +103,9 @@ def compare(
     predicted. The heads run in float32, so that near-ties fall as they would when serving.
     """
     with torch.autocast(teacher.device.type, torch.bfloat16, enabled=bf16):
-        embeddings = teacher.embed(batch)
-        features = teacher.features(embeddings, batch.positions)
-        states = unrolled(draft, embeddings.float(), features, batch.positions, batch.dialogues, steps)
+        seen = teacher.see(batch)
+        features = seen.features
+        states = unrolled(draft, seen.embeddings, features, batch.positions, batch.dialogues, steps)
         drafted = [state.float()[batch.predicts] for state in states]
     target_ids = teacher.head(None)(features[batch.predicts]).argmax(-1)
     head = teacher.head(vocabulary)

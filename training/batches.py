@@ -24,7 +24,8 @@ class Batch:
     ``dialogues`` int64 ``[B, N]``: which dialogue of its row a token is of, -1 for padding.
     ``predicts`` bool ``[B, N]``: the token *after* this one is to be predicted.
     ``images`` and ``image_slots`` int64 ``[M]``: pictures, and where among the B * N tokens their
-    embeddings go. ``first_row``: number of row 0 among the rows of its step.
+    embeddings go. ``first_row``: number of row 0 among the rows of its step. ``slots`` int64 ``[B, N]``:
+    where a token stands among those of all examples, -1 for padding.
     """
 
     ids: Tensor
@@ -34,6 +35,7 @@ class Batch:
     images: list[ImageInput]
     image_slots: Tensor
     first_row: int
+    slots: Tensor
 
     def to(self, device: torch.device) -> Batch:
         """The tensors on ``device``; pictures are moved when they are encoded."""
@@ -45,6 +47,7 @@ class Batch:
             self.images,
             self.image_slots.to(device),
             self.first_row,
+            self.slots.to(device),
         )
 
 
@@ -82,6 +85,7 @@ def make_batch(items: Sequence[Item], index: Index, encoder: Encoder, which: Pas
     shape = (len(which.rows), width)
     ids, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     dialogues, predicts = np.full(shape, -1, np.int64), np.zeros(shape, np.bool_)
+    stands = np.full(shape, -1, np.int64)
     images: list[ImageInput] = []
     slots: list[int] = []
     for r, row in enumerate(which.rows):
@@ -94,6 +98,7 @@ def make_batch(items: Sequence[Item], index: Index, encoder: Encoder, which: Pas
                 raise TrainingError(f"{item.where} changed while the run was going on")
             here = slice(at, at + length)
             ids[r, here], positions[r, here], dialogues[r, here] = prompt.token_ids, np.arange(length), number
+            stands[r, here] = index.starts[example] + np.arange(length)
             for start, end in index.spans_of(example):
                 predicts[r, at + start - 1 : at + end - 1] = True
             images += prompt.images
@@ -109,4 +114,5 @@ def make_batch(items: Sequence[Item], index: Index, encoder: Encoder, which: Pas
         images=images,
         image_slots=torch.tensor(slots, dtype=torch.int64),
         first_row=which.first_row,
+        slots=torch.from_numpy(stands),
     )

@@ -22,7 +22,7 @@ from training.records import Dialogue, Message, to_record
 from training.settings import TrainSettings
 from training.sources import read_items
 
-CHUNK = 64
+CHUNK = 256
 """Dialogues answered together, and lost at most when a run is stopped."""
 
 

@@ -50,6 +50,11 @@ class Index:
         sizes = self.spans[:, 2] - self.spans[:, 1]
         return np.bincount(self.spans[:, 0], sizes, len(self)).astype(np.int64)
 
+    @property
+    def starts(self) -> npt.NDArray[np.int64]:
+        """Where each example's tokens begin, all examples laid end to end, int64 ``[E]``."""
+        return np.cumsum(self.lengths) - self.lengths
+
     def spans_of(self, example: int) -> Spans:
         first, last = np.searchsorted(self.spans[:, 0], [example, example + 1])
         return [(int(start), int(end)) for _, start, end in self.spans[first:last]]

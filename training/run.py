@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -17,6 +19,7 @@ from training.acceptance import Acceptance, measure
 from training.batches import Batch
 from training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from training.data import Data, open_data
+from training.feature_cache import FeatureCache
 from training.generate import answers_path, generate
 from training.journal import LOG, Journal, read_log
 from training.publish import check_publishable, publish
@@ -50,6 +53,7 @@ def train(settings: TrainSettings, stop: Callable[[], bool] = lambda: False) -> 
     if accelerator.is_main_process:
         run.publish()
     accelerator.wait_for_everyone()
+    run.clear()
     return settings.draft_folder
 
 
@@ -92,17 +96,27 @@ class Run:
         like = self._teacher.last_layer if settings.init_from_target else None
         draft = new_draft(self._teacher.text_config, settings.seed, like)
         head = self._teacher.head(self._vocabulary)
-        self.trainer = Trainer(settings, accelerator, self._teacher, draft, head, self._num_steps)
-        self._made_by = settings.of_weights() | {
-            "data": self._data.index.key,
-            "target": fingerprint(folder),
-        }
+        target = {"data": self._data.index.key, "target": fingerprint(folder)}
+        self._made_by = settings.of_weights() | target
+        self._cache = self._feature_cache(target)
+        see = self._teacher.see if self._cache is None else self._cache.see
+        self.trainer = Trainer(settings, accelerator, see, draft, head, self._num_steps)
         self.done = Progress()
         self._checkpoint = settings.out / CHECKPOINT
         if settings.resume and self._checkpoint.exists():
             self.done = load_checkpoint(self._checkpoint, draft, self.trainer.optimizer, self._made_by)
         self._plan = plan
         self._eval_batches = [] if held_out is None else self._eval_share(held_out)
+
+    def _feature_cache(self, target: dict[str, str]) -> FeatureCache | None:
+        settings = self._settings
+        if settings.feature_cache_gb == 0.0:
+            return None
+        depends = {**target, "dtype": settings.dtype, "mixed_precision": settings.mixed_precision}
+        key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+        num_tokens = int(self._data.index.lengths.sum())
+        with self._accelerator.local_main_process_first():  # the others find the files
+            return FeatureCache(self._teacher, settings.out, num_tokens, key, settings.feature_cache_gb)
 
     def _eval_share(self, held_out: Data) -> list[Batch]:
         """This process's, kept in memory."""
@@ -175,6 +189,11 @@ class Run:
             save_checkpoint(
                 self._checkpoint, self.trainer.draft, self.trainer.optimizer, self.done, self._made_by
             )
+
+    def clear(self) -> None:
+        """Remove what only more steps would need."""
+        if self._cache is not None and self.done.step == self._num_steps:
+            self._cache.remove()
 
     def publish(self) -> None:
         """The draft as it is now. Call it on the main process."""

@@ -77,6 +77,12 @@ class TrainSettings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the target's weights; auto as when serving"
     )
+    feature_cache_gb: float = Field(
+        0.0,
+        ge=0.0,
+        description="keep the target's features in OUT while training, in bfloat16, if they take no more "
+        "than this (1e9 bytes): later epochs need no forward of the target; 0: never",
+    )
     mixed_precision: Literal["no", "bf16"] = Field("bf16", description="of the arithmetic, by autocast")
     workers: int = Field(1, ge=0, description="processes that prepare batches, besides each training process")
 

@@ -33,6 +33,15 @@ class Head:
         return F.linear(states, self.weight, self.bias)
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Of a batch, both ``[B, N, hidden]``: input ``embeddings``, pictures merged in, and ``features``, the
+    hidden states after the final norm. float32."""
+
+    embeddings: Tensor
+    features: Tensor
+
+
 class Teacher:
     """Use ``Teacher.load``."""
 
@@ -68,6 +77,11 @@ class Teacher:
         assert isinstance(weight, Tensor)
         chosen = slice(None) if vocabulary is None else vocabulary.to(weight.device)
         return Head(weight[chosen].float(), bias[chosen].float() if isinstance(bias, Tensor) else None)
+
+    def see(self, batch: Batch) -> Seen:
+        """What the draft is given and is to learn."""
+        embeddings = self.embed(batch)
+        return Seen(embeddings.float(), self.features(embeddings, batch.positions))
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> Tensor:

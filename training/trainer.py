@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from engine.eagle import EagleDraft
 from training.batches import Batch
 from training.losses import distil
 from training.settings import TrainSettings
-from training.teacher import Head, Teacher
+from training.teacher import Head, Seen
 from training.unroll import unrolled
 
 BETAS = (0.9, 0.95)
@@ -48,21 +48,23 @@ class StepReport:
 class Trainer:
     """``accelerator`` is an ``accelerate.Accelerator``: it knows the processes and sums over them.
 
-    ``head``: the target's rows of the draft's vocabulary. ``num_steps``: where the schedule ends.
+    ``see``: what the target gives for a batch. ``head``: its rows of the draft's vocabulary.
+    ``num_steps``: where the schedule ends.
     """
 
     def __init__(
         self,
         settings: TrainSettings,
         accelerator: Any,
-        teacher: Teacher,
+        see: Callable[[Batch], Seen],
         draft: EagleDraft,
         head: Head,
         num_steps: int,
     ) -> None:
         self._settings, self._accelerator, self._num_steps = settings, accelerator, num_steps
-        self._teacher, self._head = teacher, head
-        self.draft = draft.to(teacher.device)
+        self._see, self._head = see, head
+        self._device: torch.device = accelerator.device
+        self.draft = draft.to(self._device)
         self._parameters = list(self.draft.parameters())
         self.optimizer = torch.optim.AdamW(self._parameters, lr=settings.lr, betas=BETAS, weight_decay=0.0)
         decays = [settings.unroll_decay**step for step in range(settings.unroll)]
@@ -75,9 +77,9 @@ class Trainer:
         settings = self._settings
         self.draft.train()
         self.optimizer.zero_grad(set_to_none=True)
-        sums = torch.zeros(4 + 2 * settings.unroll, device=self._teacher.device)
+        sums = torch.zeros(4 + 2 * settings.unroll, device=self._device)
         for batch in batches:
-            sums[1:] += self._backward(batch.to(self._teacher.device), number, num_targets)
+            sums[1:] += self._backward(batch.to(self._device), number, num_targets)
         sums[0] = float(stop)
         self._sum_gradients()
         sums = self._accelerator.reduce(sums, reduction="sum")
@@ -97,15 +99,15 @@ class Trainer:
         every draft step the hits and the tokens that it could predict.
         """
         settings, where = self._settings, batch.predicts
-        with torch.autocast(self._teacher.device.type, torch.bfloat16, settings.mixed_precision == "bf16"):
-            embeddings = self._teacher.embed(batch)
-            features = self._teacher.features(embeddings, batch.positions)
+        with torch.autocast(self._device.type, torch.bfloat16, settings.mixed_precision == "bf16"):
+            seen = self._see(batch)
+            features = seen.features
             wanted, positions = features[where], batch.positions[where]
             with torch.no_grad():
                 labels = self._head(wanted).float().softmax(-1)
             given = noisy(features, settings.noise, (settings.seed, number, batch.first_row))
             states = unrolled(
-                self.draft, embeddings.float(), given, batch.positions, batch.dialogues, settings.unroll
+                self.draft, seen.embeddings, given, batch.positions, batch.dialogues, settings.unroll
             )
             weights = {"ce_weight": settings.ce_weight, "feature_weight": settings.feature_weight}
             valid = [(positions >= step).float() for step in range(settings.unroll)]

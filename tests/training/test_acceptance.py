@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,13 +43,10 @@ def greedy_batch(teacher: Teacher, batch: Batch) -> Batch:
     """The same rows with the target's own greedy answers in place of the given ones."""
     ids = batch.ids.clone()
     for row, slot in batch.predicts.nonzero().tolist():  # in order: later ones follow from earlier ones
-        current = Batch(ids, *(getattr(batch, name) for name in FIELDS))
+        current = replace(batch, ids=ids)
         features = teacher.features(teacher.embed(current), batch.positions)
         ids[row, slot + 1] = teacher.head(None)(features[row, slot]).argmax()
-    return Batch(ids, *(getattr(batch, name) for name in FIELDS))
-
-
-FIELDS = ("positions", "dialogues", "predicts", "images", "image_slots", "first_row")
+    return replace(batch, ids=ids)
 
 
 @pytest.mark.parametrize("full", [True, False], ids=["full head", "draft vocabulary"])

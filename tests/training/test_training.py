@@ -100,8 +100,9 @@ def test_a_draft_learns_and_is_published(reciting: Path, tmp_path: Path) -> None
     assert (folder / "curve.svg").read_text().count("<circle") == 3
 
 
+@pytest.mark.parametrize("feature_cache_gb", [0.0, 0.1])
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
-    tiny: Callable[..., Path], dialogues: Any, tmp_path: Path
+    feature_cache_gb: float, tiny: Callable[..., Path], dialogues: Any, tmp_path: Path
 ) -> None:
     """Over an epoch's end, with everything that draws random numbers, and after a kill that lost steps."""
     data, model = dialogues(10, pictures=True), tiny("llava")
@@ -117,6 +118,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
         "eval_data": [data],
         "eval_every": 3,
         "init_from_target": True,
+        "feature_cache_gb": feature_cache_gb,
     }
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(settings(model, data, whole, **changes))
