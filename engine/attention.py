@@ -1,4 +1,4 @@
-"""Attention over paged KV, in plain torch: the reference that every faster backend is tested against.
+"""Attention over paged KV: in plain torch, the reference, and by our kernels where the KV's tensors allow it.
 
 It is given to the text model of a Hugging Face checkpoint by name (``ATTENTION_NAME``) and finds what it
 needs in the keyword ``context`` of the forward call. There is no global state.
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface
 
 from engine.batch import Batch
+from engine.kernels.rows import FewRows, few_rows_of
 from engine.kv_cache import KVCache
 
 ATTENTION_NAME = "specvlm_paged"
@@ -54,11 +55,14 @@ class _Group:
 
 @dataclass(slots=True)
 class AttentionContext:
-    """One step's batch with the KV it reads and writes, prepared for all layers at once."""
+    """One step's batch with the KV it reads and writes, prepared for all layers at once. ``few``: the spans
+    that the kernels serve, if they do; ``groups``: all others.
+    """
 
     batch: Batch
     cache: KVCache
     groups: list[_Group]
+    few: FewRows | None
 
 
 def prepare(batch: Batch, cache: KVCache) -> AttentionContext:
@@ -67,9 +71,11 @@ def prepare(batch: Batch, cache: KVCache) -> AttentionContext:
     Grouped by size, because a group is padded to its longest context: one long chat beside many short ones
     would otherwise make all of them long. Trees and causal spans are grouped apart.
     """
+    served = [] if cache.kernels is None else few_rows_of(batch)
+    few = FewRows(batch, served, cache.kernels) if cache.kernels is not None and served else None
     groups: list[list[int]] = []
     order = sorted(
-        range(batch.num_sequences),
+        set(range(batch.num_sequences)).difference(served),
         key=lambda s: (batch.is_tree(s), batch.query_len(s), batch.kv_len(s)),
         reverse=True,
     )
@@ -84,7 +90,7 @@ def prepare(batch: Batch, cache: KVCache) -> AttentionContext:
                 continue
         groups.append([sequence])
         queries, keys, pairs = batch.query_len(sequence), batch.kv_len(sequence), own
-    return AttentionContext(batch, cache, [_group(batch, sorted(members)) for members in groups])
+    return AttentionContext(batch, cache, [_group(batch, sorted(members)) for members in groups], few)
 
 
 def paged_attention(
@@ -120,10 +126,13 @@ def paged_attention(
     keys.index_copy_(0, context.batch.slots, key[0].transpose(0, 1))
     values.index_copy_(0, context.batch.slots, value[0].transpose(0, 1))
     rows = query[0].transpose(0, 1)  # [N, heads, head_dim]
-    if len(context.groups) == 1 and context.groups[0].valid is None:  # all rows, in their own order
+    if len(context.groups) == 1 and context.groups[0].valid is None and context.few is None:
+        # All rows, in their own order.
         out = _attend(context.groups[0], rows, keys, values, scaling, sliding_window)
         return out.reshape(1, *rows.shape), None
     out = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    if context.few is not None:
+        context.few.attend(rows, keys, values, out, scaling, sliding_window)
     for group in context.groups:
         attended = _attend(group, rows, keys, values, scaling, sliding_window)
         target = group.rows if group.valid is None else group.rows[group.valid]

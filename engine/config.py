@@ -48,7 +48,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tokens encoded in one step; ``None`` lets the engine choose by device. ``kv_cache_memory`` is in bytes;
     ``None`` takes ``gpu_memory_utilization`` of a GPU, or a share of the free memory of a CPU.
     ``draft``: ``none``, ``ngram``, a folder or hub id of draft weights, or ``auto``: the model's own draft
-    (folder ``draft`` inside the model's), else ``ngram``.
+    (folder ``draft`` inside the model's), else ``ngram``. ``cpu_kernels``: compile and use our own kernels
+    where they apply (a CPU, float32, a C++ compiler).
     """
 
     model: str
@@ -67,4 +68,5 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     encoder_cache_tokens: int = 16384
     enable_prefix_caching: bool = True
     num_threads: int | None = None
+    cpu_kernels: bool = True
     trust_remote_code: bool = False

@@ -14,6 +14,7 @@ from torch import nn
 
 from engine.attention import ATTENTION_NAME, AttentionContext
 from engine.draft_files import DraftConfig, fingerprint
+from engine.kernels.modules import KernelLinear, install
 from engine.kv_cache import KVShape
 from engine.packing import can_pack, pack_linears
 from engine.published import load_any_draft
@@ -36,7 +37,13 @@ class DraftModel:
         self.vocabulary = None if vocabulary is None else vocabulary.to(self.device)
         self._module = module.to(self.device, self.dtype).eval().requires_grad_(False)
         self._head = head.to(self.device, self.dtype).requires_grad_(False)
-        if can_pack(self.device, self.dtype):
+        self.num_weights = sum(parameter.numel() for parameter in self._module.parameters())
+        self.kernels = target.kernels
+        if self.kernels is not None:
+            install(self._module, self.kernels)
+            if isinstance(self._head, nn.Linear):
+                self._head = KernelLinear(self._head.weight, self._head.bias, self.kernels)
+        elif can_pack(self.device, self.dtype):
             pack_linears(self._module)
 
     @classmethod
@@ -59,10 +66,6 @@ class DraftModel:
             head = nn.Linear(width, rows, bias=False, device="meta")
             head.weight = nn.Parameter(loaded.head_weight)
         return cls(loaded.module, head, loaded.vocabulary, target)
-
-    @property
-    def num_weights(self) -> int:
-        return sum(parameter.numel() for parameter in self._module.parameters())
 
     @property
     def kv_shape(self) -> KVShape:

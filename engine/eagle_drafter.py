@@ -83,7 +83,7 @@ class EagleDrafter:
         self.pool: PagePool | None = PagePool(own_pages)
         self.model = model
         self._features = FeatureStore(num_pages, page_size, model.feature_size, model.dtype, model.device)
-        self.cache = KVCache(model.kv_shape, own_pages, page_size, model.device)
+        self.cache = KVCache(model.kv_shape, own_pages, page_size, model.device, model.kernels)
         self._page_size = page_size
         self._embed = embed
         self._caching = caching

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig
 
+from engine.kernels.cpu import Kernels
+
 
 @dataclass(slots=True, frozen=True)
 class KVShape:
@@ -31,12 +33,21 @@ class KVShape:
 
 
 class KVCache:
-    """Keys and values, one tensor ``[num_slots, num_kv_heads, head_dim]`` a layer.
+    """Keys and values, one tensor ``[num_slots, num_kv_heads, head_dim]`` a layer. ``kernels``: what reads
+    them, besides torch; float32 on a CPU.
 
     One tensor a layer, never slices of a stack: a compiler would clone those.
     """
 
-    def __init__(self, shape: KVShape, num_pages: int, page_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        shape: KVShape,
+        num_pages: int,
+        page_size: int,
+        device: torch.device,
+        kernels: Kernels | None = None,
+    ) -> None:
+        self.kernels = kernels
         size = (num_pages * page_size, shape.num_kv_heads, shape.head_dim)
         self.keys = [_zeros(size, shape.dtype, device) for _ in range(shape.num_layers)]
         self.values = [_zeros(size, shape.dtype, device) for _ in range(shape.num_layers)]

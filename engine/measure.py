@@ -7,7 +7,6 @@ content is worthless.
 from __future__ import annotations
 
 import logging
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import torch
 from engine.attention import prepare
 from engine.batch import Batch, Part, build_batch
 from engine.budget import SpeculationBudget
+from engine.cache_folder import cache_folder
 from engine.config import EngineConfig
 from engine.costs import CostTable, DraftCosts, load_tables, save_tables
 from engine.draft_files import fingerprint
@@ -77,7 +77,7 @@ def _draft_costs(config: EngineConfig, target: TargetModel, drafter: EagleDrafte
 def _measured(
     config: EngineConfig, what: str, target: TargetModel, cache: KVCache, run: Callable[[int], None]
 ) -> CostTable:
-    path, key = _cache_path(), _key(config, what, target)
+    path, key = cache_folder() / "costs.json", _key(config, what, target)
     table = load_tables(path).get(key)
     if table is not None:
         return table
@@ -109,20 +109,16 @@ def _batch(rows: int, cache: KVCache, page_size: int, device: torch.device) -> B
     return build_batch([Part(np.zeros(rows, np.int64), positions, pages, first)], page_size, device)
 
 
-def _cache_path() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "specvlm" / "costs.json"
-
-
 def _key(config: EngineConfig, what: str, target: TargetModel) -> str:
     """Names everything that a forward's time depends on, as far as can be known."""
     if target.device.type == "cuda":
         machine = torch.cuda.get_device_name(target.device)
     else:
         machine = f"{_cpu_name()} x{torch.get_num_threads()}"
+    own = "" if target.kernels is None else " kernels"
     folder = Path(config.model)
     model = fingerprint(folder) if folder.is_dir() else f"{config.model}@{config.revision}"
-    return f"{machine} | torch {torch.__version__} | {model} {target.dtype} | {what}"
+    return f"{machine} | torch {torch.__version__} | {model} {target.dtype}{own} | {what}"
 
 
 def _cpu_name() -> str:

@@ -20,8 +20,11 @@ from engine import attention
 from engine.adapters import adapter_for
 from engine.adapters.base import Adapter
 from engine.attention import AttentionContext
+from engine.cache_folder import cache_folder
 from engine.config import EngineConfig
 from engine.errors import ModelLoadError
+from engine.kernels.cpu import Kernels
+from engine.kernels.modules import KernelLinear, install
 from engine.kv_cache import KVShape
 from engine.packing import PackedLinear, can_pack, pack_linears, packing_pays
 from processing.prompt import ImageInput
@@ -58,9 +61,15 @@ class TargetModel:
     """Weights, adapter and the three passes: encode pictures, forward a row, logits of some rows."""
 
     def __init__(
-        self, adapter: Adapter, model: PreTrainedModel, device: torch.device, dtype: torch.dtype
+        self,
+        adapter: Adapter,
+        model: PreTrainedModel,
+        device: torch.device,
+        dtype: torch.dtype,
+        kernels: Kernels | None = None,
     ) -> None:
         self.adapter = adapter
+        self.kernels = kernels
         self.family = str(model.config.model_type)
         self.load_seconds = 0.0
         self.device = device
@@ -69,9 +78,11 @@ class TargetModel:
         self._taps: list[Tap] = []
         self._embed: torch.nn.Module = model.get_input_embeddings()
         self._head: torch.nn.Module = model.get_output_embeddings()
-        if can_pack(device, dtype) and packing_pays([self._head]):
+        if kernels is not None:
+            self._head = KernelLinear(self._head.weight, getattr(self._head, "bias", None), kernels)
+        elif can_pack(device, dtype) and packing_pays([self._head]):
             self._head = PackedLinear(self._head)
-            model.set_output_embeddings(self._head)  # or the plain copy would stay in memory
+        model.set_output_embeddings(self._head)  # or the plain copy would stay in memory
 
     @classmethod
     def load(cls, config: EngineConfig) -> TargetModel:
@@ -95,9 +106,12 @@ class TargetModel:
         adapter = adapter_type(model)
         _refuse_row_dependent(adapter.text_config)
         model.set_attn_implementation(adapter.attn_implementation)
-        if can_pack(device, dtype):
+        kernels = _kernels(config, device, dtype)
+        if kernels is not None:
+            log.info("CPU kernels in place of %s", install(adapter.text_model, kernels))
+        elif can_pack(device, dtype):
             log.info("packed %d linear layers of the text model", pack_linears(adapter.text_model))
-        target = cls(adapter, model, device, dtype)
+        target = cls(adapter, model, device, dtype, kernels)
         target.load_seconds = time.monotonic() - started
         return target
 
@@ -165,7 +179,11 @@ class TargetModel:
 
     def head_of(self, vocabulary: torch.Tensor | None) -> torch.nn.Module:
         """The head, or a copy of its rows for the token ids ``vocabulary`` ``[V]``."""
-        return self._head if vocabulary is None else _rows_of(self._head, vocabulary)
+        if vocabulary is None:
+            return self._head
+        if isinstance(self._head, KernelLinear):
+            return self._head.rows(vocabulary)
+        return _rows_of(self._head, vocabulary)
 
 
 def _rows_of(head: torch.nn.Module, vocabulary: torch.Tensor) -> torch.nn.Linear:
@@ -176,6 +194,12 @@ def _rows_of(head: torch.nn.Module, vocabulary: torch.Tensor) -> torch.nn.Linear
     if bias is not None:
         rows.bias = torch.nn.Parameter(bias[vocabulary.to(bias.device)].clone(), requires_grad=False)
     return rows
+
+
+def _kernels(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Kernels | None:
+    if not config.cpu_kernels or device.type != "cpu" or dtype != torch.float32:
+        return None
+    return Kernels.load(cache_folder() / "kernels")
 
 
 def resolve_device(name: str) -> torch.device:

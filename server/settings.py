@@ -97,6 +97,9 @@ class ServeSettings(BaseSettings):
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of a GPU's memory to use")
     kv_cache_memory: ByteSize | None = Field(None, gt=0, description="size of the KV cache, such as 2GiB")
     enable_prefix_caching: bool = Field(True, description="share KV between equal prefixes")
+    cpu_kernels: bool = Field(
+        True, description="on a CPU in float32, compile our own kernels at the first start and use them"
+    )
 
     limit_mm_per_prompt: dict[Literal["image"], Annotated[int, Field(ge=0)]] = Field(
         {"image": 16}, description="most pictures in one request"
@@ -184,6 +187,7 @@ class ServeSettings(BaseSettings):
             kv_cache_memory=self.kv_cache_memory,
             gpu_memory_utilization=self.gpu_memory_utilization,
             enable_prefix_caching=self.enable_prefix_caching,
+            cpu_kernels=self.cpu_kernels,
             trust_remote_code=self.trust_remote_code,
         )
 

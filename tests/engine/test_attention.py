@@ -1,4 +1,4 @@
-"""Paged attention against the plain formula, over random pages, spans, trees and windows."""
+"""Paged attention, in torch and by our kernels, against the plain formula over random pages and trees."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from engine.attention import paged_attention, prepare
 from engine.batch import Batch
+from engine.kernels.cpu import Kernels
 from engine.kv_cache import KVCache, KVShape
+from tests.engine.own_kernels import own_kernels
 
 HEADS, KV_HEADS, DIM = 6, 2, 8
 
@@ -37,6 +39,7 @@ class Scene:
         page_size: int,
         trees: list[bool],
         ran: list[int] | None = None,
+        kernels: Kernels | None = None,
     ) -> None:
         """``ran``: how many nodes of each tree are in KV from earlier steps; the rest run now."""
         rng = np.random.default_rng(seed)
@@ -49,7 +52,7 @@ class Scene:
         pages = rng.permutation(sum(counts) + 3)
         tables = np.split(pages[: sum(counts)], np.cumsum(counts)[:-1])
         self.cache = KVCache(
-            KVShape(1, KV_HEADS, DIM, torch.float32), len(pages), page_size, torch.device("cpu")
+            KVShape(1, KV_HEADS, DIM, torch.float32), len(pages), page_size, torch.device("cpu"), kernels
         )
         # Several roots, as a draft's tree has, whose own root is in the prefix.
         self.parents = [[int(rng.integers(-1, i)) for i in range(q)] for q in nodes]
@@ -121,6 +124,13 @@ class Scene:
         return rows
 
 
+@pytest.fixture(scope="session", params=["torch", "kernels"])
+def kernels(request: pytest.FixtureRequest) -> Kernels | None:
+    if request.param == "torch":
+        return None
+    return own_kernels()
+
+
 @settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 1 << 16),
@@ -133,10 +143,10 @@ class Scene:
     window=st.sampled_from([None, None, 1, 4]),
 )
 def test_equals_the_formula(
-    seed: int, spans: list[tuple[int, int, bool]], page_size: int, window: int | None
+    kernels: Kernels | None, seed: int, spans: list[tuple[int, int, bool]], page_size: int, window: int | None
 ) -> None:
     prefixes, queries, trees = [s[0] for s in spans], [s[1] for s in spans], [s[2] for s in spans]
-    scene = Scene(seed, prefixes, queries, page_size, trees)
+    scene = Scene(seed, prefixes, queries, page_size, trees, kernels=kernels)
     torch.testing.assert_close(scene.run(window), scene.expected(window), rtol=1e-4, atol=1e-5)
 
 
@@ -151,17 +161,17 @@ def test_equals_the_formula(
     page_size=st.sampled_from([1, 3, 16]),
 )
 def test_trees_whose_earlier_nodes_are_in_kv(
-    seed: int, spans: list[tuple[int, int, int, bool]], page_size: int
+    kernels: Kernels | None, seed: int, spans: list[tuple[int, int, int, bool]], page_size: int
 ) -> None:
     """A draft grows a tree level by level: only the newest level's nodes run, all may see ancestors."""
     prefixes, queries, ran, trees = (list(column) for column in zip(*spans, strict=True))
     ran = [r if tree else 0 for r, tree in zip(ran, trees, strict=True)]
-    scene = Scene(seed, prefixes, queries, page_size, trees, ran)
+    scene = Scene(seed, prefixes, queries, page_size, trees, ran, kernels)
     torch.testing.assert_close(scene.run(None), scene.expected(None), rtol=1e-4, atol=1e-5)
 
 
-def test_all_64_nodes_of_a_tree_that_ran_in_two_parts() -> None:
-    scene = Scene(5, [9, 3], [8, 2], 4, [True, True], [56, 62])
+def test_all_64_nodes_of_a_tree_that_ran_in_two_parts(kernels: Kernels | None) -> None:
+    scene = Scene(5, [9, 3], [8, 2], 4, [True, True], [56, 62], kernels)
     torch.testing.assert_close(scene.run(None), scene.expected(None), rtol=1e-4, atol=1e-5)
     with pytest.raises(RuntimeError, match="sliding window over a tree"):
         scene.run(4)
@@ -169,8 +179,8 @@ def test_all_64_nodes_of_a_tree_that_ran_in_two_parts() -> None:
         Scene(5, [9], [8], 4, [True], [57])
 
 
-def test_a_tree_of_64_nodes_beside_a_long_prompt() -> None:
-    scene = Scene(7, [5, 90], [64, 150], 16, [True, False])  # bit 63 is the sign bit
+def test_a_tree_of_64_nodes_beside_a_long_prompt(kernels: Kernels | None) -> None:
+    scene = Scene(7, [5, 90], [64, 150], 16, [True, False], kernels=kernels)  # bit 63 is the sign bit
     torch.testing.assert_close(scene.run(None), scene.expected(None), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="at most 64"):
         Scene(7, [5], [65], 16, [True])

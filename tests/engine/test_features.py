@@ -20,7 +20,7 @@ from engine.scheduler import Span
 from engine.sequence import Sequence
 from processing.prompt import Prompt
 
-SIZE, PAGES = 3, 60
+SIZE, PAGES = 3, 160
 LIMITS = SpeculativeConfig(num_steps=3, topk=3, num_draft_tokens=9)
 
 

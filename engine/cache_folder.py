@@ -1,0 +1,12 @@
+"""Where the engine keeps what it measured or built for this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """``$XDG_CACHE_HOME/specvlm``, by default ``~/.cache/specvlm``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "specvlm"

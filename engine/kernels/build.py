@@ -1,0 +1,86 @@
+"""Compiles ``cpu.cpp`` for this machine once, and keeps the library in the user's cache folder."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("cpu.cpp")
+# No -ffast-math: a NaN in somebody's KV must stay one, since that is how it is noticed.
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC")
+_COMPILERS = ("c++", "g++", "clang++")
+_SECONDS = 120.0
+
+
+def load_library(folder: Path) -> ctypes.CDLL | None:
+    """The compiled library, from ``folder`` or made now (a few seconds); ``None``, with a log line that says
+    what would help, where that is not possible.
+    """
+    compiler = _compiler()
+    if compiler is None:
+        log.warning("no C++ compiler found (CXX, %s): decoding runs slower", ", ".join(_COMPILERS))
+        return None
+    try:
+        path = folder / f"cpu-{_key(compiler)}.so"
+        _private(folder)
+        if not path.exists():
+            _compile(compiler, path)
+        return ctypes.CDLL(str(path))
+    except subprocess.CalledProcessError as error:
+        log.warning("%s could not compile the CPU kernels, decoding runs slower: %s", compiler, error.stderr)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.warning("the CPU kernels cannot be used, decoding runs slower: %s", error)
+    return None
+
+
+def _compiler() -> str | None:
+    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else list(_COMPILERS)
+    return next((found for name in wanted if (found := shutil.which(name))), None)
+
+
+def _private(folder: Path) -> None:
+    """Make it, for this user alone. Raises ``OSError`` if others could put a library there."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise OSError(f"{folder} belongs to or can be written by others; make it yours alone (chmod 700)")
+
+
+def _key(compiler: str) -> str:
+    """Changes with source, flags, compiler and processor: the folder may be shared by several machines."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=_SECONDS, check=True)  # noqa: S603
+    parts = (SOURCE.read_bytes(), " ".join(FLAGS).encode(), version.stdout, _processor())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _processor() -> bytes:
+    try:
+        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}".encode()
+    kinds = (b"model name", b"flags", b"Features", b"CPU part")
+    return b"\n".join(sorted({line for line in lines if line.startswith(kinds)}))
+
+
+def _compile(compiler: str, path: Path) -> None:
+    """Linked without OpenMP's runtime: its symbols are found in the one that torch has loaded, so that there
+    is one pool of threads and not two in each other's way.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        compiled, linked = Path(scratch, "cpu.o"), Path(scratch, "cpu.so")
+        commands = (
+            [compiler, *FLAGS, "-fopenmp", "-c", str(SOURCE), "-o", str(compiled)],
+            [compiler, "-shared", str(compiled), "-o", str(linked)],
+        )
+        for command in commands:
+            subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True)  # noqa: S603
+        os.replace(linked, path)

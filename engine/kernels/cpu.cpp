@@ -1,0 +1,268 @@
+// Products and attention for packed rows of few tokens, where a CPU is bound by reading weights and KV.
+//
+// Arithmetic is float32 throughout. Weights are kept as float32, float16 or bfloat16, whichever holds them
+// exactly, in blocks of 32 outputs: block b holds, for every input k, the weights of outputs 32 b to 32 b + 31
+// (padded with zeros). Every output is summed over k in order, by itself, so a row's result does not depend on
+// how many rows run beside it: a token verified in a tree has the logits that it has when decoded alone.
+//
+// Plain C interface, no torch headers: compiled in a few seconds by engine/kernels/build.py. OpenMP calls find
+// the runtime that torch has loaded, so both share one pool of threads.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+#if defined(__AVX512F__) || defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+typedef float V __attribute__((vector_size(64)));
+typedef int32_t VI __attribute__((vector_size(64)));
+typedef uint16_t VH __attribute__((vector_size(32)));
+constexpr int64_t LANES = 16;
+constexpr int64_t WIDE = 2 * LANES;
+constexpr int64_t AHEAD = 128;  // twice the speed of none on a Sapphire Rapids; 32 to 128 differ little
+
+struct F16 { uint16_t v; };
+struct BF16 { uint16_t v; };
+
+inline V load(const float* p) { V v; std::memcpy(&v, p, sizeof v); return v; }
+inline V load(const BF16* p) {
+  VH h;
+  std::memcpy(&h, p, sizeof h);
+  return (V)(__builtin_convertvector(h, VI) << 16);
+}
+inline V load(const F16* p) {
+#if defined(__AVX512F__)
+  return (V)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__F16C__)
+  V v;
+  __m256 low = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+  __m256 high = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p + 1));
+  std::memcpy(&v, &low, sizeof low);
+  std::memcpy((char*)&v + sizeof low, &high, sizeof high);
+  return v;
+#else  // exponent and mantissa moved, then scaled: right for subnormals too
+  VH h;
+  std::memcpy(&h, p, sizeof h);
+  VI i = __builtin_convertvector(h, VI), sign = (i & 0x8000) << 16, rest = (i & 0x7fff) << 13;
+  V scaled = (V)rest * 0x1p112f;
+  VI special = (i & 0x7c00) == 0x7c00;  // infinities and NaN
+  return (V)(((VI)scaled & ~special) | ((rest | 0x7f800000) & special) | sign);
+#endif
+}
+inline V splat(float x) { return x - V{}; }
+
+// ROWS rows times one block of 32 outputs, all inputs: sums stay in registers. Memory is the bottleneck, so it is
+// asked for AHEAD inputs before its turn, over the end of a block into the next.
+template <int ROWS, class W>
+inline void tile(const float* x, int64_t inputs, const W* w, V (&sum)[ROWS][2]) {
+  for (int r = 0; r < ROWS; r++) sum[r][0] = sum[r][1] = V{};
+  for (int64_t k = 0; k < inputs; k++) {
+    __builtin_prefetch(w + (k + AHEAD) * WIDE);
+    const V low = load(w + k * WIDE), high = load(w + k * WIDE + LANES);
+    for (int r = 0; r < ROWS; r++) {
+      const V in = splat(x[r * inputs + k]);
+      sum[r][0] += in * low;
+      sum[r][1] += in * high;
+    }
+  }
+}
+
+inline void put(float* out, V value, int64_t count) {
+  std::memcpy(out, &value, sizeof(float) * std::min(count, LANES));
+}
+
+// Calls f(std::integral_constant<int, ROWS>, first row) over all rows, in tiles of at most 8.
+template <class F>
+inline void in_tiles(int64_t rows, F f) {
+  int64_t r = 0;
+  for (; r + 8 <= rows; r += 8) f(std::integral_constant<int, 8>{}, r);
+  switch (rows - r) {
+    case 7: f(std::integral_constant<int, 7>{}, r); break;
+    case 6: f(std::integral_constant<int, 6>{}, r); break;
+    case 5: f(std::integral_constant<int, 5>{}, r); break;
+    case 4: f(std::integral_constant<int, 4>{}, r); break;
+    case 3: f(std::integral_constant<int, 3>{}, r); break;
+    case 2: f(std::integral_constant<int, 2>{}, r); break;
+    case 1: f(std::integral_constant<int, 1>{}, r); break;
+  }
+}
+
+// x @ w + bias. Threads take runs of neighbouring blocks, so that each reads memory in order.
+template <class W>
+void linear(const float* x, const W* w, const float* bias, float* out, int64_t rows, int64_t inputs, int64_t outputs,
+            int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t first = 0; first < outputs; first += WIDE) {
+    V add[2]{};
+    if (bias) std::memcpy(add, bias + first, sizeof(float) * std::min(outputs - first, WIDE));
+    in_tiles(rows, [&](auto count, int64_t r) {
+      V sum[count()][2];
+      tile<count()>(x + r * inputs, inputs, w + first * inputs, sum);
+      for (int i = 0; i < count(); i++)
+        for (int half = 0; half < 2; half++) {
+          const int64_t at = first + half * LANES;
+          if (at < outputs) put(out + (r + i) * outputs + at, sum[i][half] + add[half], outputs - at);
+        }
+    });
+  }
+}
+
+// exp, to about 2 units in the last place (Cephes' polynomial). NaN stays NaN.
+inline V vexp(V x) {
+  x = x < splat(-87.0f) ? splat(-87.0f) : x;
+  x = x > splat(88.0f) ? splat(88.0f) : x;
+  const V scaled = x * 1.44269504088896341f + 12582912.0f;  // rounds to the nearest integer in the low bits
+  const V n = scaled - 12582912.0f;
+  const V r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  V p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const VI power = ((VI)scaled - 0x4b400000 + 127) << 23;
+  return p * (V)power;
+}
+
+// silu(gate(x)) * up(x): a block of w has 16 outputs of gate and the same 16 of up.
+template <class W>
+void gated(const float* x, const W* w, float* out, int64_t rows, int64_t inputs, int64_t outputs, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t first = 0; first < outputs; first += LANES) {
+    in_tiles(rows, [&](auto count, int64_t r) {
+      V sum[count()][2];
+      tile<count()>(x + r * inputs, inputs, w + 2 * first * inputs, sum);
+      for (int i = 0; i < count(); i++) {
+        const V silu = sum[i][0] / (1.0f + vexp(-sum[i][0]));
+        put(out + (r + i) * outputs + first, silu * sum[i][1], outputs - first);
+      }
+    });
+  }
+}
+
+inline float total(V v) {
+  typedef float V4 __attribute__((vector_size(16)));
+  V4 part[4];
+  std::memcpy(part, &v, sizeof v);
+  const V4 s = (part[0] + part[2]) + (part[1] + part[3]);
+  return (s[0] + s[2]) + (s[1] + s[3]);
+}
+
+inline float dot(const float* a, const float* b, int64_t n) {
+  V sum{};
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES) sum += load(a + i) * load(b + i);
+  float s = total(sum);
+  for (; i < n; i++) s += a[i] * b[i];
+  return s;
+}
+
+// out = sum of weight[i] * values[at[i]]: COUNT vectors of 16 lie in registers over all keys.
+template <int COUNT>
+inline void weigh(const float* weight, const float* values, const int64_t* at, int64_t length, float* out) {
+  V sum[COUNT]{};
+  for (int64_t i = 0; i < length; i++) {
+    const V own = splat(weight[i]);
+    for (int c = 0; c < COUNT; c++) sum[c] += own * load(values + at[i] + c * LANES);
+  }
+  std::memcpy(out, sum, sizeof sum);
+}
+
+inline void weigh(const float* weight, const float* values, const int64_t* at, int64_t length, float* out, int64_t dim) {
+  int64_t d = 0;
+  for (; d + 4 * LANES <= dim; d += 4 * LANES) weigh<4>(weight, values + d, at, length, out + d);
+  for (; d + LANES <= dim; d += LANES) weigh<1>(weight, values + d, at, length, out + d);
+  for (; d < dim; d++) {
+    out[d] = 0.0f;
+    for (int64_t i = 0; i < length; i++) out[d] += weight[i] * values[at[i] + d];
+  }
+}
+
+// Scores to weights that sum to 1. Room up to a multiple of 16 is used and cleared.
+inline void softmax(float* scores, int64_t length) {
+  float most = scores[0];
+  for (int64_t i = 1; i < length; i++) most = scores[i] > most ? scores[i] : most;
+  V all{};
+  for (int64_t i = 0; i < length; i += LANES) {
+    V e = vexp(load(scores + i) - most);
+    for (int64_t j = length - i; j < LANES; j++) e[j] = 0.0f;
+    all += e;
+    std::memcpy(scores + i, &e, sizeof e);
+  }
+  const float norm = 1.0f / total(all);
+  for (int64_t i = 0; i < length; i++) scores[i] *= norm;
+}
+
+}  // namespace
+
+extern "C" {
+
+// kind: 0 float32, 1 float16, 2 bfloat16. x [rows, inputs], out [rows, outputs]; bias [outputs] or null.
+void specvlm_linear(int threads, const float* x, const void* w, int kind, const float* bias, float* out,
+                    int64_t rows, int64_t inputs, int64_t outputs) {
+  if (kind == 0) linear(x, (const float*)w, bias, out, rows, inputs, outputs, threads);
+  if (kind == 1) linear(x, (const F16*)w, bias, out, rows, inputs, outputs, threads);
+  if (kind == 2) linear(x, (const BF16*)w, bias, out, rows, inputs, outputs, threads);
+}
+
+// down(silu(gate(x)) * up(x)); middle: room for [rows, width].
+void specvlm_gated_mlp(int threads, const float* x, const void* gate_up, const void* down, int kind, float* middle,
+                       float* out, int64_t rows, int64_t inputs, int64_t width) {
+  if (kind == 0) gated(x, (const float*)gate_up, middle, rows, inputs, width, threads);
+  if (kind == 1) gated(x, (const F16*)gate_up, middle, rows, inputs, width, threads);
+  if (kind == 2) gated(x, (const BF16*)gate_up, middle, rows, inputs, width, threads);
+  specvlm_linear(threads, middle, down, kind, nullptr, out, rows, width, inputs);
+}
+
+// x / sqrt(mean(x^2) + eps) * weight
+void specvlm_rms_norm(int threads, const float* x, const float* weight, float eps, float* out, int64_t rows,
+                      int64_t size) {
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows > 16)
+  for (int64_t r = 0; r < rows; r++) {
+    const float* own = x + r * size;
+    const float scale = 1.0f / std::sqrt(dot(own, own, size) / (float)size + eps);
+    for (int64_t i = 0; i < size; i++) out[r * size + i] = weight[i] * (own[i] * scale);
+  }
+}
+
+// Attention of M of the row's tokens. Token row[i] belongs to sequence seq[i] and sees that sequence's logical slots
+// first[i] to tree[i] - 1, and those slots tree[i] + j for which bit j of mask[i] is set.
+// q: strides of a token and of a head are given; out [N, heads, dim]. keys, values [slots, kv_heads, dim].
+// table [sequences, table_stride]: the physical slot of each logical one.
+void specvlm_attend(int threads, const float* q, int64_t q_row, int64_t q_head, const float* keys,
+                    const float* values, float* out, const int64_t* row, const int64_t* seq, const int64_t* first,
+                    const int64_t* tree, const int64_t* mask, const int64_t* table, int64_t table_stride, int64_t rows,
+                    int64_t heads, int64_t kv_heads, int64_t dim, float scale) {
+  const int64_t share = heads / kv_heads, slot = kv_heads * dim;
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<int64_t> at;     // offsets of the KV that a row sees
+    std::vector<float> weights;  // of them, for one head
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < rows * kv_heads; task++) {
+      const int64_t h = task % kv_heads, r = task / kv_heads;
+      const int64_t* slots = table + seq[r] * table_stride;
+      at.clear();
+      for (int64_t i = first[r]; i < tree[r]; i++) at.push_back(slots[i] * slot + h * dim);
+      for (uint64_t bits = (uint64_t)mask[r]; bits; bits &= bits - 1)
+        at.push_back(slots[tree[r] + __builtin_ctzll(bits)] * slot + h * dim);
+      const int64_t length = (int64_t)at.size();
+      weights.resize(length + LANES);
+      for (int64_t head = h * share; head < (h + 1) * share; head++) {
+        const float* own = q + row[r] * q_row + head * q_head;
+        for (int64_t i = 0; i < length; i++) weights[i] = scale * dot(own, keys + at[i], dim);
+        softmax(weights.data(), length);
+        weigh(weights.data(), values, at.data(), length, out + (row[r] * heads + head) * dim, dim);
+      }
+    }
+  }
+}
+}

@@ -1,0 +1,85 @@
+"""Which rows of a step the attention kernel serves, and what each of them sees, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.batch import Batch
+from engine.config import MAX_TREE_NODES
+from engine.kernels.cpu import Kernels, Seen
+
+FEW = MAX_TREE_NODES
+"""Longer spans, chunks of prompts, go to torch: they are products of matrices. (A mask has as many bits.)"""
+
+
+def few_rows_of(batch: Batch) -> list[int]:
+    """Sequences whose spans are short enough."""
+    return [s for s in range(batch.num_sequences) if batch.query_len(s) <= FEW]
+
+
+class FewRows:
+    """Short spans of one step, ready for every layer. Cost: a few small arrays, no loop over rows."""
+
+    def __init__(self, batch: Batch, sequences: Seq[int], kernels: Kernels) -> None:
+        self._kernels = kernels
+        lengths = np.array([batch.query_len(s) for s in sequences])
+        starts = np.array([batch.span_starts[s] for s in sequences])
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        rows = np.repeat(starts, lengths) + within
+        # A causal span is a tree without branches: its row i sees its rows 0 to i.
+        masks = ~(np.uint64(0xFFFFFFFFFFFFFFFE) << within.astype(np.uint64))
+        in_tree = np.repeat([batch.is_tree(s) for s in sequences], lengths)
+        if batch.tree_masks is not None:
+            masks = np.where(in_tree, batch.tree_masks.numpy()[rows].view(np.uint64), masks)
+        self._whole_trees = all(
+            batch.tree_start(s) == batch.prefix_lens[s] for s in sequences if batch.is_tree(s)
+        )
+        self._masks = masks
+        self._tree_starts = np.repeat([batch.tree_start(s) for s in sequences], lengths)
+        self._rows = torch.from_numpy(rows)
+        self._sequences = torch.from_numpy(np.repeat(np.asarray(sequences), lengths))
+        offsets = torch.arange(batch.page_size)
+        self._table = (batch.page_table[:, :, None] * batch.page_size + offsets).flatten(1)
+        self._seen: dict[int | None, Seen] = {}
+
+    def attend(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        out: Tensor,
+        scaling: float | None,
+        sliding_window: int | None,
+    ) -> None:
+        """Fill these rows of ``out`` ``[N, heads, dim]`` from ``query``, of the same shape."""
+        if sliding_window not in self._seen:
+            self._seen[sliding_window] = self._visible(sliding_window)
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        self._kernels.attend(query, keys, values, out, self._seen[sliding_window], scale)
+
+    def _visible(self, window: int | None) -> Seen:
+        """A node's logical position is its depth in the tree. Raises ``RuntimeError`` for a window over a
+        tree part of whose nodes are in KV already, as the reference does.
+        """
+        first, masks = np.zeros_like(self._tree_starts), self._masks
+        if window is not None:
+            if not self._whole_trees:
+                raise RuntimeError("a sliding window over a tree that is partly in KV")
+            depths = np.array([int(mask).bit_count() - 1 for mask in masks])
+            first = np.clip(self._tree_starts + depths - window + 1, 0, self._tree_starts)
+            while len(far := np.flatnonzero(depths >= window)):
+                masks = masks.copy()
+                masks[far] &= masks[far] - np.uint64(1)  # the ancestor that is farthest away
+                depths[far] -= 1
+        return Seen(
+            rows=self._rows,
+            sequences=self._sequences,
+            first=torch.from_numpy(first),
+            tree_starts=torch.from_numpy(self._tree_starts),
+            masks=torch.from_numpy(masks.view(np.int64)),
+            table=self._table,
+        )

@@ -1,0 +1,175 @@
+"""Our CPU kernels against torch: same numbers, whatever the rows, sizes and types of weights."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from engine.kernels import build
+from engine.kernels.cpu import Kernels, narrowest
+from engine.kernels.modules import KernelLinear, KernelMLP, KernelNorm, install
+from tests.engine.own_kernels import own_kernels
+
+KINDS = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Kernels:
+    return own_kernels()
+
+
+def stored(shape: tuple[int, ...], kind: torch.dtype, seed: int) -> torch.Tensor:
+    """float32 numbers that ``kind`` holds exactly, tiny ones among them."""
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.randn(shape, generator=generator) * 10.0 ** torch.randint(
+        -6, 1, shape, generator=generator
+    )
+    return numbers.to(kind).float()
+
+
+class MLP(nn.Module):
+    def __init__(self, inputs: int, width: int, act: Any = F.silu) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = (nn.Linear(inputs, width, bias=False) for _ in range(2))
+        self.down_proj, self.act = nn.Linear(width, inputs, bias=False), act
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    rows=st.integers(1, 37),
+    inputs=st.integers(1, 70),
+    outputs=st.integers(1, 70),
+    kind=st.sampled_from(KINDS),
+    bias=st.booleans(),
+    seed=st.integers(0, 1 << 16),
+)
+def test_a_linear_layer_is_the_same_product(
+    kernels: Kernels, rows: int, inputs: int, outputs: int, kind: torch.dtype, bias: bool, seed: int
+) -> None:
+    weight = stored((outputs, inputs), kind, seed)
+    added = torch.randn(outputs) if bias else None
+    layer = KernelLinear(weight, added, kernels)
+    x = torch.randn(2, rows, inputs, generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(layer(x), F.linear(x, weight, added), rtol=1e-4, atol=1e-4)
+    strided = torch.randn(rows, 2, inputs)[:, 0]
+    torch.testing.assert_close(layer(strided), F.linear(strided, weight, added), rtol=1e-4, atol=1e-4)
+    chosen = torch.arange(outputs).flip(0)[: outputs // 2 + 1]
+    torch.testing.assert_close(layer.rows(chosen)(x), layer(x)[..., chosen], rtol=0, atol=0)
+
+
+def test_a_row_gives_the_same_bits_whatever_runs_beside_it(kernels: Kernels) -> None:
+    """So that a token verified in a tree has the logits that it has when decoded alone."""
+    layer = KernelLinear(stored((50, 64), torch.float16, 1), None, kernels)
+    own = MLP(64, 90)
+    mlp = KernelMLP(own, kernels)
+    norm = KernelNorm(LlamaRMSNorm(64), kernels)
+    x = torch.randn(1, 41, 64)
+    for module in (layer, mlp, norm):
+        together = module(x)
+        for rows in (1, 2, 3, 7, 8, 9, 16, 41):
+            assert torch.equal(module(x[:, :rows]), together[:, :rows])
+
+
+def test_weights_are_kept_in_the_narrowest_type_that_holds_them() -> None:
+    for kind in KINDS:
+        assert narrowest(stored((30, 30), kind, 2)) == kind
+    assert narrowest(stored((4, 4), torch.bfloat16, 2), stored((9, 9), torch.float16, 3)) == torch.float32
+    assert narrowest(torch.tensor([[1e30]])) == torch.float32  # float16 has no such number
+    assert narrowest(torch.tensor([[float("inf"), 1.0]])) == torch.bfloat16
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    rows=st.integers(1, 20),
+    inputs=st.integers(1, 40),
+    width=st.integers(1, 50),
+    seed=st.integers(0, 1 << 16),
+)
+def test_a_gated_mlp_is_the_same_function(
+    kernels: Kernels, rows: int, inputs: int, width: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    own = MLP(inputs, width)
+    x = 30 * torch.randn(1, rows, inputs)  # gates far into both ends of the sigmoid
+    torch.testing.assert_close(KernelMLP(own, kernels)(x), own(x), rtol=1e-4, atol=1e-3)
+
+
+def test_norms_and_not_a_number(kernels: Kernels) -> None:
+    norm = LlamaRMSNorm(37, eps=1e-3)
+    nn.init.normal_(norm.weight)
+    x = torch.randn(1, 30, 3, 37)
+    torch.testing.assert_close(KernelNorm(norm, kernels)(x), norm(x))
+    x[0, 4, 1, 5] = float("nan")
+    out = KernelNorm(norm, kernels)(x)
+    assert out.isnan().sum() == 37
+    broken = KernelMLP(MLP(37, 8), kernels)(x)
+    assert broken[0, 4, 1].isnan().all()
+    assert broken.isnan().sum() == 37
+
+
+def test_only_what_computes_the_same_is_replaced(kernels: Kernels) -> None:
+    model = nn.ModuleDict(
+        {
+            "mlp": MLP(24, 40),
+            "other_mlp": MLP(24, 40, F.gelu),
+            "norm": LlamaRMSNorm(24),
+            "gemma": GemmaRMSNorm(24),  # multiplies by one plus its weight
+            "plain": nn.RMSNorm(24),
+            "linear": nn.Linear(24, 9),
+        }
+    )
+    nn.init.normal_(model["gemma"].weight)
+    x = torch.randn(1, 5, 24)
+    with torch.inference_mode():
+        before = {name: module(x) for name, module in model.items()}
+        said = install(model, kernels)
+        for name, module in model.items():
+            torch.testing.assert_close(module(x), before[name], rtol=1e-4, atol=1e-4)
+    kinds = {name: type(module) for name, module in model.items()}
+    assert kinds["mlp"] is KernelMLP
+    assert kinds["other_mlp"] is MLP
+    assert {type(child) for child in model["other_mlp"].children()} == {KernelLinear}
+    assert kinds["norm"] is kinds["plain"] is KernelNorm
+    assert kinds["gemma"] is GemmaRMSNorm
+    assert kinds["linear"] is KernelLinear
+    assert said == "4 Linear, 1 LlamaRMSNorm, 1 MLP, 1 RMSNorm"
+
+
+def test_it_is_compiled_once_into_a_folder_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    own_kernels()
+    folder = tmp_path / "kernels"
+    assert Kernels.load(folder) is not None
+    (library,) = folder.iterdir()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    made = library.stat().st_mtime_ns
+    assert Kernels.load(folder) is not None
+    assert library.stat().st_mtime_ns == made
+
+    with caplog.at_level(logging.WARNING):
+        folder.chmod(0o777)
+        assert Kernels.load(folder) is None
+        assert "written by others" in caplog.text
+        monkeypatch.setattr(build, "SOURCE", tmp_path / "wrong.cpp")
+        (tmp_path / "wrong.cpp").write_text("int main( {")
+        assert Kernels.load(tmp_path / "second") is None
+        assert "could not compile" in caplog.text
+        monkeypatch.setitem(os.environ, "CXX", "/nowhere/c++")
+        assert Kernels.load(tmp_path / "third") is None
+        assert "no C++ compiler found" in caplog.text
