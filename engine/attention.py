@@ -111,6 +111,21 @@ def paged_attention(
     ``query`` is ``[1, heads, N, head_dim]``; ``key`` and ``value`` ``[1, kv_heads, N, head_dim]``. Raises
     ``RuntimeError`` without a context and on anything asked for that it would have to ignore.
     """
+    context = honoured(context, attention_mask, dropout, unknown)
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    keys, values = context.cache.keys[layer], context.cache.values[layer]
+    keys.index_copy_(0, context.batch.slots, key[0].transpose(0, 1))
+    values.index_copy_(0, context.batch.slots, value[0].transpose(0, 1))
+    return attend(context, layer, query[0].transpose(0, 1), scaling, sliding_window).unsqueeze(0), None
+
+
+def honoured(
+    context: AttentionContext | None,
+    attention_mask: torch.Tensor | None,
+    dropout: float,
+    unknown: dict[str, Any],
+) -> AttentionContext:
+    """The context. Raises ``RuntimeError`` without one and on anything that would be ignored."""
     unknown = {
         name: value
         for name, value in unknown.items()
@@ -121,15 +136,24 @@ def paged_attention(
             "paged attention was called without its context or with what it does not honour: "
             f"context={context is not None}, mask={attention_mask is not None}, {dropout=}, {sorted(unknown)}"
         )
-    layer: int = module.layer_idx  # type: ignore[assignment]
+    return context
+
+
+def attend(
+    context: AttentionContext,
+    layer: int,
+    rows: torch.Tensor,
+    scaling: float | None,
+    sliding_window: int | None,
+) -> torch.Tensor:
+    """Attention of this step's queries ``rows`` ``[N, heads, head_dim]``, of the same shape. This step's KV
+    is in the cache already.
+    """
     keys, values = context.cache.keys[layer], context.cache.values[layer]
-    keys.index_copy_(0, context.batch.slots, key[0].transpose(0, 1))
-    values.index_copy_(0, context.batch.slots, value[0].transpose(0, 1))
-    rows = query[0].transpose(0, 1)  # [N, heads, head_dim]
     if len(context.groups) == 1 and context.groups[0].valid is None and context.few is None:
         # All rows, in their own order.
         out = _attend(context.groups[0], rows, keys, values, scaling, sliding_window)
-        return out.reshape(1, *rows.shape), None
+        return out.reshape(rows.shape)
     out = torch.empty_like(rows, memory_format=torch.contiguous_format)
     if context.few is not None:
         context.few.attend(rows, keys, values, out, scaling, sliding_window)
@@ -138,7 +162,7 @@ def paged_attention(
         target = group.rows if group.valid is None else group.rows[group.valid]
         source = attended.flatten(0, 1) if group.valid is None else attended[group.valid]
         out.index_copy_(0, target.flatten(), source)
-    return out.unsqueeze(0), None
+    return out
 
 
 def register() -> None:

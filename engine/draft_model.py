@@ -14,7 +14,8 @@ from torch import nn
 
 from engine.attention import ATTENTION_NAME, AttentionContext
 from engine.draft_files import DraftConfig, fingerprint
-from engine.kernels.modules import KernelLinear, install
+from engine.kernels.install import install
+from engine.kernels.modules import KernelLinear
 from engine.kv_cache import KVShape
 from engine.packing import can_pack, pack_linears
 from engine.published import load_any_draft

@@ -24,7 +24,8 @@ from engine.cache_folder import cache_folder
 from engine.config import EngineConfig
 from engine.errors import ModelLoadError
 from engine.kernels.cpu import Kernels
-from engine.kernels.modules import KernelLinear, install
+from engine.kernels.install import install
+from engine.kernels.modules import KernelLinear
 from engine.kv_cache import KVShape
 from engine.packing import PackedLinear, can_pack, pack_linears, packing_pays
 from processing.prompt import ImageInput

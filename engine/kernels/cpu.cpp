@@ -233,6 +233,28 @@ void specvlm_rms_norm(int threads, const float* x, const float* weight, float ep
   }
 }
 
+// Rotate queries and keys of qkv [rows, heads + 2 kv_heads, dim] in place by cos and sin [rows, dim] (the halves of a
+// head are its real and imaginary parts), and write keys and values to their slots of the cache.
+void specvlm_rotate_and_write(int threads, float* qkv, const float* cos, const float* sin, float* keys, float* values,
+                              const int64_t* slots, int64_t rows, int64_t heads, int64_t kv_heads, int64_t dim) {
+  const int64_t half = dim / 2, slot = kv_heads * dim;
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows > 16)
+  for (int64_t r = 0; r < rows; r++) {
+    float* own = qkv + r * (heads * dim + 2 * slot);
+    const float *c = cos + r * dim, *s = sin + r * dim;
+    for (int64_t h = 0; h < heads + kv_heads; h++) {
+      float *a = own + h * dim, *b = a + half;
+      for (int64_t i = 0; i < half; i++) {
+        const float real = a[i], imaginary = b[i];
+        a[i] = real * c[i] - imaginary * s[i];
+        b[i] = imaginary * c[i + half] + real * s[i + half];
+      }
+    }
+    std::memcpy(keys + slots[r] * slot, own + heads * dim, sizeof(float) * slot);
+    std::memcpy(values + slots[r] * slot, own + heads * dim + slot, sizeof(float) * slot);
+  }
+}
+
 // Attention of M of the row's tokens. Token row[i] belongs to sequence seq[i] and sees that sequence's logical slots
 // first[i] to tree[i] - 1, and those slots tree[i] + j for which bit j of mask[i] is set.
 // q: strides of a token and of a head are given; out [N, heads, dim]. keys, values [slots, kv_heads, dim].

@@ -19,6 +19,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "specvlm_linear": (_N, _P, _P, _N, _P, _P, _I, _I, _I),
     "specvlm_gated_mlp": (_N, _P, _P, _P, _N, _P, _P, _I, _I, _I),
     "specvlm_rms_norm": (_N, _P, _P, _F, _P, _I, _I),
+    "specvlm_rotate_and_write": (_N, *(_P,) * 6, *(_I,) * 4),
     "specvlm_attend": (_N, _P, _I, _I, _P, _P, _P, *(_P,) * 6, *(_I,) * 5, _F),
 }
 
@@ -74,6 +75,7 @@ class Kernels:
             function.argtypes, function.restype = signature, None
         self._linear, self._gated_mlp = library.specvlm_linear, library.specvlm_gated_mlp
         self._rms_norm, self._attend = library.specvlm_rms_norm, library.specvlm_attend
+        self._rotate_and_write = library.specvlm_rotate_and_write
 
     @classmethod
     def load(cls, folder: Path) -> Kernels | None:
@@ -128,6 +130,28 @@ class Kernels:
             self._threads, x.data_ptr(), weight.data_ptr(), eps, out.data_ptr(), x.numel() // size, size
         )
         return out
+
+    def rotate_and_write(
+        self, qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slots: Tensor
+    ) -> None:
+        """Rotate queries and keys of ``qkv`` ``[N, heads + 2 * kv_heads, dim]`` in place by ``cos`` and
+        ``sin`` ``[N, dim]``; write keys and values to ``slots`` int64 ``[N]`` of the cache.
+        """
+        rows, heads, dim = qkv.shape
+        kv_heads = keys.shape[1]
+        self._rotate_and_write(
+            self._threads,
+            qkv.data_ptr(),
+            cos.contiguous().data_ptr(),
+            sin.contiguous().data_ptr(),
+            keys.data_ptr(),
+            values.data_ptr(),
+            slots.data_ptr(),
+            rows,
+            heads - 2 * kv_heads,
+            kv_heads,
+            dim,
+        )
 
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, out: Tensor, seen: Seen, scale: float

@@ -61,6 +61,11 @@ class FewRows:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         self._kernels.attend(query, keys, values, out, self._seen[sliding_window], scale)
 
+    @property
+    def windows(self) -> set[int | None]:
+        """Those that were asked for."""
+        return set(self._seen)
+
     def _visible(self, window: int | None) -> Seen:
         """A node's logical position is its depth in the tree. Raises ``RuntimeError`` for a window over a
         tree part of whose nodes are in KV already, as the reference does.

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,10 +19,18 @@ from torch import nn
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from engine.attention import prepare
+from engine.batch import Part, build_batch
+from engine.config import EngineConfig
 from engine.kernels import build
+from engine.kernels.attention import KernelAttention
 from engine.kernels.cpu import Kernels, narrowest
-from engine.kernels.modules import KernelLinear, KernelMLP, KernelNorm, install
+from engine.kernels.install import install
+from engine.kernels.modules import KernelLinear, KernelMLP, KernelNorm
+from engine.kv_cache import KVCache
+from engine.target import TargetModel
 from tests.engine.own_kernels import own_kernels
+from tests.models import FAMILIES, Family
 
 KINDS = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -173,3 +184,23 @@ def test_it_is_compiled_once_into_a_folder_of_ones_own(
         monkeypatch.setitem(os.environ, "CXX", "/nowhere/c++")
         assert Kernels.load(tmp_path / "third") is None
         assert "no C++ compiler found" in caplog.text
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_computes_the_same_with_kernels(family: Family, tiny: Callable[..., Path]) -> None:
+    """Windows, biases and norms of heads included; 40 tokens in chunks, so past the window and the page."""
+    own_kernels()
+    hidden = []
+    for cpu_kernels in (False, True):
+        target = TargetModel.load(EngineConfig(model=str(tiny(family)), cpu_kernels=cpu_kernels))
+        cache = KVCache(target.kv_shape, 8, 8, target.device, target.kernels)
+        kinds = Counter(type(module) for module in target.adapter.text_model.modules())
+        rows, order = [], np.arange(40)
+        for first, last in ((0, 17), (17, 18), (18, 40)):
+            part = Part(order[first:last] + 5, order[first:last], pages=list(range(8)), first=first)
+            rows.append(target.forward(prepare(build_batch([part], 8, target.device), cache)).hidden)
+        hidden.append(torch.cat(rows))
+        assert kinds[KernelMLP] == (3 if cpu_kernels else 0)
+        assert kinds[KernelAttention] == (3 if cpu_kernels and family != "qwen3" else 0)  # norms of heads
+        assert kinds[nn.Linear] == (0 if cpu_kernels else kinds[nn.Linear])
+    torch.testing.assert_close(hidden[1], hidden[0], rtol=1e-3, atol=1e-3)

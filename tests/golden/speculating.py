@@ -63,8 +63,8 @@ class Story:
 
 
 @lru_cache(maxsize=8)
-def target_of(folder: Path) -> tuple[TargetModel, frozenset[int]]:
-    config = EngineConfig(model=str(folder), device="cpu")
+def target_of(folder: Path, cpu_kernels: bool = True) -> tuple[TargetModel, frozenset[int]]:
+    config = EngineConfig(model=str(folder), device="cpu", cpu_kernels=cpu_kernels)
     return TargetModel.load(config), read_eos_token_ids(config)
 
 
@@ -78,7 +78,7 @@ def core_of(golden: Golden, make: MakeDraft, **settings: Any) -> EngineCore:
         "speculative": LIMITS,
     }
     config = EngineConfig(model=str(golden.folder), device="cpu", **(defaults | settings))
-    return EngineCore(config, *target_of(golden.folder), make)
+    return EngineCore(config, *target_of(golden.folder, config.cpu_kernels), make)
 
 
 def plain_core(golden: Golden, **settings: Any) -> EngineCore:

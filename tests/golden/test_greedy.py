@@ -45,8 +45,9 @@ def check_all(golden: Golden, core: EngineCore, prompts: list[Prompt], gap: int,
 def test_alone_and_together_over_page_and_chunk_sizes(family: Family, tiny: BuildCheckpoint) -> None:
     golden = load_golden(tiny(family))
     prompts = prompts_of(golden, family)
-    for page_size, chunk, gap in itertools.product((1, 5, 16), (4, 23, 512), (0, 3)):
-        core = load(golden, page_size=page_size, max_num_batched_tokens=chunk)
+    ways = itertools.product((1, 5, 16), (4, 23, 512), (0, 3))
+    for (page_size, chunk, gap), cpu_kernels in zip(ways, itertools.cycle((True, False)), strict=False):
+        core = load(golden, page_size=page_size, max_num_batched_tokens=chunk, cpu_kernels=cpu_kernels)
         check_all(golden, core, prompts, gap, f"{family}: pages of {page_size}, chunks of {chunk}, gap {gap}")
     assert golden.near_ties <= 2, "near-ties should be rare with these weights"
 

@@ -86,7 +86,8 @@ def test_no_draft_changes_a_token(family: Family, tiny: BuildCheckpoint) -> None
     ways = zip(itertools.cycle((1, 5, 16)), itertools.cycle((80, 300)), itertools.cycle((0, 2, 1, 3)))
     for number, (name, make) in enumerate(DRAFTS.items()):
         page_size, chunk, gap = next(ways)
-        core = core_of(golden, make(golden, answers), page_size=page_size, max_num_batched_tokens=chunk)
+        how = {"page_size": page_size, "max_num_batched_tokens": chunk, "cpu_kernels": page_size != 5}
+        core = core_of(golden, make(golden, answers), **how)
         where = f"{family}, {name}: pages of {page_size}, rows {chunk}, gap {gap}"
         stories = run_all(core, requests_of(prompts, number % 4, gap=gap))
         check(golden, prompts, stories, where)
@@ -107,7 +108,8 @@ def test_no_draft_changes_a_token_in_any_way_of_running(
     answers = expected(golden, prompts)
     for page_size, chunk, gap in itertools.product((1, 5, 16), (9, 80, 300), (0, 1, 3)):
         make = DRAFTS[name](golden, answers)
-        core = core_of(golden, make, page_size=page_size, max_num_batched_tokens=chunk)
+        how = {"page_size": page_size, "max_num_batched_tokens": chunk, "cpu_kernels": page_size != 5}
+        core = core_of(golden, make, **how)
         for attempt in ("cold", "warm"):
             stories = run_all(core, requests_of(prompts, gap, gap=gap))
             check(golden, prompts, stories, f"{name}, {page_size}, {chunk}, {gap}, {attempt}")

@@ -1,0 +1,99 @@
+"""Puts the kernels in the place of a model's layers, where they are shown to compute the same.
+
+Nothing here knows families: a layer is replaced if it has the parts of one that we have, and gives the same
+numbers for random input. What differs in anything stays as it is, and its parts are looked at one by one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from engine.attention import prepare
+from engine.batch import Part, build_batch
+from engine.kernels.attention import KernelAttention
+from engine.kernels.cpu import Kernels
+from engine.kernels.modules import KernelLinear, KernelMLP, KernelNorm
+from engine.kv_cache import KVCache, KVShape
+
+_ROWS = 3
+_CLOSE = 1e-4
+"""Of the largest number: only rounding may differ. Another activation, or a norm that adds one, is far."""
+
+
+def install(model: nn.Module, kernels: Kernels) -> str:
+    """Replace what can be below ``model``, float32; says what was replaced.
+
+    One layer at a time, so that a plain weight is freed before the next packed one is made.
+    """
+    done: Counter[str] = Counter()
+    for like in (attention_like, mlp_like, norm_like, linear_like):  # the whole before its parts
+        for parent in list(model.modules()):
+            for name, child in list(parent.named_children()):
+                made = like(child, kernels)
+                if made is not None:
+                    setattr(parent, name, made)
+                    done[type(child).__name__] += 1
+    return ", ".join(f"{count} {name}" for name, count in sorted(done.items()))
+
+
+def linear_like(layer: nn.Module, kernels: Kernels) -> KernelLinear | None:
+    return KernelLinear(layer.weight, layer.bias, kernels) if type(layer) is nn.Linear else None
+
+
+@torch.inference_mode()
+def norm_like(layer: nn.Module, kernels: Kernels) -> KernelNorm | None:
+    weight = getattr(layer, "weight", None)
+    if not type(layer).__name__.endswith("RMSNorm") or not isinstance(weight, Tensor):
+        return None
+    made, sample = KernelNorm(layer, kernels), _sample(len(weight))
+    return made if _same(made(sample), layer(sample)) else None
+
+
+@torch.inference_mode()
+def mlp_like(layer: Any, kernels: Kernels) -> KernelMLP | None:
+    parts = [getattr(layer, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    if not all(type(part) is nn.Linear and part.bias is None for part in parts):
+        return None
+    made, sample = KernelMLP(layer, kernels), _sample(layer.gate_proj.in_features)
+    return made if _same(made(sample), layer(sample)) else None
+
+
+@torch.inference_mode()
+def attention_like(layer: Any, kernels: Kernels) -> KernelAttention | None:
+    """The window is the one that the layer asks for, wherever it has that from."""
+    parts = [getattr(layer, name, None) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
+    if not all(type(part) is nn.Linear for part in parts) or not hasattr(layer, "head_dim"):
+        return None
+    dim = int(layer.head_dim)
+    shape = KVShape(int(layer.layer_idx) + 1, layer.k_proj.out_features // dim, dim, torch.float32)
+    order = np.arange(_ROWS)
+    batch = build_batch([Part(order, order, pages=[0], first=0)], _ROWS, torch.device("cpu"))
+    context = prepare(batch, KVCache(shape, 1, _ROWS, torch.device("cpu"), kernels))
+    angles = 6 * torch.rand(1, _ROWS, dim // 2, generator=torch.Generator().manual_seed(1)).repeat(1, 1, 2)
+    given = {
+        "hidden_states": _sample(layer.q_proj.in_features),
+        "position_embeddings": (angles.cos(), angles.sin()),
+        "attention_mask": None,
+        "context": context,
+    }
+    try:
+        wanted, _ = layer(**given)
+    except Exception:  # wants positions of another shape, or to be told more
+        return None
+    assert context.few is not None
+    (window,) = context.few.windows
+    made = KernelAttention(layer, window, kernels)
+    return made if _same(made(**given)[0], wanted) else None
+
+
+def _sample(size: int) -> Tensor:
+    return torch.randn(1, _ROWS, size, generator=torch.Generator().manual_seed(0))
+
+
+def _same(found: Tensor, wanted: Tensor) -> bool:
+    return bool((found - wanted).abs().max() <= _CLOSE * wanted.abs().max())
