@@ -1,0 +1,1 @@
+"""Tiny vision-language models, one builder a file; ``tests.models`` lists them."""
