@@ -34,10 +34,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from engine.budget_acceptance import AcceptanceModel, CandidateSpectrum, knot_places
+from engine.budget_acceptance import KNOTS, AcceptanceModel, CandidateSpectrum, knot_places
 from engine.candidates import Candidates, DraftTree
 from engine.config import SpeculativeConfig
 from engine.costs import CostTable, DraftCosts
+from engine.merge import DRAFT, LOOKUP
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -85,6 +86,7 @@ class SpeculationBudget:
         self.target = target
         self.draft = draft
         self.acceptance = AcceptanceModel()
+        self._lookup = AcceptanceModel()  # of what look-up finds beside a draft, by its own scores
         self._spectrum = CandidateSpectrum(max_steps)
         self._explore_every = explore_every
         self._patience = explore_every  # decisions until the next look
@@ -118,6 +120,7 @@ class SpeculationBudget:
         and yield ``other_tokens``. ``max_rows`` bounds the forward.
         """
         self.acceptance.age()
+        self._lookup.age()
         self._spectrum.age()
         caps = np.array([limit.num_draft_tokens if limit.topk else 0 for limit in limits], np.int64)
         steps = np.minimum(np.array([limit.num_steps for limit in limits], np.int64), caps)
@@ -153,13 +156,15 @@ class SpeculationBudget:
         if candidates.num_sequences != len(plan.caps):
             raise ValueError(f"candidates of {candidates.num_sequences} sequences, not {len(plan.caps)}")
         self._num_rounds += 1
-        within = candidates.depths <= plan.levels_each[:, None]  # a batch is drafted as deep as its deepest
+        looked_up = _looked_up(candidates)
+        # A batch is drafted as deep as its deepest. What is looked up is there whatever is drafted.
+        within = (candidates.depths <= plan.levels_each[:, None]) | looked_up
         scores = np.where(within, candidates.scores, np.float32(-np.inf))
         order = best_first(scores, int(plan.caps.max(initial=0)))
         scores = np.take_along_axis(scores, order, axis=1)
         below, share = knot_places(scores)
         real = np.isfinite(scores)
-        depths = np.take_along_axis(candidates.depths, order, axis=1)
+        depths = np.take_along_axis(np.where(looked_up, 1, candidates.depths), order, axis=1)
         self._spectrum.observe(depths[real], below[real], share[real], plan.levels_each)
         if plan.trial:  # what the draft says, whatever was made of it before
             chances = np.exp(scores.astype(np.float64))
@@ -180,11 +185,22 @@ class SpeculationBudget:
         np.put_along_axis(chosen, order, np.arange(order.shape[1]) < counts[:, None], axis=1)
         return chosen
 
+    def translate(self, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Scores of look-up as the draft's scores that are worth as much."""
+        chances = self._lookup.calibrate(scores)
+        worth: npt.NDArray[np.float32] = np.interp(chances, self.acceptance.curve, KNOTS).astype(np.float32)
+        return worth
+
     def observe(self, request_id: str, tree: DraftTree, accepted: Sequence[int]) -> None:
         """A verified tree and the indices of its walked nodes, whether or not the output ended among them."""
         flags = np.zeros(len(tree), np.bool_)
         flags[list(accepted)] = True
-        self.acceptance.observe(request_id, tree.scores, flags)
+        drafted = tree.scores if tree.said is None else tree.said[:, DRAFT]
+        own = np.isfinite(drafted)
+        self.acceptance.observe(request_id, drafted[own], flags[own])
+        if tree.said is not None:
+            found = np.isfinite(tree.said[:, LOOKUP])
+            self._lookup.observe(request_id, tree.said[found, LOOKUP], flags[found])
         if self._on_trial and flags.any():
             self._patience = max(1, self._explore_every // 8)
 
@@ -206,6 +222,7 @@ class SpeculationBudget:
     def forget(self, request_id: str) -> None:
         """The request ended. Ids that never speculated are fine."""
         self.acceptance.forget(request_id)
+        self._lookup.forget(request_id)
 
     def _levels(self, batch: DraftPlan) -> tuple[int, bool]:
         """Levels to draft, and whether that is a trial against the estimates."""
@@ -264,6 +281,12 @@ class SpeculationBudget:
         rates = (batch.tokens + (gains * part).cumsum(axis=1)) / (seconds + draft_seconds[:, None])
         best: Floats = rates.max(axis=1)
         return best
+
+
+def _looked_up(candidates: Candidates) -> npt.NDArray[np.bool_]:
+    if candidates.said is None:
+        return np.zeros(candidates.scores.shape, np.bool_)
+    return np.isfinite(candidates.said[:, :, LOOKUP])
 
 
 def best_first(scores: npt.NDArray[np.float32], width: int) -> Ints:

@@ -19,6 +19,10 @@ class Drafter(Protocol):
     kind: str
     pool: PagePool | None
 
+    @property
+    def lookup(self) -> NgramSource | None:
+        """Looks up beside it, to be merged into what it proposes."""
+
     def keep(self, spans: Seq[Span], outcome: Outcome) -> None:
         """Take what it needs of a step's outcome, before tokens are committed."""
 
@@ -45,6 +49,7 @@ class NgramSource:
 
     kind = "ngram"
     pool: PagePool | None = None
+    lookup = None
 
     def __init__(self, never: frozenset[int]) -> None:
         self._ngrams = NgramDrafter(never=never)

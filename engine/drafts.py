@@ -34,9 +34,10 @@ def choose_drafter(config: EngineConfig, target: TargetModel, sizes: Sizes) -> D
     if config.draft == "none" or not all(msgspec.structs.astuple(config.speculative)):
         return None
     own = Path(config.model) / OWN_DRAFT
+    image_token = target.adapter.image_token_id
+    lookup = NgramSource(never=frozenset() if image_token is None else frozenset({image_token}))
     if config.draft == "ngram" or (config.draft == "auto" and not own.is_dir()):
-        image_token = target.adapter.image_token_id
-        return NgramSource(never=frozenset() if image_token is None else frozenset({image_token}))
+        return lookup
     folder = own if config.draft == "auto" else _find(config.draft)
     model = DraftModel.load(folder, target, Path(config.model))
     log.info("drafting with %s", folder)
@@ -47,6 +48,7 @@ def choose_drafter(config: EngineConfig, target: TargetModel, sizes: Sizes) -> D
         target.embed,
         caching=config.enable_prefix_caching,
         max_num_seqs=config.max_num_seqs,
+        lookup=lookup,
     )
 
 

@@ -22,6 +22,7 @@ from engine.candidates import Candidates, nothing
 from engine.config import MAX_TREE_NODES
 from engine.draft_kv import DraftKV
 from engine.draft_model import DraftModel
+from engine.drafter import NgramSource
 from engine.features import CatchUp, FeatureStore
 from engine.kv_cache import KVCache
 from engine.pages import PagePool
@@ -78,10 +79,11 @@ class EagleDrafter:
         *,
         caching: bool,
         max_num_seqs: int,
+        lookup: NgramSource | None = None,
     ) -> None:
         own_pages = num_pages + max_num_seqs * (-(-MAX_TREE_NODES // page_size) + 2)
         self.pool: PagePool | None = PagePool(own_pages)
-        self.model = model
+        self.model, self.lookup = model, lookup
         self._features = FeatureStore(num_pages, page_size, model.feature_size, model.dtype, model.device)
         self.cache = KVCache(model.kv_shape, own_pages, page_size, model.device, model.kernels)
         self._page_size = page_size
@@ -114,7 +116,8 @@ class EagleDrafter:
                 self.catch_up([sequence])
 
     def forget(self, sequence: Sequence) -> None:
-        pass  # what is kept goes with the sequence's ``DraftKV``
+        if self.lookup is not None:  # all else goes with the sequence's ``DraftKV``
+            self.lookup.forget(sequence)
 
     @torch.inference_mode()
     def catch_up(self, sequences: Seq[Sequence]) -> torch.Tensor:

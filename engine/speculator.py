@@ -17,6 +17,7 @@ from engine.budget import SpeculationBudget, best_first
 from engine.candidates import Candidates, DraftTree, pick
 from engine.config import NO_SPECULATION, SpeculativeConfig
 from engine.drafter import Drafter
+from engine.merge import merge
 from engine.messages import TracedRound
 from engine.runner import Outcome
 from engine.scheduler import Scheduler, Span, StepPlan
@@ -145,6 +146,9 @@ class Speculator:
         if not plan.levels:
             return None
         candidates = drafter.propose(sequences, plan.levels, self.limits.topk)
+        if drafter.lookup is not None:
+            found = drafter.lookup.propose(sequences, self.limits.num_steps, self.limits.topk)
+            candidates = merge(candidates, found, budget.translate)
         chosen = budget.choose(plan, candidates)
         budget.observe_draft(plan, time.monotonic() - started)
         return candidates, chosen

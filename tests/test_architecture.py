@@ -45,6 +45,7 @@ TORCH_FREE_ENGINE = (
         "messages",
         "ngram",
         "ngram_index",
+        "merge",
     ),
     *("noise", "pages", "process", "scheduler", "sequence", "streams", "wire", "worker"),
 )
