@@ -110,7 +110,7 @@ def test_trap_1_features_pictures_and_trees_are_those_of_a_dense_draft(
 ) -> None:
     """Right layer, pictures in the draft's prompt, masks, positions, slots and states of every level."""
     golden = load_golden(tiny(family))
-    prompts = prompts_of(golden, family)
+    prompts = prompts_of(golden)
     core, notes = watched(golden, prompts, vocabulary, page_size=page_size)
     asked = [
         SpeculativeParams(),
@@ -149,7 +149,7 @@ def test_trap_4_the_draft_never_reads_ahead_of_chunks_and_pictures(
     """Prompts in chunks that end before, inside and behind pictures, followed chunk by chunk."""
     monkeypatch.setattr("engine.eagle_drafter.EAGER", eager)
     golden = load_golden(tiny("llava"))
-    prompts = prompts_of(golden, "llava")
+    prompts = prompts_of(golden)
     core, notes = watched(golden, prompts, max_num_batched_tokens=13, max_num_encoder_tokens=16)
     play(core, prompts, gap=2)
     check(golden, notes, trees=False)
@@ -158,7 +158,7 @@ def test_trap_4_the_draft_never_reads_ahead_of_chunks_and_pictures(
 
 def test_trap_6_a_prefix_hit_serves_the_draft_and_drops_no_page(tiny: BuildCheckpoint) -> None:
     golden = load_golden(tiny("llava"))
-    prompts = prompts_of(golden, "llava")[1:3]
+    prompts = prompts_of(golden)[1:3]
     core, notes = watched(golden, prompts)
     play(core, prompts)
     notes.clear()
@@ -229,7 +229,7 @@ def test_a_draft_without_any_hit_starts_in_the_middle(tiny: BuildCheckpoint) -> 
 
 def test_speculation_that_starts_late_is_caught_up_in_one_pass(tiny: BuildCheckpoint) -> None:
     golden = load_golden(tiny("llava"))
-    prompts = prompts_of(golden, "llava")
+    prompts = prompts_of(golden)
     core, notes = watched(golden, prompts, late=6)
     play(core, prompts, gap=1)
     assert all(len(n.token_ids) - len(prompts[int(n.request_id)].token_ids) >= 6 for n in notes)
@@ -240,7 +240,7 @@ def test_tokens_that_overflow_the_buffer_end_speculation_for_that_request_alone(
     tiny: BuildCheckpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     golden = load_golden(tiny("llava"))
-    prompts = prompts_of(golden, "llava")
+    prompts = prompts_of(golden)
     monkeypatch.setattr("engine.features.MAX_WAITING", len(prompts[2].token_ids) - 1)
     core, notes = watched(golden, prompts, late=1, enable_prefix_caching=False)
     stories = play(core, prompts)
@@ -278,7 +278,7 @@ def test_trap_5_what_waits_for_the_draft_is_nobody_elses_memory(
 ) -> None:
     """Whatever becomes of a step's tensors afterwards must not reach the draft."""
     golden = load_golden(tiny("llava"))
-    prompts = prompts_of(golden, "llava")
+    prompts = prompts_of(golden)
     core, notes = watched(golden, prompts, late=3)
     real = core.target.forward
     last: list[torch.Tensor] = []
@@ -301,7 +301,7 @@ def test_a_draft_of_broken_weights_proposes_nothing_and_harms_nobody(
     part: str, tiny: BuildCheckpoint, tmp_path: Path
 ) -> None:
     golden = load_golden(tiny("llava"))
-    prompts = prompts_of(golden, "llava")
+    prompts = prompts_of(golden)
     folder = Path(shutil.copytree(draft_folder(golden.folder, 40), tmp_path / "broken"))
     tensors = load_file(folder / "model.safetensors")
     tensors[part].fill_(float("nan"))

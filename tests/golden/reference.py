@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from engine.core import EngineCore
 from engine.messages import GenerateRequest, SamplingParams
-from processing.prompt import ImageInput, Prompt
-from tests.models import TOKENS_PER_IMAGE, picture
+from processing.chat import ChatMessage, ImagePart, TextPart
+from processing.processor import Processor
+from processing.prompt import Prompt
+from tests.models import picture
 
 # The numeric rule: outputs are equal except where the two likeliest tokens are closer than this, in logits.
 EPSILON = 1e-4
@@ -28,50 +30,51 @@ class Expected:
     margins: list[float]
 
 
+Sized = tuple[int, tuple[int, int]]
+"""A picture's seed and its width and height."""
+
+
 @dataclass(slots=True)
 class Golden:
-    """A checkpoint with its reference model, and how many near-ties the comparisons met."""
+    """A checkpoint with its reference model, and how many near-ties the comparisons met.
+
+    ``inputs``: what the reference is given for a prompt, made by transformers' own processor.
+    """
 
     folder: Path
     model: Any
     processor: Any
+    ours: Processor
     near_ties: int = 0
     memory: dict[str, Expected] = field(default_factory=dict)
+    inputs: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
 
-    def prompt(self, text: str, pictures: tuple[int, ...] = ()) -> Prompt:
-        """A chat prompt about pictures drawn from these seeds."""
-        content = [{"type": "image"} for _ in pictures] + [{"type": "text", "text": text}]
-        chat = [{"role": "user", "content": content if pictures else text}]
+    @property
+    def sees(self) -> bool:
+        return self.ours.supports_images
+
+    def prompt(self, text: str, pictures: Sequence[int | Sized] = ()) -> Prompt:
+        """A chat prompt about pictures drawn from these seeds, with its reference: ours must hold the same
+        tokens.
+        """
+        images = [picture(*one) if isinstance(one, tuple) else picture(one) for one in pictures]
+        parts = [*map(ImagePart, images), TextPart(text)]
+        prompt = self.ours.apply([ChatMessage("user", parts if images else text)])
+        content = [{"type": "image"} for _ in images] + [{"type": "text", "text": text}]
+        chat = [{"role": "user", "content": content if images else text}]
         rendered = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        if not pictures:
-            return Prompt(token_ids=self._tokenizer(rendered, add_special_tokens=False)["input_ids"])
-        images = [picture(seed) for seed in pictures]
-        inputs = self.processor(text=rendered, images=images, add_special_tokens=False, return_tensors="np")
-        token_ids = [int(t) for t in inputs["input_ids"][0]]
-        starts = [i for i, t in enumerate(token_ids) if t == self.model.config.image_token_id]
-        return Prompt(
-            token_ids=token_ids,
-            images=[
-                ImageInput(
-                    hash=f"picture {seed}".encode(),
-                    spans=[(starts[i * TOKENS_PER_IMAGE], TOKENS_PER_IMAGE)],
-                    tensors={"pixel_values": np.asarray(inputs["pixel_values"][i : i + 1], dtype=np.float32)},
-                )
-                for i, seed in enumerate(pictures)
-            ],
-        )
+        given = {"images": images} if images else {}
+        inputs = self.processor(text=[rendered], add_special_tokens=False, return_tensors="pt", **given)
+        assert prompt.token_ids == inputs["input_ids"][0].tolist(), "the processors disagree"
+        self.inputs[_key(prompt)] = dict(inputs)
+        return prompt
 
     def expected(self, prompt: Prompt, num_tokens: int) -> Expected:
         """What ``generate`` says, computed once a prompt."""
-        key = f"{prompt.token_ids} {[i.hash for i in prompt.images]} {num_tokens}"
+        key = f"{_key(prompt)} {num_tokens}"
         if key not in self.memory:
-            inputs: dict[str, Any] = {"input_ids": torch.tensor([prompt.token_ids])}
-            if prompt.images:
-                pixels = np.concatenate([i.tensors["pixel_values"] for i in prompt.images])
-                inputs["pixel_values"] = torch.from_numpy(pixels)
             output = self.model.generate(
-                **inputs,
-                attention_mask=torch.ones_like(inputs["input_ids"]),
+                **self.inputs[_key(prompt)],
                 max_new_tokens=num_tokens,
                 do_sample=False,
                 output_logits=True,
@@ -97,9 +100,9 @@ class Golden:
                 return
         assert len(got) == len(want.token_ids), f"{where}: {len(got)} tokens, expected {len(want.token_ids)}"
 
-    @property
-    def _tokenizer(self) -> Any:
-        return getattr(self.processor, "tokenizer", self.processor)
+
+def _key(prompt: Prompt) -> str:
+    return f"{prompt.token_ids} {[image.hash for image in prompt.images]}"
 
 
 @lru_cache(maxsize=8)
@@ -109,7 +112,7 @@ def load_golden(folder: Path) -> Golden:
     model_class = AutoModelForImageTextToText if is_vlm else AutoModelForCausalLM
     model = model_class.from_pretrained(folder, dtype=torch.float32).eval()
     processor = (AutoProcessor if is_vlm else AutoTokenizer).from_pretrained(folder)
-    return Golden(folder, model, processor)
+    return Golden(folder, model, processor, Processor.from_pretrained(str(folder)))
 
 
 def request(

@@ -28,7 +28,6 @@ from engine.sizing import Sizes
 from engine.target import TargetModel, read_eos_token_ids
 from processing.prompt import Prompt
 from tests.golden.reference import Golden, request
-from tests.models import Family
 
 LIMITS = SpeculativeConfig(num_steps=6, topk=8, num_draft_tokens=63)
 TEXTS = (
@@ -90,9 +89,9 @@ def given(drafter: Drafter) -> MakeDraft:
     return lambda config, target, sizes: drafter
 
 
-def prompts_of(golden: Golden, family: Family) -> list[Prompt]:
+def prompts_of(golden: Golden) -> list[Prompt]:
     """Mixed lengths; with pictures where the family sees: none, one, two, and the same one again."""
-    pictures: list[tuple[int, ...]] = [(), (1,), (2, 3), (1,)] if family == "llava" else [()] * len(TEXTS)
+    pictures: list[tuple[int, ...]] = [(), (1,), (2, 3), (1,)] if golden.sees else [()] * len(TEXTS)
     return [golden.prompt(text, seeds) for text, seeds in zip(TEXTS, pictures, strict=True)]
 
 

@@ -12,26 +12,15 @@ from engine.core import EngineCore
 from processing.prompt import Prompt
 from tests.conftest import BuildCheckpoint
 from tests.golden.reference import Golden, load_golden, request, run_core
+from tests.golden.speculating import prompts_of
 from tests.models import FAMILIES, Family
 
 NUM_TOKENS = 20
-TEXTS = (
-    "Hello",
-    "The quick brown fox jumps over the lazy dog. " * 3,
-    "What is in this picture, and where?",
-    "1 2 3 4 5 6 7 8 9 10",
-)
 
 
 def load(golden: Golden, **settings: Any) -> EngineCore:
     defaults = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "kv_cache_memory": 1 << 22}
     return EngineCore.load(EngineConfig(model=str(golden.folder), device="cpu", **(defaults | settings)))
-
-
-def prompts_of(golden: Golden, family: Family) -> list[Prompt]:
-    """Mixed lengths; with pictures where the family sees: none, one, two, and the same one again."""
-    pictures: list[tuple[int, ...]] = [(), (1,), (2, 3), (1,)] if family == "llava" else [()] * len(TEXTS)
-    return [golden.prompt(text, seeds) for text, seeds in zip(TEXTS, pictures, strict=True)]
 
 
 def check_all(golden: Golden, core: EngineCore, prompts: list[Prompt], gap: int, where: str) -> None:
@@ -44,7 +33,7 @@ def check_all(golden: Golden, core: EngineCore, prompts: list[Prompt], gap: int,
 @pytest.mark.parametrize("family", FAMILIES)
 def test_alone_and_together_over_page_and_chunk_sizes(family: Family, tiny: BuildCheckpoint) -> None:
     golden = load_golden(tiny(family))
-    prompts = prompts_of(golden, family)
+    prompts = prompts_of(golden)
     ways = itertools.product((1, 5, 16), (4, 23, 512), (0, 3))
     for (page_size, chunk, gap), cpu_kernels in zip(ways, itertools.cycle((True, False)), strict=False):
         core = load(golden, page_size=page_size, max_num_batched_tokens=chunk, cpu_kernels=cpu_kernels)
@@ -55,7 +44,7 @@ def test_alone_and_together_over_page_and_chunk_sizes(family: Family, tiny: Buil
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prefix_hits_change_nothing(family: Family, tiny: BuildCheckpoint) -> None:
     golden = load_golden(tiny(family))
-    prompts = prompts_of(golden, family)
+    prompts = prompts_of(golden)
     core = load(golden, page_size=4)
     check_all(golden, core, prompts, 0, f"{family}: cold")
     check_all(golden, core, prompts, 0, f"{family}: warm")
@@ -88,7 +77,7 @@ def test_pictures_with_the_same_tokens_do_not_share_pages(tiny: BuildCheckpoint)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_preemption_changes_nothing(family: Family, tiny: BuildCheckpoint) -> None:
     golden = load_golden(tiny(family))
-    prompts = prompts_of(golden, family)
+    prompts = prompts_of(golden)
     longest = max(len(p.token_ids) for p in prompts) + NUM_TOKENS
     page_bytes = (1 << 20) // load(golden, page_size=4, kv_cache_memory=1 << 20).info.num_pages
     for caching in (True, False):

@@ -81,7 +81,7 @@ def check(golden: Golden, prompts: list[Prompt], stories: dict[str, Story], wher
 def test_no_draft_changes_a_token(family: Family, tiny: BuildCheckpoint) -> None:
     """Every draft once, with page sizes, chunks, gaps and batch mixes going round."""
     golden = load_golden(tiny(family))
-    prompts = prompts_of(golden, family)
+    prompts = prompts_of(golden)
     answers = expected(golden, prompts)
     ways = zip(itertools.cycle((1, 5, 16)), itertools.cycle((80, 300)), itertools.cycle((0, 2, 1, 3)))
     for number, (name, make) in enumerate(DRAFTS.items()):
@@ -104,7 +104,7 @@ def test_no_draft_changes_a_token_in_any_way_of_running(
     family: Family, name: str, tiny: BuildCheckpoint
 ) -> None:
     golden = load_golden(tiny(family))
-    prompts = prompts_of(golden, family)
+    prompts = prompts_of(golden)
     answers = expected(golden, prompts)
     for page_size, chunk, gap in itertools.product((1, 5, 16), (9, 80, 300), (0, 1, 3)):
         make = DRAFTS[name](golden, answers)
@@ -118,7 +118,7 @@ def test_no_draft_changes_a_token_in_any_way_of_running(
 @pytest.mark.parametrize("name", ["scattered in 63 nodes", "steered eagle", "ngram"])
 def test_prefix_hits_and_drafts_together_change_nothing(name: str, tiny: BuildCheckpoint) -> None:
     golden = load_golden(tiny("llava"))
-    prompts = prompts_of(golden, "llava")
+    prompts = prompts_of(golden)
     core = core_of(golden, DRAFTS[name](golden, expected(golden, prompts)))
     check(golden, prompts, run_all(core, requests_of(prompts)), f"{name}: cold")
     check(golden, prompts, run_all(core, requests_of(prompts, 2)), f"{name}: warm")
@@ -129,7 +129,7 @@ def test_prefix_hits_and_drafts_together_change_nothing(name: str, tiny: BuildCh
 @pytest.mark.parametrize("family", ["llava", "mistral_sliding"])
 def test_few_pages_and_preemption_change_nothing(family: Family, name: str, tiny: BuildCheckpoint) -> None:
     golden = load_golden(tiny(family))
-    prompts = prompts_of(golden, family)
+    prompts = prompts_of(golden)
     answers = expected(golden, prompts) | {
         str(i + len(prompts)): tokens for i, tokens in enumerate(expected(golden, prompts).values())
     }
@@ -149,7 +149,7 @@ def test_few_pages_and_preemption_change_nothing(family: Family, name: str, tiny
 @pytest.mark.parametrize("name", ["scattered in 63 nodes", "steered eagle"])
 def test_aborts_in_the_middle_hurt_nobody(name: str, tiny: BuildCheckpoint) -> None:
     golden = load_golden(tiny("llava"))
-    prompts = prompts_of(golden, "llava")
+    prompts = prompts_of(golden)
     answers = expected(golden, prompts)
     core = core_of(golden, DRAFTS[name](golden, answers))
     stories = run_all(core, requests_of(prompts), aborts={2: ["1"], 4: ["0", "unknown"]})
@@ -165,7 +165,7 @@ def test_a_draft_of_a_folder_is_chosen_loaded_and_changes_nothing(tiny: BuildChe
     from engine.drafts import choose_drafter
 
     golden = load_golden(tiny("llava"))
-    prompts = prompts_of(golden, "llava")
+    prompts = prompts_of(golden)
     core = core_of(golden, choose_drafter, draft=str(draft_folder(golden.folder, 40)))
     assert core.info.draft == "eagle"
     check(golden, prompts, run_all(core, requests_of(prompts, gap=1)), "by its folder")

@@ -122,7 +122,7 @@ def test_min_tokens_holds_along_a_path(tiny: BuildCheckpoint) -> None:
 
 def test_a_trace_tells_each_tree_and_its_walk(tiny: BuildCheckpoint) -> None:
     golden = load_golden(tiny("llava"))
-    prompt = prompts_of(golden, "llava")[1]
+    prompt = prompts_of(golden)[1]
     answers = {"a": golden.expected(prompt, 20).token_ids}
     core = core_of(golden, given(Scattered(drafts.full, 500, answers)))
     asked = SpeculativeParams(trace=True, num_draft_tokens=30, num_steps=4, topk=3)
@@ -186,7 +186,7 @@ def test_trap_7_who_does_not_speculate_pays_for_no_draft(tiny: BuildCheckpoint) 
 @pytest.mark.parametrize("where", ["propose", "keep", "ready", "follow"])
 def test_a_draft_that_breaks_costs_speed_and_no_answer(where: str, tiny: BuildCheckpoint) -> None:
     golden = load_golden(tiny("llama"))
-    prompts = prompts_of(golden, "llama")
+    prompts = prompts_of(golden)
     answers = free_running(golden, prompts, 20)
     drafter, calls = Oracle(answers), itertools.count(1)
     working = getattr(drafter, where)
