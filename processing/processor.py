@@ -18,6 +18,7 @@ from processing.chat import ChatMessage, images_of
 from processing.control import ControlTokenizer, Section, split_sections
 from processing.detokenizer import Detokenizer
 from processing.errors import PromptError, UnsupportedModelError
+from processing.loading import load_processor
 from processing.pictures import check_shape, picture_hash, split_features, split_runs, to_rgb
 from processing.prompt import ImageInput, Prompt
 from processing.template import ChatTemplate
@@ -60,12 +61,11 @@ class Processor:
         chat_template: str | None = None,
     ) -> Processor:
         """``chat_template``: a file, or the template itself; default is the model's own."""
-        from transformers import AutoConfig, AutoProcessor
+        from transformers import AutoConfig
 
         where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-        loaded = AutoProcessor.from_pretrained(model, **where)
         config = AutoConfig.from_pretrained(model, **where)
-        return cls(loaded, config, _read_template(chat_template))
+        return cls(load_processor(model, config, **where), config, _read_template(chat_template))
 
     @property
     def supports_images(self) -> bool:
