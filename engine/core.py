@@ -92,12 +92,12 @@ class EngineCore:
         )
 
     @classmethod
-    def load(cls, config: EngineConfig) -> EngineCore:
+    def load(cls, config: EngineConfig, make_drafter: MakeDrafter = choose_drafter) -> EngineCore:
         """Load the model. Raises ``ModelLoadError`` where it cannot be served."""
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         target = TargetModel.load(config)
-        return cls(config, target, read_eos_token_ids(config), choose_drafter, measured_budget)
+        return cls(config, target, read_eos_token_ids(config), make_drafter, measured_budget)
 
     @property
     def has_work(self) -> bool:
