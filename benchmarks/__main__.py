@@ -17,7 +17,10 @@ from benchmarks.machine import busy_warning, load, machine
 from benchmarks.plot import write_svg
 from benchmarks.settings import Settings
 
-MEASUREMENTS = ("decode", "batch", "first_token", "overhead", "memory", "startup", "speculation", "streams")
+MEASUREMENTS = (
+    *("rows", "decode", "batch", "first_token", "overhead", "memory", "startup"),
+    *("speculation", "trees", "streams"),
+)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -27,7 +27,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         "one": rates["b"],
         "ratio": rates["ratio"],
         "figures": [
-            judged(f"{STREAMS} streams, times one", rates["ratio"]["median"], 4.0, at_least=True),
+            judged(f"{STREAMS} streams, times one", rates["ratio"]["median"], 4.5, at_least=True),
         ],
     }
 

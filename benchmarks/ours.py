@@ -11,6 +11,7 @@ from benchmarks.settings import Settings
 from benchmarks.workload import Chat, Trace
 from engine.config import EngineConfig
 from engine.core import EngineCore
+from engine.drafts import MakeDrafter, choose_drafter
 from engine.messages import GenerateRequest, SamplingParams, SpeculativeParams, StepReport
 from processing.chat import ChatMessage, ImagePart, TextPart
 from processing.processor import Processor
@@ -20,11 +21,11 @@ SPECULATE = SpeculativeParams()
 
 
 class Ours:
-    def __init__(self, settings: Settings, **config: Any) -> None:
+    def __init__(self, settings: Settings, make_drafter: MakeDrafter = choose_drafter, **config: Any) -> None:
         engine_config = EngineConfig(
             model=settings.model, device="cpu", dtype="float32", num_threads=settings.threads, **config
         )
-        self.core = EngineCore.load(engine_config)
+        self.core = EngineCore.load(engine_config, make_drafter)
         self._processor = Processor.from_pretrained(settings.model)
         self._ids = itertools.count()
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from benchmarks.ours import Ours
+from benchmarks.ours import SPECULATE, Ours
 from benchmarks.settings import Settings, run_measurement
 from benchmarks.timing import judged
 from benchmarks.workload import Chat, Trace
@@ -110,7 +110,9 @@ def measure(settings: Settings) -> dict[str, Any]:
     return results
 
 
-def compare(ours: Ours, settings: Settings, temperature: float) -> dict[str, Tally]:
+def compare(
+    ours: Ours, settings: Settings, temperature: float, speculative: SpeculativeParams = SPECULATE
+) -> dict[str, Tally]:
     """The same questions with and without speculation, in turn, AB BA."""
     tallies = {kind: Tally() for kind in KINDS}
     warm = questions("describe", settings, 1)[0]
@@ -118,7 +120,7 @@ def compare(ours: Ours, settings: Settings, temperature: float) -> dict[str, Tal
     for kind, tally in tallies.items():
         for index, chat in enumerate(questions(kind, settings, 2 * settings.repeats)):
             sampling = SamplingParams(max_tokens=MOST_TOKENS, temperature=temperature, seed=index)
-            ways = {"on": SpeculativeParams(), "off": OFF}
+            ways = {"on": speculative, "off": OFF}
             found = {
                 way: ours.answer([chat], sampling, ways[way], salt=f"{way}{temperature}")[0]
                 for way in (("on", "off") if index % 2 else ("off", "on"))

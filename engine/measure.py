@@ -53,12 +53,17 @@ def measured_budget(
 
 def _target_costs(config: EngineConfig, target: TargetModel, cache: KVCache) -> CostTable:
     """Seconds of the target's forward, head included, against rows."""
+    return _measured(config, "target", target, cache, forward_of(target, cache, config.page_size))
+
+
+def forward_of(target: TargetModel, cache: KVCache, page_size: int) -> Callable[[int], None]:
+    """Runs a forward of so many rows of one sequence, head included, and waits for it."""
 
     def run(rows: int) -> None:
-        context = prepare(_batch(rows, cache, config.page_size, target.device), cache)
+        context = prepare(_batch(rows, cache, page_size, target.device), cache)
         target.logits(target.forward(context).hidden).argmax(dim=-1).cpu()
 
-    return _measured(config, "target", target, cache, run)
+    return run
 
 
 def _draft_costs(config: EngineConfig, target: TargetModel, drafter: EagleDrafter) -> CostTable:
