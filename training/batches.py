@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from processing.prompt import ImageInput
 from training.encode import Encoder
 from training.errors import DataError, TrainingError
 from training.index import Index
+from training.loading import load_ahead
 from training.packing import Pass
 from training.records import Item
 
@@ -72,8 +73,7 @@ def load_batches(
 ) -> Iterator[Batch]:
     """The batch of every pass, in order. Raises ``DataError``."""
     data = _Passes(items, index, encoder, passes)
-    context = "fork" if workers else None
-    for batch in DataLoader(data, batch_size=None, num_workers=workers, multiprocessing_context=context):
+    for batch in load_ahead(data, workers):
         if isinstance(batch, DataError):
             raise batch
         yield batch

@@ -16,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from training.encode import Encoder, Spans
 from training.errors import DataError, TrainingError
+from training.loading import load_ahead
 from training.records import Item
 
 _ARRAYS = ("items", "lengths", "spans", "counts")
@@ -92,12 +93,7 @@ def build_index(items: Sequence[Item], encoder: Encoder, key: str, path: Path, *
     spans: list[tuple[int, int, int]] = []
     counts = np.zeros(encoder.processor.vocab_size, np.int64)
     num_too_long = num_without_answer = 0
-    loader = DataLoader(
-        _FirstPass(items, encoder),
-        batch_size=None,
-        num_workers=workers,
-        multiprocessing_context="fork" if workers else None,
-    )
+    loader = load_ahead(_FirstPass(items, encoder), workers)
     for number, looked in enumerate(tqdm(loader, desc="reading data", unit="dialogue", mininterval=2)):
         if isinstance(looked, DataError):
             raise looked

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,9 @@ from pydantic_settings import CliApp
 from tests.training.targets import recitals, reciting_target
 from training.cli import Train, stop_signal
 from training.generate import answers_path
+from training.journal import read_log
 
+ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["--device", "cpu", "--mixed-precision", "no", "--workers", "1", "--lr", "1e-3"]
 
 
@@ -56,3 +61,25 @@ def test_the_first_signal_asks_and_the_second_ends() -> None:
     finally:
         for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
             signal.signal(number, handler)
+
+
+def test_a_signal_to_the_whole_group_stops_it_as_one_to_the_command_does(
+    reciting: Path, tmp_path: Path
+) -> None:
+    """As Ctrl-C in a shell, and as a container is stopped: the workers get it too."""
+    data, out = recitals(tmp_path / "a.jsonl", 64), tmp_path / "out"
+    flags = ["--model", str(reciting), "--data", str(data), "--out", str(out), *FLAGS]
+    flags += ["--batch-size", "1", "--epochs", "1000", "--log-every", "1"]
+    command = [sys.executable, "-m", "server", "train", *flags]
+    started = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+    try:
+        while len(read_log(out / "log.jsonl")) < 5:
+            assert started.poll() is None
+            time.sleep(0.1)
+        os.killpg(started.pid, signal.SIGTERM)
+        assert started.wait(timeout=60) == 0
+    finally:
+        started.kill()
+    assert (out / "draft" / "config.json").exists()
+    steps = [line["step"] for line in read_log(out / "log.jsonl")]
+    assert 5 <= steps[-1] < 64_000
