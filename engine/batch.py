@@ -99,12 +99,12 @@ class Part:
 def part_of(span: Span) -> Part:
     """What a span brings to the target's row: its tokens, then its tree."""
     token_ids = np.asarray(span.sequence.token_ids[span.start : span.end], dtype=np.int64)
-    positions = np.arange(span.start, span.end, dtype=np.int64)
+    positions = span.sequence.positions(span.start, span.end)
     if span.tree is None:
         return Part(token_ids, positions, span.sequence.table.pages, span.start)
     return Part(
         np.concatenate([token_ids, span.tree.token_ids]),
-        np.concatenate([positions, span.start + span.tree.depths]),
+        np.concatenate([positions, positions[..., -1:] + span.tree.depths], axis=-1),
         span.sequence.table.pages,
         span.start,
         tree_start=span.start,

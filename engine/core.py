@@ -139,6 +139,7 @@ class EngineCore:
             eos_token_ids=self._eos_token_ids,
             max_model_len=self.info.max_model_len,
             limits=self._speculator.limits,
+            prompt_positions=self.target.adapter.positions(request.prompt),
         )
         self.scheduler.add(sequence)
 

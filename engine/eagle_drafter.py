@@ -224,11 +224,11 @@ class EagleDrafter:
         width = masks.shape[1]
         parts = []
         for sequence in sequences:
-            draft = _draft_of(sequence)
+            draft, at = _draft_of(sequence), sequence.num_tokens - 1 + run
             parts.append(
                 Part(
                     token_ids=np.zeros(width, dtype=np.int64),
-                    positions=np.full(width, sequence.num_tokens - 1 + run),
+                    positions=sequence.positions(at, at + 1).repeat(width, axis=-1),
                     pages=draft.table.pages,
                     first=draft.num_slots + (run - 1) * width,
                     tree_start=draft.num_slots,
@@ -245,10 +245,10 @@ def _draft_of(sequence: Sequence) -> DraftKV:
 
 
 def _catch_up_part(one: CatchUp) -> Part:
-    draft = _draft_of(one.sequence)
-    positions = np.arange(draft.num_seen, draft.num_seen + one.count, dtype=np.int64)
-    token_ids = np.asarray(one.sequence.token_ids[positions[0] : positions[-1] + 1], dtype=np.int64)
-    return Part(token_ids, positions, draft.table.pages, draft.num_slots)
+    sequence, draft = one.sequence, _draft_of(one.sequence)
+    first, end = draft.num_seen, draft.num_seen + one.count
+    token_ids = np.asarray(sequence.token_ids[first:end], dtype=np.int64)
+    return Part(token_ids, sequence.positions(first, end), draft.table.pages, draft.num_slots)
 
 
 def _next_frontier(frontier: _Frontier, out: torch.Tensor, levels: list[_Level], run: int) -> _Frontier:

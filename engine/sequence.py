@@ -7,6 +7,8 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from engine.config import NO_SPECULATION, SpeculativeConfig
 from engine.draft_kv import DraftKV
 from engine.hashing import extend_hashes, root_hash
@@ -18,6 +20,7 @@ from engine.messages import (
     SpeculationStats,
     SpeculativeParams,
 )
+from engine.mrope import Positions
 from engine.pages import PageTable
 from processing.prompt import ImageInput
 
@@ -30,7 +33,8 @@ class Sequence:
     ``num_computed`` tokens. ``order`` is (priority, arrival); lower goes first. ``image_keys``: where the
     embeddings of each picture are in the encoder cache. ``limits``: of its draft trees, the engine's
     already applied; all 0 without speculation. ``draft``: only while running, and only where a draft with KV
-    serves the sequence.
+    serves the sequence. ``prompt_positions``: rotary positions ``[3, num_prompt_tokens]`` of a family with
+    three axes, ``None`` where they are the tokens' indices.
     """
 
     request_id: str
@@ -47,6 +51,7 @@ class Sequence:
     stop_token_ids: frozenset[int]
     max_tokens: int
     root: bytes
+    prompt_positions: Positions | None = None
     hashes: list[bytes] = field(default_factory=list)
     num_computed: int = 0
     num_cached: int | None = None
@@ -72,6 +77,7 @@ class Sequence:
         eos_token_ids: frozenset[int],
         max_model_len: int,
         limits: SpeculativeConfig,
+        prompt_positions: Positions | None = None,
     ) -> Sequence:
         """Build from a request that was checked (``engine.admission``)."""
         sampling, prompt, root = request.sampling, request.prompt, root_hash(request.cache_salt)
@@ -91,6 +97,7 @@ class Sequence:
             stop_token_ids=stops if sampling.ignore_eos else stops | eos_token_ids,
             max_tokens=min(sampling.max_tokens, max_model_len - len(prompt.token_ids)),
             root=root,
+            prompt_positions=prompt_positions,
         )
         sequence.update_hashes()
         return sequence
@@ -136,6 +143,19 @@ class Sequence:
             for key, image in zip(self.image_keys, self.images, strict=True):
                 if image.end > start and image.start < end:
                     yield key, image
+
+    def positions(self, start: int, end: int) -> Positions:
+        """Rotary positions of tokens ``start .. end``: ``[N]``, or ``[3, N]`` for a family with three axes.
+        Behind the prompt they go on by one, for tokens that are not known yet too.
+        """
+        indices = np.arange(start, end, dtype=np.int64)
+        if self.prompt_positions is None:
+            return indices
+        known = self.prompt_positions[:, start:end]
+        # The last token has the largest position of all, of text or at the far corner of a picture.
+        next_position = int(self.prompt_positions[:, -1].max()) + 1
+        later = indices[known.shape[1] :] - self.num_prompt_tokens + next_position
+        return np.concatenate([known, np.broadcast_to(later, (3, len(later)))], axis=1)
 
     def update_hashes(self) -> None:
         extend_hashes(self.hashes, self.root, self.token_ids, self.images, self.table.page_size)

@@ -131,7 +131,7 @@ class TargetModel:
 
     @torch.inference_mode()
     def encode_images(self, images: list[ImageInput]) -> list[torch.Tensor]:
-        """Embeddings of each picture, ``[num_tokens, hidden]``."""
+        """What the adapter makes of each picture, ``[num_tokens, size]``."""
         return [features.to(self.dtype) for features in self.adapter.encode_images(images)]
 
     @torch.inference_mode()
@@ -146,17 +146,22 @@ class TargetModel:
     ) -> TargetOutput:
         """Run a row.
 
-        ``images``: pairs (rows int64 ``[M]``, embeddings ``[M, hidden]``) to put in place of placeholders.
+        ``images``: pairs (rows int64 ``[M]``, ascending over all of them, and what the adapter made of the
+        picture there, ``[M, size]``) to put in place of placeholders.
         """
         embeddings = self.embed(context.batch.token_ids)
-        for rows, values in images:
-            embeddings.index_copy_(0, rows, values)
+        more: dict[str, Any] = {}
+        if images:
+            rows, values = (torch.cat(parts) for parts in zip(*images, strict=True))
+            embeddings.index_copy_(0, rows, values[:, : embeddings.shape[1]])
+            more = self.adapter.image_inputs(rows, values, torch.Size([1, len(embeddings)]))
         positions = context.batch.positions
         output = self._text_model(
             inputs_embeds=embeddings.unsqueeze(0),
             position_ids=positions.unsqueeze(-2),
             use_cache=False,
             context=context,
+            **more,
         )
         hidden: torch.Tensor = output.last_hidden_state[0]
         features = torch.cat([tap.taken[0] for tap in self._taps], dim=-1) if self._taps else hidden

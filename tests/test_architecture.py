@@ -46,6 +46,7 @@ TORCH_FREE_ENGINE = (
         "ngram",
         "ngram_index",
         "merge",
+        "mrope",
     ),
     *("noise", "pages", "process", "scheduler", "sequence", "streams", "wire", "worker"),
 )

@@ -6,16 +6,17 @@ paging, sampling and scheduling are the same for all and know no family.
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from processing.prompt import ImageInput
+from engine.mrope import Positions
+from processing.prompt import ImageInput, Prompt
 
 
 class Adapter(Protocol):
-    """One family. Built around a loaded model."""
+    """One family. Built around a loaded model. What has a body here is right for plain families."""
 
     model_types: ClassVar[tuple[str, ...]]
     """Values of ``model_type`` in ``config.json``."""
@@ -45,4 +46,20 @@ class Adapter(Protocol):
         """Raise ``ValueError`` if the tensors cannot be what the encoder expects."""
 
     def encode_images(self, images: list[ImageInput]) -> list[torch.Tensor]:
-        """Embeddings of each picture, ``[num_tokens, hidden]``, in one batched pass where sizes allow."""
+        """Embeddings of each picture, ``[num_tokens, hidden]``, in one batched pass where sizes allow.
+
+        Further columns are allowed, for ``image_inputs``.
+        """
+
+    def image_inputs(self, rows: torch.Tensor, values: torch.Tensor, shape: torch.Size) -> dict[str, Any]:  # noqa: ARG002
+        """What the text model takes besides embeddings and positions where there are pictures: keyword
+        arguments. ``values`` ``[M, size]`` of ``encode_images`` belong to ``rows``, int64 ``[M]``, ascending,
+        of ``shape`` ``[B, N]`` tokens counted through.
+        """
+        return {}
+
+    def positions(self, prompt: Prompt) -> Positions | None:  # noqa: ARG002
+        """Rotary positions of the prompt's tokens, ``[3, num_tokens]``, for a family with three axes, text
+        without pictures too. ``None``: they are the tokens' indices.
+        """
+        return None

@@ -7,11 +7,12 @@ from typing import ClassVar
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from engine.adapters.base import Adapter
 from engine.attention import ATTENTION_NAME
 from processing.prompt import ImageInput
 
 
-class CausalLMAdapter:
+class CausalLMAdapter(Adapter):
     """``model.model`` is the decoder, ``model.lm_head`` the head, as in all of these families."""
 
     model_types: ClassVar[tuple[str, ...]] = ("llama", "mistral", "qwen2", "qwen3")

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from transformers import AutoConfig, LlavaForConditionalGeneration, PretrainedConfig, PreTrainedModel
 
+from engine.adapters.base import Adapter
 from engine.adapters.causal_lm import CausalLMAdapter
 from engine.attention import ATTENTION_NAME
 from engine.errors import ModelLoadError
 from processing.prompt import ImageInput
 
 
-class LlavaAdapter:
+class LlavaAdapter(Adapter):
     """``tensors`` of a picture: ``pixel_values``, float32 ``[1, 3, image_size, image_size]``."""
 
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
