@@ -18,6 +18,11 @@ from processing.errors import PromptError, UnsupportedModelError
 HASH_SIZE = 32
 # Resizing the short edge of a 1 x 20000 strip to 336 pixels would take gigabytes.
 MAX_ASPECT_RATIO = 200
+# What image processors return besides tensors, about one message or about the tiles of each picture.
+TILE_COUNTS = frozenset({"num_patches", "num_crops", "rows", "cols", "batch_num_images"})
+# Image processors whose ``do_pad`` only makes the pictures of a message equally large, so that they can be
+# stacked. (LLaVA's makes a picture a square.)
+_PAD_TO_STACK = ("LlavaNextImage", "LlavaOnevisionImage", "PixtralImage", "Idefics3Image", "SmolVLMImage")
 
 
 def check_shape(size: tuple[int, int]) -> None:
@@ -46,11 +51,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, layer).convert("RGB")
 
 
+def options_alone(image_processor: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """``options`` of an image processor, changed so that a picture's tensors do not depend on the sizes of
+    those beside it.
+    """
+    pads = type(image_processor).__name__.startswith(_PAD_TO_STACK)
+    return {**options, "do_pad": False} if pads else dict(options)
+
+
 def split_features(features: Mapping[str, Any], count: int) -> list[dict[str, np.ndarray]]:
     """Each picture's own tensors, the leading dimension kept, floats as float32.
 
     Most families stack one entry a picture. Qwen's concatenate the patches of all pictures, and
-    ``image_grid_thw`` says how many rows belong to each.
+    ``image_grid_thw`` says how many rows belong to each; others cut pictures into tiles and stack those.
     """
     if "image_grid_thw" in features:
         grids = np.asarray(features["image_grid_thw"])
@@ -60,12 +73,39 @@ def split_features(features: Mapping[str, Any], count: int) -> list[dict[str, np
             {"pixel_values": _plain(own), "image_grid_thw": _plain(grid[None])}
             for own, grid in zip(patches, grids, strict=True)
         ]
-    if wrong := {name: len(value) for name, value in features.items() if len(value) != count}:
-        raise UnsupportedModelError(f"the image processor returned {wrong} entries for {count} pictures")
+    tensors = {name: value for name, value in features.items() if name not in TILE_COUNTS}
+    if (counts := _num_tiles(features)) is not None:
+        # Idefics3 nests by message, and there is one.
+        tiles = tensors["pixel_values"][0] if "rows" in features else tensors["pixel_values"]
+        ends = np.cumsum(counts).tolist()
+        if len(tiles) == ends[-1]:
+            tensors["pixel_values"] = [tiles[end - n : end] for n, end in zip(counts, ends, strict=True)]
+        return [
+            {"pixel_values": _plain(np.stack(own))} for own in _of_pictures(tensors, count)["pixel_values"]
+        ]
+    stacked = _of_pictures(tensors, count)
     return [
-        {name: _plain(np.asarray(value[index])[None]) for name, value in features.items()}
+        {name: _plain(np.asarray(value[index])[None]) for name, value in stacked.items()}
         for index in range(count)
     ]
+
+
+def _of_pictures(tensors: dict[str, Any], count: int) -> dict[str, Any]:
+    if wrong := {name: len(value) for name, value in tensors.items() if len(value) != count}:
+        raise UnsupportedModelError(f"the image processor returned {wrong} entries for {count} pictures")
+    return tensors
+
+
+def _num_tiles(features: Mapping[str, Any]) -> list[int] | None:
+    """Tiles of each picture; ``None`` where nothing says that they are stacked."""
+    if "num_patches" in features:  # InternVL
+        return [int(n) for n in features["num_patches"]]
+    if "num_crops" in features:  # Gemma 3: the picture, and what was cut out of it
+        return [1 + int(n) for n in features["num_crops"]]
+    if "rows" in features:  # Idefics3 and SmolVLM: a grid, then the whole picture
+        (rows,), (columns,) = features["rows"], features["cols"]
+        return [1 + int(r) * int(c) for r, c in zip(rows, columns, strict=True)]
+    return None
 
 
 def _plain(array: np.ndarray) -> np.ndarray:

@@ -19,7 +19,15 @@ from processing.control import ControlTokenizer, Section, split_sections
 from processing.detokenizer import Detokenizer
 from processing.errors import PromptError, UnsupportedModelError
 from processing.loading import load_processor
-from processing.pictures import check_shape, picture_hash, split_features, split_runs, to_rgb
+from processing.pictures import (
+    TILE_COUNTS,
+    check_shape,
+    options_alone,
+    picture_hash,
+    split_features,
+    split_runs,
+    to_rgb,
+)
 from processing.prompt import ImageInput, Prompt
 from processing.template import ChatTemplate
 from processing.vocabulary import Vocabulary
@@ -47,9 +55,8 @@ class Processor:
         self.vocabulary = Vocabulary(backend)
         self.image_token_id = _image_token_id(self._vlm, config)
         if self._vlm is not None:
-            self._image_options = self._vlm._merge_kwargs(tokenizer_init_kwargs=tokenizer.init_kwargs)[
-                "images_kwargs"
-            ]
+            merged = self._vlm._merge_kwargs(tokenizer_init_kwargs=tokenizer.init_kwargs)
+            self._image_options = options_alone(self._vlm.image_processor, merged["images_kwargs"])
             self._fingerprint = _fingerprint(self._vlm.image_processor, self._image_options)
 
     @classmethod
@@ -148,7 +155,7 @@ class Processor:
         # All at once: some families tile a picture depending on how many there are. Nested as one message.
         batch = [[to_rgb(image) for image in images]]
         features, replacements = self._vlm._process_images(batch, **self._image_options)
-        unused = set(self._vlm.unused_input_names)
+        unused = set(self._vlm.unused_input_names) - TILE_COUNTS
         kept = {name: value for name, value in features.items() if name not in unused}
         return split_features(kept, len(images)), replacements
 

@@ -28,7 +28,7 @@ from transformers.models.mistral.modeling_mistral import MistralForCausalLM
 from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import Qwen3ForCausalLM
 
-from tests.tiny_vlms import llava
+from tests.tiny_vlms import llava, llava_next
 from tests.tiny_vlms.common import MAX_MODEL_LEN, Builder, make, text_settings
 from tests.tiny_vlms.llava import IMAGE_SIZE, PATCH_SIZE, TOKENS_PER_IMAGE
 from tests.tokenizer import tiny_tokenizer
@@ -54,6 +54,7 @@ TEXT_MODELS: Mapping[str, Callable[[dict[str, Any]], PreTrainedModel]] = {
 # Every family that sees pictures.
 VLMS: Mapping[str, Builder] = {
     "llava": llava.build,
+    "llava_next": llava_next.build,
 }
 
 Family = str

@@ -5,9 +5,10 @@ from __future__ import annotations
 from engine.adapters.base import Adapter
 from engine.adapters.causal_lm import CausalLMAdapter
 from engine.adapters.llava import LlavaAdapter
+from engine.adapters.llava_next import LlavaNextAdapter
 from engine.errors import ModelLoadError
 
-ADAPTERS: tuple[type[Adapter], ...] = (CausalLMAdapter, LlavaAdapter)
+ADAPTERS: tuple[type[Adapter], ...] = (CausalLMAdapter, LlavaAdapter, LlavaNextAdapter)
 
 
 def adapter_for(model_type: str) -> type[Adapter]:

@@ -69,12 +69,16 @@ class Golden:
         self.inputs[_key(prompt)] = dict(inputs)
         return prompt
 
+    def inputs_of(self, prompt: Prompt) -> dict[str, torch.Tensor]:
+        """What the reference is given for a prompt of ours."""
+        return self.inputs[_key(prompt)]
+
     def expected(self, prompt: Prompt, num_tokens: int) -> Expected:
         """What ``generate`` says, computed once a prompt."""
         key = f"{_key(prompt)} {num_tokens}"
         if key not in self.memory:
             output = self.model.generate(
-                **self.inputs[_key(prompt)],
+                **self.inputs_of(prompt),
                 max_new_tokens=num_tokens,
                 do_sample=False,
                 output_logits=True,

@@ -1,0 +1,92 @@
+"""What families with a vision tower, a projector and a plain decoder have in common."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
+
+from engine.adapters.base import Adapter
+from engine.adapters.causal_lm import CausalLMAdapter
+from engine.attention import ATTENTION_NAME
+from engine.errors import ModelLoadError
+from processing.prompt import ImageInput
+
+
+class VisionAdapter(Adapter):
+    """A family says what a picture's tensors are (``check_image``) and how they are encoded (``_encode``)."""
+
+    model_types: ClassVar[tuple[str, ...]] = ()
+    text_types: ClassVar[tuple[str, ...]] = CausalLMAdapter.model_types
+    """Language models that were run in it."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+
+    @classmethod
+    def load(cls, path: str, **kwargs: object) -> PreTrainedModel:
+        config = AutoConfig.from_pretrained(path, revision=kwargs.get("revision"))
+        if (text := config.text_config.model_type) not in cls.text_types:
+            raise ModelLoadError(
+                f"{config.model_type} over a {text!r} language model is not supported; "
+                f"supported: {', '.join(cls.text_types)}"
+            )
+        return AutoModelForImageTextToText.from_pretrained(path, **kwargs)
+
+    @property
+    def text_config(self) -> PretrainedConfig:
+        return self._model.config.text_config
+
+    @property
+    def text_model(self) -> torch.nn.Module:
+        decoder: torch.nn.Module = self._model.model.language_model
+        return decoder
+
+    @property
+    def attn_implementation(self) -> dict[str, str]:
+        # A bare name would reach the vision tower too.
+        return {"text_config": ATTENTION_NAME}
+
+    @property
+    def image_token_id(self) -> int:
+        return int(self._model.config.image_token_id)
+
+    def encode_images(self, images: list[ImageInput]) -> list[torch.Tensor]:
+        """Raises ``ValueError`` if a picture has more or fewer embeddings than placeholders."""
+        encoded = self._encode(images)
+        for image, features in zip(images, encoded, strict=True):
+            if len(features) != image.num_tokens:
+                raise ValueError(
+                    f"a picture of {len(features)} embeddings has {image.num_tokens} placeholder tokens"
+                )
+        return encoded
+
+    def _encode(self, images: list[ImageInput]) -> list[torch.Tensor]:
+        raise NotImplementedError
+
+    def _pixels(self, arrays: list[np.ndarray]) -> torch.Tensor:
+        """These arrays joined along their first axis, where and as the model wants them."""
+        return torch.from_numpy(np.concatenate(arrays)).to(self._model.device, self._model.dtype)
+
+
+def tensor_of(
+    image: ImageInput, name: str, dtype: type[np.generic], shape: tuple[int | None, ...]
+) -> np.ndarray:
+    """That tensor of a picture. ``None`` in the shape stands for any length but nothing. Raises
+    ``ValueError`` unless it has this type and shape.
+    """
+    found = image.tensors.get(name)
+    if (
+        found is None
+        or found.dtype != dtype
+        or found.ndim != len(shape)
+        or not all(
+            have == want or (want is None and have) for have, want in zip(found.shape, shape, strict=True)
+        )
+    ):
+        wanted = f"{np.dtype(dtype)} {['any' if want is None else want for want in shape]}"
+        told = "nothing" if found is None else f"{found.dtype} {list(found.shape)}"
+        raise ValueError(f"{name} must be {wanted}, got {told}")
+    return found
