@@ -28,7 +28,7 @@ from transformers.models.mistral.modeling_mistral import MistralForCausalLM
 from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import Qwen3ForCausalLM
 
-from tests.tiny_vlms import llava, llava_next
+from tests.tiny_vlms import llava, llava_next, qwen
 from tests.tiny_vlms.common import MAX_MODEL_LEN, Builder, make, text_settings
 from tests.tiny_vlms.llava import IMAGE_SIZE, PATCH_SIZE, TOKENS_PER_IMAGE
 from tests.tokenizer import tiny_tokenizer
@@ -55,6 +55,9 @@ TEXT_MODELS: Mapping[str, Callable[[dict[str, Any]], PreTrainedModel]] = {
 VLMS: Mapping[str, Builder] = {
     "llava": llava.build,
     "llava_next": llava_next.build,
+    "qwen2_vl": qwen.build_qwen2_vl,
+    "qwen2_5_vl": qwen.build_qwen2_5_vl,
+    "qwen3_vl": qwen.build_qwen3_vl,
 }
 
 Family = str
@@ -101,7 +104,7 @@ def _draw_weights(model: PreTrainedModel, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(model.named_parameters()):
         noise = torch.randn(parameter.shape, generator=generator)
-        if "embed" in name and "patch_embedding" not in name:
+        if "embed" in name and "patch_embed" not in name:
             parameter.copy_(noise)
         elif parameter.dim() >= 2:
             fan_in = math.prod(parameter.shape[1:])

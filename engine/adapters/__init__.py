@@ -6,9 +6,17 @@ from engine.adapters.base import Adapter
 from engine.adapters.causal_lm import CausalLMAdapter
 from engine.adapters.llava import LlavaAdapter
 from engine.adapters.llava_next import LlavaNextAdapter
+from engine.adapters.qwen2_vl import Qwen2VLAdapter
+from engine.adapters.qwen3_vl import Qwen3VLAdapter
 from engine.errors import ModelLoadError
 
-ADAPTERS: tuple[type[Adapter], ...] = (CausalLMAdapter, LlavaAdapter, LlavaNextAdapter)
+ADAPTERS: tuple[type[Adapter], ...] = (
+    CausalLMAdapter,
+    LlavaAdapter,
+    LlavaNextAdapter,
+    Qwen2VLAdapter,
+    Qwen3VLAdapter,
+)
 
 
 def adapter_for(model_type: str) -> type[Adapter]:

@@ -26,12 +26,13 @@ class Seen:
     """What a draft has been shown of one sequence: the tokens ``rows``, in order of its slots.
 
     ``features`` and ``embeddings`` ``[N, hidden]`` of all tokens; the feature of row ``i`` is that of token
-    ``i - 1``, zeros for the first.
+    ``i - 1``, zeros for the first. ``positions``: rotary ones, ``[N]`` or ``[3, N]``.
     """
 
     rows: list[int]
     features: torch.Tensor
     embeddings: torch.Tensor
+    positions: torch.Tensor
 
 
 class DenseDraft:
@@ -45,12 +46,24 @@ class DenseDraft:
         self._head = weight if ids is None else weight[ids]
 
     @torch.inference_mode()
-    def target(self, token_ids: list[int], images: list[ImageInput]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The target's true features, shifted by one, and its embeddings with the pictures in place."""
-        inputs: dict[str, Any] = {"input_ids": torch.tensor([token_ids])}
-        if images:
-            pixels = np.concatenate([image.tensors["pixel_values"] for image in images])
-            inputs["pixel_values"] = torch.from_numpy(pixels)
+    def target(
+        self, token_ids: list[int], images: list[ImageInput]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The target's true features, shifted by one, its embeddings with the pictures in place, and its
+        positions.
+        """
+        ids = torch.tensor([token_ids])
+        inputs: dict[str, Any] = {"input_ids": ids}
+        for name in images[0].tensors if images else ():
+            inputs[name] = torch.from_numpy(np.concatenate([image.tensors[name] for image in images]))
+        positions = torch.arange(len(token_ids))
+        if hasattr(self._model.model, "get_rope_index"):
+            inputs["mm_token_type_ids"] = (ids == self._model.config.image_token_id).int()
+            grids = inputs.get("image_grid_thw")
+            found, _ = self._model.model.get_rope_index(
+                ids, inputs["mm_token_type_ids"], image_grid_thw=grids
+            )
+            positions = found[:, 0]
         caught: list[torch.Tensor] = []
         layer = self._model.get_decoder().layers[0]
         hook = layer.register_forward_pre_hook(
@@ -59,22 +72,24 @@ class DenseDraft:
         )
         hidden = self._model.model(**inputs).last_hidden_state[0]
         hook.remove()
-        return torch.cat([torch.zeros_like(hidden[:1]), hidden[:-1]]), caught[0][0]
+        return torch.cat([torch.zeros_like(hidden[:1]), hidden[:-1]]), caught[0][0], positions
 
     @torch.inference_mode()
     def run(self, seen: Seen, path: Path_ = (), states: Any = ()) -> tuple[torch.Tensor, Any]:
         """Output states ``[len(rows) + len(path), hidden]`` and the layer's cache, after all that was seen
         and then ``path``, whose inputs are ``states``: the outputs before each of its tokens.
         """
-        embeddings, positions = seen.embeddings[seen.rows], list(seen.rows)
+        embeddings, positions = seen.embeddings[seen.rows], seen.positions[..., seen.rows]
         features = seen.features[seen.rows]
         if path:
             own = self._model.get_input_embeddings()(torch.tensor(path))
             embeddings = torch.cat([embeddings, own])
             features = torch.cat([features, torch.stack(states)])
-            positions += range(positions[-1] + 1, positions[-1] + 1 + len(path))
+            below = positions[..., -1:] + torch.arange(1, len(path) + 1)
+            positions = torch.cat([positions, below], dim=-1)
         cache = DynamicCache()
-        out = self._module(features[None], embeddings[None], torch.tensor([positions]), past_key_values=cache)
+        told = positions.unsqueeze(-2)
+        out = self._module(features[None], embeddings[None], told, past_key_values=cache)
         return out[0], cache.layers[0]
 
     def kv(self, seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:

@@ -333,5 +333,5 @@ def test_row_dependent_models_are_refused(golden: Golden, tmp_path: Any) -> None
         EngineCore.load(EngineConfig(model=str(tmp_path / "model"), device="cpu"))
     config["model_type"] = "gpt2"
     path.write_text(json.dumps(config))
-    with pytest.raises(ModelLoadError, match="known families: llama, llava, mistral, qwen2, qwen3"):
+    with pytest.raises(ModelLoadError, match=r"known families: .*llama, llava, "):
         EngineCore.load(EngineConfig(model=str(tmp_path / "model"), device="cpu"))

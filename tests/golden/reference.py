@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from engine.core import EngineCore
 from engine.messages import GenerateRequest, SamplingParams
 from processing.chat import ChatMessage, ImagePart, TextPart
+from processing.loading import load_processor
 from processing.processor import Processor
 from processing.prompt import Prompt
 from tests.models import picture
@@ -115,8 +116,8 @@ def load_golden(folder: Path) -> Golden:
     is_vlm = (folder / "processor_config.json").exists() or (folder / "preprocessor_config.json").exists()
     model_class = AutoModelForImageTextToText if is_vlm else AutoModelForCausalLM
     model = model_class.from_pretrained(folder, dtype=torch.float32).eval()
-    processor = (AutoProcessor if is_vlm else AutoTokenizer).from_pretrained(folder)
-    return Golden(folder, model, processor, Processor.from_pretrained(str(folder)))
+    known = load_processor(str(folder), model.config) if is_vlm else AutoTokenizer.from_pretrained(folder)
+    return Golden(folder, model, known, Processor.from_pretrained(str(folder)))
 
 
 def request(

@@ -31,7 +31,7 @@ from tests.golden.speculating import (
 )
 from tests.models import Family
 
-PICTURE_FAMILIES: tuple[Family, ...] = ("llava_next",)
+PICTURE_FAMILIES: tuple[Family, ...] = ("llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 NUM_TOKENS = 12
 SMALL: Sized = (1, (24, 30))
@@ -107,7 +107,7 @@ def test_alone_and_together_in_any_cut(family: Family, tiny: BuildCheckpoint) ->
 def test_a_prefix_hit_ends_inside_a_picture(family: Family, tiny: BuildCheckpoint) -> None:
     """Prompts that part between two pictures, so that the shared pages end anywhere around the border."""
     golden = load_golden(tiny(family))
-    pair = [golden.prompt("Compare.", [SMALL, other]) for other in (SMALL, (5, SMALL[1]))]
+    pair = [golden.prompt("Compare.", [WIDE, other]) for other in (SMALL, (5, SMALL[1]))]
     assert pair[0].token_ids == pair[1].token_ids
     for page_size in (3, 7, 16):
         core = plain_core(golden, page_size=page_size)
