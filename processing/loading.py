@@ -11,15 +11,23 @@ from typing import Any
 
 def load_processor(model: str, config: Any, **where: Any) -> Any:
     """What ``AutoProcessor`` gives for ``model`` with this ``config``; where torchvision is missing, of the
-    same class but without a video processor. ``where``: revision and the like, as ``from_pretrained`` has
-    them.
+    same class, or one that does the same with pictures, but without a video processor. ``where``: revision
+    and the like, as ``from_pretrained`` has them.
     """
-    from transformers import AutoProcessor
+    from transformers import AutoProcessor, Idefics3Processor
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
     from transformers.utils import is_torchvision_available
 
     kind = PROCESSOR_MAPPING.get(type(config), None)
-    if kind is None or is_torchvision_available() or "video_processor" not in kind.get_attributes():
+    name = "" if kind is None or is_torchvision_available() else kind.__name__
+    if name == "PixtralProcessor":
+        from processing.pixtral import PillowPixtralProcessor
+
+        return PillowPixtralProcessor.from_pretrained(model, **where)
+    if name == "SmolVLMProcessor":
+        # It wants a package more for videos, even without them. Pictures it treats as its elder does.
+        kind = Idefics3Processor
+    elif not name or "video_processor" not in kind.get_attributes():
         return AutoProcessor.from_pretrained(model, **where)
     return without_videos(kind).from_pretrained(model, **where)
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from engine.adapters.base import Adapter
 from engine.adapters.causal_lm import CausalLMAdapter
+from engine.adapters.idefics3 import Idefics3Adapter
+from engine.adapters.internvl import InternVLAdapter
 from engine.adapters.llava import LlavaAdapter
 from engine.adapters.llava_next import LlavaNextAdapter
+from engine.adapters.llava_onevision import LlavaOnevisionAdapter
+from engine.adapters.mistral3 import Mistral3Adapter
 from engine.adapters.qwen2_vl import Qwen2VLAdapter
 from engine.adapters.qwen3_vl import Qwen3VLAdapter
 from engine.errors import ModelLoadError
@@ -14,6 +18,10 @@ ADAPTERS: tuple[type[Adapter], ...] = (
     CausalLMAdapter,
     LlavaAdapter,
     LlavaNextAdapter,
+    LlavaOnevisionAdapter,
+    Idefics3Adapter,
+    InternVLAdapter,
+    Mistral3Adapter,
     Qwen2VLAdapter,
     Qwen3VLAdapter,
 )

@@ -20,25 +20,16 @@ class LlavaNextAdapter(VisionAdapter):
     model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
 
     def check_image(self, image: ImageInput) -> None:
-        vision = self._model.config.vision_config
-        edge = vision.image_size
-        pixels = tensor_of(image, "pixel_values", np.float32, (1, None, vision.num_channels, edge, edge))
-        size = tensor_of(image, "image_sizes", np.int64, (1, 2))
-        if size.min() < 1:
-            raise ValueError(f"image_sizes must be positive, got {size.tolist()}")
-        if pixels.shape[1] != (tiles := self._num_tiles(size[0])):
-            raise ValueError(
-                f"a picture of {size[0].tolist()} pixels takes {tiles} tiles, got {pixels.shape[1]}"
-            )
+        self._check(image, tiled=True)
 
-    def _num_tiles(self, size: np.ndarray) -> int:
-        """Tiles of a picture of this height and width, itself included."""
-        config = self._model.config
-        return int(
-            image_size_to_num_patches(
-                size.tolist(), config.image_grid_pinpoints, config.vision_config.image_size
-            )
-        )
+    def _check(self, image: ImageInput, *, tiled: bool) -> None:
+        config, vision = self._model.config, self._model.config.vision_config
+        edge = vision.image_size
+        size = tensor_of(image, "image_sizes", np.int64, (1, 2))[0].tolist()
+        if min(size) < 1:
+            raise ValueError(f"image_sizes must be positive, got {size}")
+        tiles = int(image_size_to_num_patches(size, config.image_grid_pinpoints, edge)) if tiled else 1
+        tensor_of(image, "pixel_values", np.float32, (1, tiles, vision.num_channels, edge, edge))
 
     def _encode(self, images: list[ImageInput]) -> list[torch.Tensor]:
         pixels = self._pixels([image.tensors["pixel_values"][0] for image in images])

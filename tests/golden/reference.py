@@ -64,7 +64,7 @@ class Golden:
         content = [{"type": "image"} for _ in images] + [{"type": "text", "text": text}]
         chat = [{"role": "user", "content": content if images else text}]
         rendered = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        given = {"images": images} if images else {}
+        given = {"images": [images]} if images else {}  # nested, as of one chat
         inputs = self.processor(text=[rendered], add_special_tokens=False, return_tensors="pt", **given)
         assert prompt.token_ids == inputs["input_ids"][0].tolist(), "the processors disagree"
         self.inputs[_key(prompt)] = dict(inputs)

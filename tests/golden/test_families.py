@@ -31,7 +31,17 @@ from tests.golden.speculating import (
 )
 from tests.models import Family
 
-PICTURE_FAMILIES: tuple[Family, ...] = ("llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+PICTURE_FAMILIES: tuple[Family, ...] = (
+    "llava_next",
+    "llava_onevision",
+    "idefics3",
+    "smolvlm",
+    "internvl",
+    "mistral3",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+)
 
 NUM_TOKENS = 12
 SMALL: Sized = (1, (24, 30))

@@ -327,3 +327,16 @@ def test_runs_cover_their_positions(lengths: list[list[int]]) -> None:
             positions += range(position, position + length)
             position += length + 1
     assert split_runs(positions, [sum(own) for own in lengths]) == runs
+
+
+def test_pixtrals_rows_end_with_a_break_and_the_last_one_with_an_end(tiny: BuildCheckpoint) -> None:
+    """What transformers' own class writes, which needs torchvision: rows of the picture's size in tokens."""
+    processor = Processor.from_pretrained(str(tiny("mistral3")))
+    wide, small = processor.apply(chat_with(picture(0, (80, 30)), picture(1, (20, 12)))).images
+    names = {name: processor.encode(name, False)[0] for name in ("[IMG]", "[IMG_BREAK]", "[IMG_END]")}
+    token_ids = processor.apply(chat_with(picture(0, (80, 30)))).token_ids
+    kept = "".join({v: k[1:-1] + " " for k, v in names.items()}.get(token, "") for token in token_ids)
+    assert kept == "IMG IMG IMG IMG IMG IMG IMG_BREAK " * 2 + "IMG IMG IMG IMG IMG IMG IMG_END "
+    assert [length for _, length in wide.spans] == [6, 6, 6]
+    assert wide.tensors["pixel_values"].shape == (1, 3, 42, 84)
+    assert small.tensors["pixel_values"].shape == (1, 3, 14, 28)

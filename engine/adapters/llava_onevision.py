@@ -1,0 +1,43 @@
+"""LLaVA-OneVision: a picture that is alone in its chat is tiled as in LLaVA-NeXT, one of several is not."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from engine.adapters.llava_next import LlavaNextAdapter
+from processing.prompt import ImageInput
+
+
+class LlavaOnevisionAdapter(LlavaNextAdapter):
+    """``tensors`` as in LLaVA-NeXT. A picture that is not tiled is one tile; a tiled one has at least two,
+    since the whole picture comes first.
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)
+
+    def check_image(self, image: ImageInput) -> None:
+        pixels = image.tensors.get("pixel_values")
+        self._check(image, tiled=pixels is None or pixels.ndim < 2 or pixels.shape[1] != 1)
+
+    def _encode(self, images: list[ImageInput]) -> list[torch.Tensor]:
+        """Tiled ones together, then the others: transformers takes one of the two for a whole chat."""
+        tiled = [image.tensors["pixel_values"].shape[1] > 1 for image in images]
+        found: list[torch.Tensor] = [torch.empty(0)] * len(images)
+        for wanted in (True, False):
+            chosen = [i for i, one in enumerate(tiled) if one is wanted]
+            if not chosen:
+                continue
+            own = [images[i].tensors for i in chosen]
+            # A chat of one picture is tiled; two or more are not, and what exceeds the pictures is not read.
+            counts = None if wanted else [max(2, len(own))]
+            encoded = self._model.get_image_features(
+                self._pixels([tensors["pixel_values"][0] for tensors in own]),
+                torch.from_numpy(np.concatenate([tensors["image_sizes"] for tensors in own])),
+                batch_num_images=counts,
+            )
+            for i, features in zip(chosen, encoded.pooler_output, strict=True):
+                found[i] = features
+        return found
