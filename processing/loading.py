@@ -21,9 +21,9 @@ def load_processor(model: str, config: Any, **where: Any) -> Any:
     kind = PROCESSOR_MAPPING.get(type(config), None)
     name = "" if kind is None or is_torchvision_available() else kind.__name__
     if name == "PixtralProcessor":
-        from processing.pixtral import PillowPixtralProcessor
+        from processing.pixtral import pillow_pixtral_processor
 
-        return PillowPixtralProcessor.from_pretrained(model, **where)
+        return pillow_pixtral_processor().from_pretrained(model, **where)
     if name == "SmolVLMProcessor":
         # It wants a package more for videos, even without them. Pictures it treats as its elder does.
         kind = Idefics3Processor

@@ -11,7 +11,7 @@ from transformers import (
 )
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 
-from processing.pixtral import PillowPixtralProcessor
+from processing.pixtral import pillow_pixtral_processor
 from tests.tiny_vlms.common import Parts, make, text_settings
 
 PATCH_SIZE = 7
@@ -43,7 +43,7 @@ def build(tokenizer: PreTrainedTokenizerFast) -> Parts:
     images = PixtralImageProcessorPil(
         size={"longest_edge": LONGEST_EDGE}, patch_size={"height": PATCH_SIZE, "width": PATCH_SIZE}
     )
-    processor = PillowPixtralProcessor(
+    processor = pillow_pixtral_processor()(
         images,
         tokenizer,
         patch_size=PATCH_SIZE,
