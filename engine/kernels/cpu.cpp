@@ -21,13 +21,21 @@
 
 namespace {
 
-typedef float V __attribute__((vector_size(64)));
-typedef int32_t VI __attribute__((vector_size(64)));
-typedef uint16_t VH __attribute__((vector_size(32)));
-constexpr int64_t LANES = 16;
-constexpr int64_t WIDE = 2 * LANES;
+// A vector register of this processor, and how many rows' sums for a block of outputs fit into all of them.
+#if defined(__AVX512F__)
+constexpr int64_t LANES = 16, TILE = 12;
+#elif defined(__AVX__)
+constexpr int64_t LANES = 8, TILE = 3;
+#else
+constexpr int64_t LANES = 4, TILE = 2;
+#endif
+constexpr int64_t WIDE = 32, PARTS = WIDE / LANES;
 constexpr int64_t NEAR = 32;  // keys whose values stay in the nearest cache
 constexpr int64_t AHEAD = 128;  // twice the speed of none on a Sapphire Rapids; 32 to 128 differ little
+
+typedef float V __attribute__((vector_size(4 * LANES)));
+typedef int32_t VI __attribute__((vector_size(4 * LANES)));
+typedef uint16_t VH __attribute__((vector_size(2 * LANES)));
 
 struct F16 { uint16_t v; };
 struct BF16 { uint16_t v; };
@@ -42,12 +50,7 @@ inline V load(const F16* p) {
 #if defined(__AVX512F__)
   return (V)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
 #elif defined(__F16C__)
-  V v;
-  __m256 low = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
-  __m256 high = _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p + 1));
-  std::memcpy(&v, &low, sizeof low);
-  std::memcpy((char*)&v + sizeof low, &high, sizeof high);
-  return v;
+  return (V)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
 #else  // exponent and mantissa moved, then scaled: right for subnormals too
   VH h;
   std::memcpy(&h, p, sizeof h);
@@ -59,18 +62,37 @@ inline V load(const F16* p) {
 }
 inline V splat(float x) { return x - V{}; }
 
+inline float total(V v) {
+  float s[LANES];
+  std::memcpy(s, &v, sizeof v);
+  for (int64_t n = LANES / 2; n > 0; n /= 2)
+    for (int64_t i = 0; i < n; i++) s[i] += s[i + n];
+  return s[0];
+}
+
 // ROWS rows times one block of 32 outputs, all inputs: sums stay in registers. Memory is the bottleneck, so it is
 // asked for AHEAD inputs before its turn, over the end of a block into the next.
 template <int ROWS, class W>
-inline void tile(const float* x, int64_t inputs, const W* w, V (&sum)[ROWS][2]) {
-  for (int r = 0; r < ROWS; r++) sum[r][0] = sum[r][1] = V{};
+inline void tile(const float* x, int64_t inputs, const W* w, V (&sum)[ROWS][PARTS]) {
+  for (int r = 0; r < ROWS; r++)
+    for (int p = 0; p < PARTS; p++) sum[r][p] = V{};
   for (int64_t k = 0; k < inputs; k++) {
     __builtin_prefetch(w + (k + AHEAD) * WIDE);
-    const V low = load(w + k * WIDE), high = load(w + k * WIDE + LANES);
-    for (int r = 0; r < ROWS; r++) {
-      const V in = splat(x[r * inputs + k]);
-      sum[r][0] += in * low;
-      sum[r][1] += in * high;
+    // What is fewer waits in registers.
+    if constexpr (PARTS < ROWS) {
+      V own[PARTS];
+      for (int p = 0; p < PARTS; p++) own[p] = load(w + k * WIDE + p * LANES);
+      for (int r = 0; r < ROWS; r++) {
+        const V in = splat(x[r * inputs + k]);
+        for (int p = 0; p < PARTS; p++) sum[r][p] += in * own[p];
+      }
+    } else {
+      V in[ROWS];
+      for (int r = 0; r < ROWS; r++) in[r] = splat(x[r * inputs + k]);
+      for (int p = 0; p < PARTS; p++) {
+        const V own = load(w + k * WIDE + p * LANES);
+        for (int r = 0; r < ROWS; r++) sum[r][p] += in[r] * own;
+      }
     }
   }
 }
@@ -79,20 +101,11 @@ inline void put(float* out, V value, int64_t count) {
   std::memcpy(out, &value, sizeof(float) * std::min(count, LANES));
 }
 
-// Calls f(std::integral_constant<int, ROWS>, first row) over all rows, in tiles of at most 8.
-template <class F>
-inline void in_tiles(int64_t rows, F f) {
-  int64_t r = 0;
-  for (; r + 8 <= rows; r += 8) f(std::integral_constant<int, 8>{}, r);
-  switch (rows - r) {
-    case 7: f(std::integral_constant<int, 7>{}, r); break;
-    case 6: f(std::integral_constant<int, 6>{}, r); break;
-    case 5: f(std::integral_constant<int, 5>{}, r); break;
-    case 4: f(std::integral_constant<int, 4>{}, r); break;
-    case 3: f(std::integral_constant<int, 3>{}, r); break;
-    case 2: f(std::integral_constant<int, 2>{}, r); break;
-    case 1: f(std::integral_constant<int, 1>{}, r); break;
-  }
+// Calls f(std::integral_constant<int, COUNT>, first row) over all rows, COUNT at most TILE.
+template <int COUNT = TILE, class F>
+inline void in_tiles(int64_t rows, F f, int64_t first = 0) {
+  for (; rows - first >= COUNT; first += COUNT) f(std::integral_constant<int, COUNT>{}, first);
+  if constexpr (COUNT > 1) in_tiles<COUNT - 1>(rows, f, first);
 }
 
 // x @ w + bias. Threads take runs of neighbouring blocks, so that each reads memory in order.
@@ -101,16 +114,14 @@ void linear(const float* x, const W* w, const float* bias, float* out, int64_t r
             int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (int64_t first = 0; first < outputs; first += WIDE) {
-    V add[2]{};
+    V add[PARTS]{};
     if (bias) std::memcpy(add, bias + first, sizeof(float) * std::min(outputs - first, WIDE));
     in_tiles(rows, [&](auto count, int64_t r) {
-      V sum[count()][2];
+      V sum[count()][PARTS];
       tile<count()>(x + r * inputs, inputs, w + first * inputs, sum);
       for (int i = 0; i < count(); i++)
-        for (int half = 0; half < 2; half++) {
-          const int64_t at = first + half * LANES;
-          if (at < outputs) put(out + (r + i) * outputs + at, sum[i][half] + add[half], outputs - at);
-        }
+        for (int64_t p = 0, at = first; p < PARTS && at < outputs; p++, at += LANES)
+          put(out + (r + i) * outputs + at, sum[i][p] + add[p], outputs - at);
     });
   }
 }
@@ -136,25 +147,19 @@ inline V vexp(V x) {
 // silu(gate(x)) * up(x): a block of w has 16 outputs of gate and the same 16 of up.
 template <class W>
 void gated(const float* x, const W* w, float* out, int64_t rows, int64_t inputs, int64_t outputs, int threads) {
+  constexpr int64_t HALF = PARTS / 2;
 #pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t first = 0; first < outputs; first += LANES) {
+  for (int64_t first = 0; first < outputs; first += WIDE / 2) {
     in_tiles(rows, [&](auto count, int64_t r) {
-      V sum[count()][2];
+      V sum[count()][PARTS];
       tile<count()>(x + r * inputs, inputs, w + 2 * first * inputs, sum);
-      for (int i = 0; i < count(); i++) {
-        const V silu = sum[i][0] / (1.0f + vexp(-sum[i][0]));
-        put(out + (r + i) * outputs + first, silu * sum[i][1], outputs - first);
-      }
+      for (int i = 0; i < count(); i++)
+        for (int64_t p = 0, at = first; p < HALF && at < outputs; p++, at += LANES) {
+          const V silu = sum[i][p] / (1.0f + vexp(-sum[i][p]));
+          put(out + (r + i) * outputs + at, silu * sum[i][p + HALF], outputs - at);
+        }
     });
   }
-}
-
-inline float total(V v) {
-  typedef float V4 __attribute__((vector_size(16)));
-  V4 part[4];
-  std::memcpy(part, &v, sizeof v);
-  const V4 s = (part[0] + part[2]) + (part[1] + part[3]);
-  return (s[0] + s[2]) + (s[1] + s[3]);
 }
 
 // products[j] = a . b[j] for COUNT vectors of b, each summed in the same order whatever COUNT is.
@@ -172,7 +177,7 @@ inline void dots(const float* a, const float* const (&b)[COUNT], int64_t n, floa
   }
 }
 
-// out += sum of weight[i] * values[at[i]]: COUNT vectors of 16 lie in registers over all keys.
+// out += sum of weight[i] * values[at[i]]: COUNT vectors lie in registers over all keys.
 template <int COUNT>
 inline void weigh(const float* weight, const float* values, const int64_t* at, int64_t length, float* out) {
   V sum[COUNT];
@@ -192,7 +197,7 @@ inline void weigh(const float* weight, const float* values, const int64_t* at, i
     for (int64_t i = 0; i < length; i++) out[d] += weight[i] * values[at[i] + d];
 }
 
-// Products to weights that sum to 1. Room up to a multiple of 16 is used and cleared.
+// Products to weights that sum to 1. Room up to a multiple of LANES is used and cleared.
 inline void softmax(float* scores, int64_t length, float scale) {
   float most = scores[0];
   for (int64_t i = 1; i < length; i++) most = scores[i] > most ? scores[i] : most;

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,11 @@ from torch import Tensor
 
 from engine.kernels.build import load_library
 
-LANES, WIDE = 16, 32
+log = logging.getLogger(__name__)
+
+WIDE = 32
+"""Outputs of a block."""
+_TRIAL_SIZE, _TRIALS, _TOO_SLOW = 1024, 15, 1.3
 _KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _P, _I, _N, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
@@ -55,7 +62,7 @@ def pack(matrix: Tensor, kind: torch.dtype) -> Weight:
 
 def pack_pair(gate: Tensor, up: Tensor, kind: torch.dtype) -> Tensor:
     """Of two matrices ``[outputs, inputs]``: blocks of 16 outputs of each, ``[blocks, inputs, 16 + 16]``."""
-    return torch.cat([_blocks(gate, kind, LANES), _blocks(up, kind, LANES)], dim=-1)
+    return torch.cat([_blocks(gate, kind, WIDE // 2), _blocks(up, kind, WIDE // 2)], dim=-1)
 
 
 def _blocks(matrix: Tensor, kind: torch.dtype, size: int) -> Tensor:
@@ -79,9 +86,32 @@ class Kernels:
 
     @classmethod
     def load(cls, folder: Path) -> Kernels | None:
-        """Compiled into ``folder`` at the first time; ``None`` where they cannot be had."""
+        """Compiled into ``folder`` at the first time; ``None`` where they cannot be had, or would not pay."""
         library = load_library(folder)
-        return None if library is None else cls(library, torch.get_num_threads())
+        if library is None:
+            return None
+        kernels = cls(library, torch.get_num_threads())
+        if (cost := kernels.cost()) > _TOO_SLOW:
+            log.warning("the CPU kernels take %.1f times as long as torch here and are not used", cost)
+            return None
+        return kernels
+
+    @torch.inference_mode()
+    def cost(self) -> float:
+        """Time of our products over time of torch's, a few of each in turn: far below 1 on a processor that
+        they were made for, and no more than a guess elsewhere.
+        """
+        generator = torch.Generator().manual_seed(0)
+        matrix = torch.randn(_TRIAL_SIZE, _TRIAL_SIZE, generator=generator).bfloat16()
+        plain, packed, ours, theirs = matrix.float(), pack(matrix, torch.bfloat16), 0.0, 0.0
+        for rows in (1, 4, 8):
+            x = torch.randn(rows, _TRIAL_SIZE, generator=generator)
+            pairs = [
+                (_seconds(lambda x=x: self.linear(x, packed, None)), _seconds(lambda x=x: x @ plain.T))
+                for _ in range(_TRIALS)
+            ]
+            ours, theirs = ours + min(a for a, _ in pairs), theirs + min(b for _, b in pairs)
+        return ours / theirs
 
     def linear(self, x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
         """``x @ weight.T + bias``, float32 ``[..., outputs]`` of float32 ``[..., inputs]``."""
@@ -181,6 +211,12 @@ class Kernels:
             dim,
             scale,
         )
+
+
+def _seconds(run: Callable[[], Tensor]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,6 +174,9 @@ def test_it_is_compiled_once_into_a_folder_of_ones_own(
     assert library.stat().st_mtime_ns == made
 
     with caplog.at_level(logging.WARNING):
+        monkeypatch.setattr(Kernels, "cost", lambda self: 2.5)
+        assert Kernels.load(folder) is None
+        assert "take 2.5 times as long as torch" in caplog.text
         folder.chmod(0o777)
         assert Kernels.load(folder) is None
         assert "written by others" in caplog.text
@@ -193,7 +196,7 @@ def test_every_family_computes_the_same_with_kernels(family: Family, tiny: Calla
     hidden = []
     for cpu_kernels in (False, True):
         target = TargetModel.load(EngineConfig(model=str(tiny(family)), cpu_kernels=cpu_kernels))
-        cache = KVCache(target.kv_shape, 8, 8, target.device, target.kernels)
+        cache = KVCache(target.kv_shape, 8, 8, target.device, target.attention)
         kinds = Counter(type(module) for module in target.adapter.text_model.modules())
         rows, order = [], np.arange(40)
         for first, last in ((0, 17), (17, 18), (18, 40)):
