@@ -105,7 +105,7 @@ def compare(
     with torch.autocast(teacher.device.type, torch.bfloat16, enabled=bf16):
         seen = teacher.see(batch)
         features = seen.features
-        states = unrolled(draft, seen.embeddings, features, batch.positions, batch.dialogues, steps)
+        states = unrolled(draft, seen.embeddings, features, seen.positions, batch.dialogues, steps)
         drafted = [state.float()[batch.predicts] for state in states]
     target_ids = teacher.head(None)(features[batch.predicts]).argmax(-1)
     head = teacher.head(vocabulary)

@@ -65,7 +65,7 @@ class FeatureCache:
             both.new_zeros((*real.shape, both.shape[-1]), dtype=torch.float32) for _ in range(2)
         )
         embeddings[real], features[real] = both[:, 0].float(), both[:, 1].float()
-        return Seen(embeddings, features)
+        return Seen(embeddings, features, self._teacher.positions(batch))
 
     def remove(self) -> None:
         """The files; nothing may be asked of it afterwards."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +20,8 @@ from engine.adapters import adapter_for
 from engine.adapters.base import Adapter
 from engine.config import Device, DType, EngineConfig
 from engine.target import read_eos_token_ids, resolve_dtype
+from processing.pictures import split_runs
+from processing.prompt import Prompt
 from training.batches import Batch
 
 
@@ -35,11 +39,13 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Of a batch, both ``[B, N, hidden]``: input ``embeddings``, pictures merged in, and ``features``, the
-    hidden states after the final norm. float32."""
+    """Of a batch, float32 ``[B, N, hidden]``: input ``embeddings``, pictures merged in, and ``features``, the
+    hidden states after the final norm. ``positions``: rotary ones, int64 ``[B, N]``, or ``[3, B, N]`` for a
+    family with three axes."""
 
     embeddings: Tensor
     features: Tensor
+    positions: Tensor
 
 
 class Teacher:
@@ -80,26 +86,53 @@ class Teacher:
 
     def see(self, batch: Batch) -> Seen:
         """What the draft is given and is to learn."""
-        embeddings = self.embed(batch)
-        return Seen(embeddings.float(), self.features(embeddings, batch.positions))
+        embeddings, more = self._inputs(batch)
+        positions = self.positions(batch)
+        # transformers tells sequences apart by plain positions, which it wants before the three axes.
+        told = positions if positions.dim() == 2 else torch.cat([batch.positions[None], positions])
+        return Seen(embeddings.float(), self.features(embeddings, told, **more), positions)
 
-    @torch.no_grad()
     def embed(self, batch: Batch) -> Tensor:
         """Input embeddings ``[B, N, hidden]``, pictures merged in."""
-        embeddings: Tensor = self._embed(batch.ids)
-        if batch.images:
-            values = torch.cat(self._adapter.encode_images(batch.images)).to(embeddings)
-            embeddings.view(-1, embeddings.shape[-1]).index_copy_(0, batch.image_slots, values)
-        return embeddings
+        return self._inputs(batch)[0]
+
+    def positions(self, batch: Batch) -> Tensor:
+        """Rotary positions int64 ``[B, N]`` or ``[3, B, N]``, from 0 in each dialogue."""
+        runs = split_runs(batch.image_slots.tolist(), [image.num_tokens for image in batch.images])
+        images = [
+            msgspec.structs.replace(image, spans=spans)
+            for image, spans in zip(batch.images, runs, strict=True)
+        ]
+        # All rows as one prompt: positions count on, so those of a dialogue are its own, moved by its first.
+        found = self._adapter.positions(Prompt(token_ids=batch.ids.flatten().tolist(), images=images))
+        if found is None:
+            return batch.positions
+        counted = torch.from_numpy(found).to(batch.ids.device).view(3, *batch.ids.shape)
+        first = torch.arange(batch.ids.shape[1], device=batch.ids.device) - batch.positions
+        return counted - counted[0].gather(1, first)
 
     @torch.no_grad()
-    def features(self, embeddings: Tensor, positions: Tensor) -> Tensor:
-        """Hidden states after the final norm ``[B, N, hidden]``, float32.
+    def _inputs(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        """Input embeddings and what else the text model takes."""
+        embeddings: Tensor = self._embed(batch.ids)
+        if not batch.images:
+            return embeddings, {}
+        values = torch.cat(self._adapter.encode_images(batch.images)).to(embeddings)
+        flat = embeddings.view(-1, embeddings.shape[-1])
+        flat.index_copy_(0, batch.image_slots, values[:, : flat.shape[1]])
+        return embeddings, self._adapter.image_inputs(batch.image_slots, values, batch.ids.shape)
+
+    @torch.no_grad()
+    def features(self, embeddings: Tensor, positions: Tensor, **more: Any) -> Tensor:
+        """Hidden states after the final norm ``[B, N, hidden]``, float32. ``positions`` int64 ``[B, N]``, or
+        ``[4, B, N]``: before three axes, the plain ones.
 
         transformers takes positions that do not rise by one for the border of two sequences, which then do
         not see each other; sliding windows are cut by those positions too.
         """
-        output = self._adapter.text_model(inputs_embeds=embeddings, position_ids=positions, use_cache=False)
+        output = self._adapter.text_model(
+            inputs_embeds=embeddings, position_ids=positions, use_cache=False, **more
+        )
         features: Tensor = output.last_hidden_state
         return features.float()
 

@@ -107,7 +107,7 @@ class Trainer:
                 labels = self._head(wanted).float().softmax(-1)
             given = noisy(features, settings.noise, (settings.seed, number, batch.first_row))
             states = unrolled(
-                self.draft, seen.embeddings, given, batch.positions, batch.dialogues, settings.unroll
+                self.draft, seen.embeddings, given, seen.positions, batch.dialogues, settings.unroll
             )
             weights = {"ce_weight": settings.ce_weight, "feature_weight": settings.feature_weight}
             valid = [(positions >= step).float() for step in range(settings.unroll)]

@@ -50,23 +50,25 @@ def step_mask(dialogues: Tensor, step: int) -> Tensor:
     return mask.unsqueeze(1)
 
 
-def shifted(values: Tensor, positions: Tensor) -> Tensor:
+def shifted(values: Tensor, dialogues: Tensor) -> Tensor:
     """``values`` ``[B, N, hidden]`` one slot later; zeros at the first slot of every dialogue."""
-    later = torch.roll(values, 1, dims=1)
-    return later.masked_fill((positions == 0).unsqueeze(-1), 0.0)
+    first = dialogues != torch.roll(dialogues, 1, dims=1)
+    first[:, 0] = True
+    return torch.roll(values, 1, dims=1).masked_fill(first.unsqueeze(-1), 0.0)
 
 
 def unrolled(
     draft: EagleDraft, embeddings: Tensor, features: Tensor, positions: Tensor, dialogues: Tensor, steps: int
 ) -> Iterator[Tensor]:
-    """The states ``[B, N, hidden]`` of steps 0, 1, … of every slot; those of step ``s`` mean something where
-    ``positions >= s``. ``features``: the target's, of the same tokens as ``embeddings``.
+    """The states ``[B, N, hidden]`` of steps 0, 1, … of every slot; those of step ``s`` mean something from
+    token ``s`` of a dialogue on. ``features``: the target's, of the same tokens as ``embeddings``.
+    ``positions``: rotary ones, int64 ``[B, N]`` or ``[3, B, N]``.
     """
     cache = DynamicCache()
     states = draft.fuse(features)
     for step in range(steps):
         out = draft(
-            shifted(states, positions),
+            shifted(states, dialogues),
             embeddings,
             positions,
             step_mask(dialogues, step),

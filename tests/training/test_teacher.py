@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, LlavaForConditionalGeneration
 
 from processing.processor import Processor
 from tests.models import FAMILIES, Family
@@ -19,6 +20,7 @@ from training.index import build_index
 from training.records import parse_record
 from training.student import new_draft
 from training.teacher import Teacher, stop_token_ids
+from training.unroll import unrolled
 
 
 def text_data(folder: Path, tmp_path: Path) -> Data:
@@ -64,3 +66,36 @@ def test_packed_rows_give_each_dialogue_its_own_features(
         assert torch.allclose(teacher.head(None)(features[row, own]), logits, atol=1e-3)
         rows = torch.tensor([5, 9, 200])
         assert torch.equal(teacher.head(rows).weight, model.get_output_embeddings().weight[rows])
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_packed_rows_give_each_dialogue_the_positions_of_its_pictures(
+    family: Family, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Of three axes, and the features of early layers of the tower at the right tokens: for what the draft
+    learns, and for its own layer.
+    """
+    folder = tiny(family)
+    data, teacher = make_data(folder, tmp_path), Teacher.load(folder, "float32", torch.device("cpu"))
+    batch = one_batch(data, [[1, 3], [0], [2, 1]])
+    seen = teacher.see(batch)
+    draft = new_draft(teacher.text_config, 0, teacher.last_layer)
+    *_, states = unrolled(draft, seen.embeddings, seen.features, seen.positions, batch.dialogues, 2)
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    for row, number, example in ((0, 0, 1), (0, 1, 3), (1, 0, 0), (2, 0, 2), (2, 1, 1)):
+        prompt = data.encoder.prompt(data.items[example])
+        own = batch.dialogues[row] == number
+        ids = torch.tensor([prompt.token_ids])
+        kinds = (ids == model.config.image_token_id).int()
+        given = {
+            name: torch.from_numpy(np.concatenate([image.tensors[name] for image in prompt.images]))
+            for name in (prompt.images[0].tensors if prompt.images else ())
+        }
+        positions, _ = model.model.get_rope_index(ids, kinds, image_grid_thw=given.get("image_grid_thw"))
+        assert torch.equal(seen.positions[:, row, own], positions[:, 0])
+        with torch.no_grad():
+            truth = model.model(input_ids=ids, mm_token_type_ids=kinds, **given).last_hidden_state
+        torch.testing.assert_close(seen.features[row, own], truth[0], rtol=1e-3, atol=1e-3)
+        embeddings, one = seen.embeddings[row, own][None], torch.zeros_like(ids)
+        *_, alone = unrolled(draft, embeddings, truth, positions, one, 2)
+        torch.testing.assert_close(states[row, own], alone[0], rtol=1e-3, atol=1e-3)
