@@ -6,9 +6,10 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from engine.adapters.vision import VisionAdapter, tensor_of
+from engine.errors import ModelLoadError
 from processing.prompt import ImageInput
 
 
@@ -23,6 +24,13 @@ class LlavaAdapter(VisionAdapter):
         self._pixel_shape = (1, vision.num_channels, vision.image_size, vision.image_size)
         drop = config.vision_feature_select_strategy == "default"
         self._num_tokens = (vision.image_size // vision.patch_size) ** 2 + (0 if drop else 1)
+
+    @classmethod
+    def load(cls, path: str, **kwargs: object) -> PreTrainedModel:
+        tower = AutoConfig.from_pretrained(path, revision=kwargs.get("revision")).vision_config.model_type
+        if tower == "pixtral":
+            raise ModelLoadError("LLaVA with a Pixtral tower, as Pixtral 12B, is not supported")
+        return super().load(path, **kwargs)
 
     def check_image(self, image: ImageInput) -> None:
         tensor_of(image, "pixel_values", np.float32, self._pixel_shape)

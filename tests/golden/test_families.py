@@ -5,7 +5,10 @@ way, from the cache, under preemption and with drafts.
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from typing import Any
 
+import msgspec
+import numpy as np
 import pytest
 import torch
 
@@ -192,3 +195,26 @@ def test_a_draft_is_given_the_hidden_states_after_the_final_norm(
         output = golden.model(**golden.inputs_of(prompt), output_hidden_states=True)
     torch.testing.assert_close(found, output.hidden_states[-1][0], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(watcher.target.logits(found), output.logits[0], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", PICTURE_FAMILIES)
+def test_tensors_that_are_no_picture_of_the_family_are_refused(family: Family, tiny: BuildCheckpoint) -> None:
+    """Each of them would otherwise break the step that it is encoded in, for everybody."""
+    golden = load_golden(tiny(family))
+    target, _ = target_of(golden.folder)
+    (image,) = golden.prompt("What?", [WIDE]).images
+
+    def admit(**changes: Any) -> None:
+        changed = msgspec.structs.replace(image, **changes)
+        target.adapter.check_image(changed)
+        target.encode_images([changed])
+
+    admit()
+    for name, array in image.tensors.items():
+        others = {key: value for key, value in image.tensors.items() if key != name}
+        wrong = (array.astype(np.float64), array[None], array[:0], array[..., :-1])
+        for tensors in (others, *(others | {name: one} for one in wrong)):
+            with pytest.raises(ValueError, match=r"must|take|tokens|tiles"):
+                admit(tensors=tensors)
+    with pytest.raises(ValueError, match=r"tokens"):
+        admit(spans=image.spans[:-1] or [(image.start, image.num_tokens - 1)])
