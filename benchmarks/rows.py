@@ -45,7 +45,7 @@ def _forward(settings: Settings, cpu_kernels: bool) -> Callable[[int], None]:
         model=settings.model, device="cpu", dtype="float32", page_size=PAGE_SIZE, cpu_kernels=cpu_kernels
     )
     target = TargetModel.load(config)
-    cache = KVCache(target.kv_shape, NUM_PAGES, PAGE_SIZE, target.device, target.kernels)
+    cache = KVCache(target.kv_shape, NUM_PAGES, PAGE_SIZE, target.device, target.attention)
     return forward_of(target, cache, PAGE_SIZE)
 
 

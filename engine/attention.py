@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface
 
 from engine.batch import Batch
-from engine.kernels.rows import FewRows, few_rows_of
+from engine.kernels.spans import PlannedSpans
 from engine.kv_cache import KVCache
 
 ATTENTION_NAME = "specvlm_paged"
@@ -55,14 +55,14 @@ class _Group:
 
 @dataclass(slots=True)
 class AttentionContext:
-    """One step's batch with the KV it reads and writes, prepared for all layers at once. ``few``: the spans
-    that the kernels serve, if they do; ``groups``: all others.
+    """One step's batch with the KV it reads and writes, prepared for all layers at once. ``planned``: the
+    spans that kernels serve, if they do; ``groups``: all others.
     """
 
     batch: Batch
     cache: KVCache
     groups: list[_Group]
-    few: FewRows | None
+    planned: PlannedSpans | None
 
 
 def prepare(batch: Batch, cache: KVCache) -> AttentionContext:
@@ -71,8 +71,8 @@ def prepare(batch: Batch, cache: KVCache) -> AttentionContext:
     Grouped by size, because a group is padded to its longest context: one long chat beside many short ones
     would otherwise make all of them long. Trees and causal spans are grouped apart.
     """
-    served = [] if cache.kernels is None else few_rows_of(batch)
-    few = FewRows(batch, served, cache.kernels) if cache.kernels is not None and served else None
+    planned = None if cache.attention is None else cache.attention.plan(batch)
+    served = () if planned is None else planned.sequences
     groups: list[list[int]] = []
     order = sorted(
         set(range(batch.num_sequences)).difference(served),
@@ -90,7 +90,7 @@ def prepare(batch: Batch, cache: KVCache) -> AttentionContext:
                 continue
         groups.append([sequence])
         queries, keys, pairs = batch.query_len(sequence), batch.kv_len(sequence), own
-    return AttentionContext(batch, cache, [_group(batch, sorted(members)) for members in groups], few)
+    return AttentionContext(batch, cache, [_group(batch, sorted(members)) for members in groups], planned)
 
 
 def paged_attention(
@@ -150,13 +150,13 @@ def attend(
     is in the cache already.
     """
     keys, values = context.cache.keys[layer], context.cache.values[layer]
-    if len(context.groups) == 1 and context.groups[0].valid is None and context.few is None:
+    if len(context.groups) == 1 and context.groups[0].valid is None and context.planned is None:
         # All rows, in their own order.
         out = _attend(context.groups[0], rows, keys, values, scaling, sliding_window)
         return out.reshape(rows.shape)
     out = torch.empty_like(rows, memory_format=torch.contiguous_format)
-    if context.few is not None:
-        context.few.attend(rows, keys, values, out, scaling, sliding_window)
+    if context.planned is not None:
+        context.planned.attend(rows, keys, values, out, scaling, sliding_window)
     for group in context.groups:
         attended = _attend(group, rows, keys, values, scaling, sliding_window)
         target = group.rows if group.valid is None else group.rows[group.valid]

@@ -53,7 +53,7 @@ class EngineCore:
         self._eos_token_ids = eos_token_ids
         self._pool = PagePool(sizes.num_pages)
         self._embeddings: EncoderCache[torch.Tensor] = EncoderCache(config.encoder_cache_tokens)
-        cache = KVCache(target.kv_shape, sizes.num_pages, config.page_size, target.device, target.kernels)
+        cache = KVCache(target.kv_shape, sizes.num_pages, config.page_size, target.device, target.attention)
         self._runner = Runner(target, cache, self._embeddings, config.page_size)
         drafter = make_drafter(config, target, sizes)
         budget = make_budget(config, target, cache, drafter) if make_budget and drafter else None

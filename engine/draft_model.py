@@ -39,7 +39,7 @@ class DraftModel:
         self._module = module.to(self.device, self.dtype).eval().requires_grad_(False)
         self._head = head.to(self.device, self.dtype).requires_grad_(False)
         self.num_weights = sum(parameter.numel() for parameter in self._module.parameters())
-        self.kernels = target.kernels
+        self.kernels, self.attention = target.kernels, target.attention
         if self.kernels is not None:
             install(self._module, self.kernels)
             if isinstance(self._head, nn.Linear):

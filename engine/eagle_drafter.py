@@ -85,7 +85,7 @@ class EagleDrafter:
         self.pool: PagePool | None = PagePool(own_pages)
         self.model, self.lookup = model, lookup
         self._features = FeatureStore(num_pages, page_size, model.feature_size, model.dtype, model.device)
-        self.cache = KVCache(model.kv_shape, own_pages, page_size, model.device, model.kernels)
+        self.cache = KVCache(model.kv_shape, own_pages, page_size, model.device, model.attention)
         self._page_size = page_size
         self._embed = embed
         self._caching = caching

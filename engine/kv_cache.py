@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig
 
-from engine.kernels.cpu import Kernels
+from engine.kernels.spans import AttentionKernels
 
 
 @dataclass(slots=True, frozen=True)
@@ -33,8 +33,8 @@ class KVShape:
 
 
 class KVCache:
-    """Keys and values, one tensor ``[num_slots, num_kv_heads, head_dim]`` a layer. ``kernels``: what reads
-    them, besides torch; float32 on a CPU.
+    """Keys and values, one tensor ``[num_slots, num_kv_heads, head_dim]`` a layer. ``attention``: what
+    reads them, besides torch.
 
     One tensor a layer, never slices of a stack: a compiler would clone those.
     """
@@ -45,9 +45,9 @@ class KVCache:
         num_pages: int,
         page_size: int,
         device: torch.device,
-        kernels: Kernels | None = None,
+        attention: AttentionKernels | None = None,
     ) -> None:
-        self.kernels = kernels
+        self.attention = attention
         size = (num_pages * page_size, shape.num_kv_heads, shape.head_dim)
         self.keys = [_zeros(size, shape.dtype, device) for _ in range(shape.num_layers)]
         self.values = [_zeros(size, shape.dtype, device) for _ in range(shape.num_layers)]

@@ -23,9 +23,11 @@ from engine.attention import AttentionContext
 from engine.cache_folder import cache_folder
 from engine.config import EngineConfig
 from engine.errors import ModelLoadError
+from engine.kernels.choose import attention_kernels
 from engine.kernels.cpu import Kernels
 from engine.kernels.install import install
 from engine.kernels.modules import KernelLinear
+from engine.kernels.spans import AttentionKernels
 from engine.kv_cache import KVShape
 from engine.packing import PackedLinear, can_pack, pack_linears, packing_pays
 from processing.prompt import ImageInput
@@ -68,9 +70,10 @@ class TargetModel:
         device: torch.device,
         dtype: torch.dtype,
         kernels: Kernels | None = None,
+        attention: AttentionKernels | None = None,
     ) -> None:
         self.adapter = adapter
-        self.kernels = kernels
+        self.kernels, self.attention = kernels, attention
         self.family = str(model.config.model_type)
         self.load_seconds = 0.0
         self.device = device
@@ -112,7 +115,9 @@ class TargetModel:
             log.info("CPU kernels in place of %s", install(adapter.text_model, kernels))
         elif can_pack(device, dtype):
             log.info("packed %d linear layers of the text model", pack_linears(adapter.text_model))
-        target = cls(adapter, model, device, dtype, kernels)
+        shape, heads = KVShape.of(adapter.text_config, dtype), adapter.text_config.num_attention_heads
+        chosen = attention_kernels(device, shape, heads, kernels, triton=config.triton_kernels)
+        target = cls(adapter, model, device, dtype, kernels, chosen)
         target.load_seconds = time.monotonic() - started
         return target
 

@@ -100,6 +100,7 @@ class ServeSettings(BaseSettings):
     cpu_kernels: bool = Field(
         True, description="on a CPU in float32, compile our own kernels at the first start and use them"
     )
+    triton_kernels: bool = Field(True, description="on CUDA, use our Triton attention where it works")
 
     limit_mm_per_prompt: dict[Literal["image"], Annotated[int, Field(ge=0)]] = Field(
         {"image": 16}, description="most pictures in one request"
@@ -188,6 +189,7 @@ class ServeSettings(BaseSettings):
             gpu_memory_utilization=self.gpu_memory_utilization,
             enable_prefix_caching=self.enable_prefix_caching,
             cpu_kernels=self.cpu_kernels,
+            triton_kernels=self.triton_kernels,
             trust_remote_code=self.trust_remote_code,
         )
 

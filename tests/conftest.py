@@ -14,6 +14,8 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # The models are tiny: threads would spend their time waiting for each other, most of all on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Triton's kernels run in its interpreter, without a GPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # In CI a test that skips is a test that does not run: there a skip fails, except where a GPU is missing.
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL_TESTS") == "1"

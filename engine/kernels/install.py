@@ -18,6 +18,7 @@ from engine.batch import Part, build_batch
 from engine.kernels.attention import KernelAttention
 from engine.kernels.cpu import Kernels
 from engine.kernels.modules import KernelLinear, KernelMLP, KernelNorm
+from engine.kernels.rows import CpuAttention, FewRows
 from engine.kv_cache import KVCache, KVShape
 
 _ROWS = 3
@@ -73,7 +74,7 @@ def attention_like(layer: Any, kernels: Kernels) -> KernelAttention | None:
     shape = KVShape(int(layer.layer_idx) + 1, layer.k_proj.out_features // dim, dim, torch.float32)
     order = np.arange(_ROWS)
     batch = build_batch([Part(order, order, pages=[0], first=0)], _ROWS, torch.device("cpu"))
-    context = prepare(batch, KVCache(shape, 1, _ROWS, torch.device("cpu"), kernels))
+    context = prepare(batch, KVCache(shape, 1, _ROWS, torch.device("cpu"), CpuAttention(kernels)))
     angles = 6 * torch.rand(1, _ROWS, dim // 2, generator=torch.Generator().manual_seed(1)).repeat(1, 1, 2)
     given = {
         "hidden_states": _sample(layer.q_proj.in_features),
@@ -85,8 +86,8 @@ def attention_like(layer: Any, kernels: Kernels) -> KernelAttention | None:
         wanted, _ = layer(**given)
     except Exception:  # wants positions of another shape, or to be told more
         return None
-    assert context.few is not None
-    (window,) = context.few.windows
+    assert isinstance(context.planned, FewRows)
+    (window,) = context.planned.windows
     made = KernelAttention(layer, window, kernels)
     return made if _same(made(**given)[0], wanted) else None
 

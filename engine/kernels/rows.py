@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,15 +17,22 @@ FEW = MAX_TREE_NODES
 """Longer spans, chunks of prompts, go to torch: they are products of matrices. (A mask has as many bits.)"""
 
 
-def few_rows_of(batch: Batch) -> list[int]:
-    """Sequences whose spans are short enough."""
-    return [s for s in range(batch.num_sequences) if batch.query_len(s) <= FEW]
+@dataclass(frozen=True, slots=True)
+class CpuAttention:
+    """float32 on a CPU."""
+
+    kernels: Kernels
+
+    def plan(self, batch: Batch) -> FewRows | None:
+        short = [s for s in range(batch.num_sequences) if batch.query_len(s) <= FEW]
+        return FewRows(batch, short, self.kernels) if short else None
 
 
 class FewRows:
     """Short spans of one step, ready for every layer. Cost: a few small arrays, no loop over rows."""
 
     def __init__(self, batch: Batch, sequences: Seq[int], kernels: Kernels) -> None:
+        self.sequences = sequences
         self._kernels = kernels
         lengths = np.array([batch.query_len(s) for s in sequences])
         starts = np.array([batch.span_starts[s] for s in sequences])

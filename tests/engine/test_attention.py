@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from engine.attention import paged_attention, prepare
 from engine.batch import Batch
-from engine.kernels.cpu import Kernels
+from engine.kernels.rows import CpuAttention
+from engine.kernels.spans import AttentionKernels
 from engine.kv_cache import KVCache, KVShape
 from tests.engine.own_kernels import own_kernels
 
@@ -39,9 +40,11 @@ class Scene:
         page_size: int,
         trees: list[bool],
         ran: list[int] | None = None,
-        kernels: Kernels | None = None,
+        attention: AttentionKernels | None = None,
+        sizes: tuple[int, int, int] = (HEADS, KV_HEADS, DIM),
     ) -> None:
         """``ran``: how many nodes of each tree are in KV from earlier steps; the rest run now."""
+        self.heads, kv_heads, dim = sizes
         rng = np.random.default_rng(seed)
         generator = torch.Generator().manual_seed(seed)
         ran = [0] * len(queries) if ran is None else ran
@@ -52,17 +55,17 @@ class Scene:
         pages = rng.permutation(sum(counts) + 3)
         tables = np.split(pages[: sum(counts)], np.cumsum(counts)[:-1])
         self.cache = KVCache(
-            KVShape(1, KV_HEADS, DIM, torch.float32), len(pages), page_size, torch.device("cpu"), kernels
+            KVShape(1, kv_heads, dim, torch.float32), len(pages), page_size, torch.device("cpu"), attention
         )
         # Several roots, as a draft's tree has, whose own root is in the prefix.
         self.parents = [[int(rng.integers(-1, i)) for i in range(q)] for q in nodes]
         self.tree_starts = prefixes
-        self.keys = [torch.randn(n, KV_HEADS, DIM, generator=generator) for n in lengths]
-        self.values = [torch.randn(n, KV_HEADS, DIM, generator=generator) for n in lengths]
+        self.keys = [torch.randn(n, kv_heads, dim, generator=generator) for n in lengths]
+        self.values = [torch.randn(n, kv_heads, dim, generator=generator) for n in lengths]
         # Slots that no sequence owns, or that are not written yet, may hold anything.
         for tensor in (self.cache.keys[0], self.cache.values[0]):
             tensor.fill_(float("nan"))
-        self.query = torch.randn(sum(queries), HEADS, DIM, generator=generator)
+        self.query = torch.randn(sum(queries), self.heads, dim, generator=generator)
         slots = []
         for table, start, length, k, v in zip(tables, starts, lengths, self.keys, self.values, strict=True):
             own = torch.tensor([table[i // page_size] * page_size + i % page_size for i in range(length)])
@@ -116,8 +119,8 @@ class Scene:
                 position |= {i: i for i in range(prefix)}
                 here = position[prefix + q]
                 visible = [i for i, at in sorted(position.items()) if window is None or at > here - window]
-                for head in range(HEADS):
-                    kv_head = head // (HEADS // KV_HEADS)
+                for head in range(self.heads):
+                    kv_head = head // (self.heads // self.keys[s].shape[1])
                     scores = self.keys[s][visible, kv_head] @ self.query[row, head] * 0.3
                     rows[row, head] = torch.softmax(scores, -1) @ self.values[s][visible, kv_head]
                 row += 1
@@ -125,10 +128,8 @@ class Scene:
 
 
 @pytest.fixture(scope="session", params=["torch", "kernels"])
-def kernels(request: pytest.FixtureRequest) -> Kernels | None:
-    if request.param == "torch":
-        return None
-    return own_kernels()
+def attention(request: pytest.FixtureRequest) -> AttentionKernels | None:
+    return None if request.param == "torch" else CpuAttention(own_kernels())
 
 
 @settings(max_examples=100, deadline=None)
@@ -143,10 +144,14 @@ def kernels(request: pytest.FixtureRequest) -> Kernels | None:
     window=st.sampled_from([None, None, 1, 4]),
 )
 def test_equals_the_formula(
-    kernels: Kernels | None, seed: int, spans: list[tuple[int, int, bool]], page_size: int, window: int | None
+    attention: AttentionKernels | None,
+    seed: int,
+    spans: list[tuple[int, int, bool]],
+    page_size: int,
+    window: int | None,
 ) -> None:
     prefixes, queries, trees = [s[0] for s in spans], [s[1] for s in spans], [s[2] for s in spans]
-    scene = Scene(seed, prefixes, queries, page_size, trees, kernels=kernels)
+    scene = Scene(seed, prefixes, queries, page_size, trees, attention=attention)
     torch.testing.assert_close(scene.run(window), scene.expected(window), rtol=1e-4, atol=1e-5)
 
 
@@ -161,17 +166,17 @@ def test_equals_the_formula(
     page_size=st.sampled_from([1, 3, 16]),
 )
 def test_trees_whose_earlier_nodes_are_in_kv(
-    kernels: Kernels | None, seed: int, spans: list[tuple[int, int, int, bool]], page_size: int
+    attention: AttentionKernels | None, seed: int, spans: list[tuple[int, int, int, bool]], page_size: int
 ) -> None:
     """A draft grows a tree level by level: only the newest level's nodes run, all may see ancestors."""
     prefixes, queries, ran, trees = (list(column) for column in zip(*spans, strict=True))
     ran = [r if tree else 0 for r, tree in zip(ran, trees, strict=True)]
-    scene = Scene(seed, prefixes, queries, page_size, trees, ran, kernels)
+    scene = Scene(seed, prefixes, queries, page_size, trees, ran, attention)
     torch.testing.assert_close(scene.run(None), scene.expected(None), rtol=1e-4, atol=1e-5)
 
 
-def test_all_64_nodes_of_a_tree_that_ran_in_two_parts(kernels: Kernels | None) -> None:
-    scene = Scene(5, [9, 3], [8, 2], 4, [True, True], [56, 62], kernels)
+def test_all_64_nodes_of_a_tree_that_ran_in_two_parts(attention: AttentionKernels | None) -> None:
+    scene = Scene(5, [9, 3], [8, 2], 4, [True, True], [56, 62], attention)
     torch.testing.assert_close(scene.run(None), scene.expected(None), rtol=1e-4, atol=1e-5)
     with pytest.raises(RuntimeError, match="sliding window over a tree"):
         scene.run(4)
@@ -179,8 +184,8 @@ def test_all_64_nodes_of_a_tree_that_ran_in_two_parts(kernels: Kernels | None) -
         Scene(5, [9], [8], 4, [True], [57])
 
 
-def test_a_tree_of_64_nodes_beside_a_long_prompt(kernels: Kernels | None) -> None:
-    scene = Scene(7, [5, 90], [64, 150], 16, [True, False], kernels=kernels)  # bit 63 is the sign bit
+def test_a_tree_of_64_nodes_beside_a_long_prompt(attention: AttentionKernels | None) -> None:
+    scene = Scene(7, [5, 90], [64, 150], 16, [True, False], attention=attention)  # bit 63 is the sign bit
     torch.testing.assert_close(scene.run(None), scene.expected(None), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="at most 64"):
         Scene(7, [5], [65], 16, [True])

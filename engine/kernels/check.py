@@ -1,0 +1,96 @@
+"""How far kernels are from plain attention where they will run: random spans, trees and pages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from engine.attention import attend, prepare
+from engine.batch import Part, build_batch
+from engine.kernels.spans import AttentionKernels
+from engine.kv_cache import KVCache, KVShape
+
+_PAGE_SIZE = 16
+
+CLOSE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+"""Largest difference that rounding may make, as a share of the largest number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """Sequences of a step: how many tokens are in KV, how many run, and whether they are a tree."""
+
+    prefixes: Seq[int]
+    queries: Seq[int]
+    trees: Seq[bool]
+
+
+SOME = Spans(
+    prefixes=(37, 300, 0, 5, 700), queries=(9, 1, 70, 64, 3), trees=(True, False, False, True, False)
+)
+"""Trees, one of all 64 nodes, a chunk of a prompt, decoding, and contexts that are worth splitting."""
+
+
+@torch.inference_mode()
+def difference(
+    kernels: AttentionKernels | None,
+    shape: KVShape,
+    num_heads: int,
+    device: torch.device,
+    *,
+    spans: Spans = SOME,
+    window: int | None = None,
+    seed: int = 0,
+) -> float:
+    """Largest difference between ``kernels`` (``None``: plain torch) on ``device`` in the type of ``shape``
+    and plain torch on a CPU in float64, as a share of the largest number; NaN if either gives one.
+    """
+    exact = KVShape(1, shape.num_kv_heads, shape.head_dim, torch.float64)
+    own = KVShape(1, shape.num_kv_heads, shape.head_dim, shape.dtype)
+    parts, num_pages = _parts(spans, np.random.default_rng(seed))
+    num_rows = sum(spans.queries)
+    # The same rounded numbers for both.
+    query, keys, values = _numbers(own, num_heads, num_rows, num_pages, seed)
+    outs = []
+    for kind, where, chosen in ((own, device, kernels), (exact, torch.device("cpu"), None)):
+        cache = KVCache(kind, num_pages, _PAGE_SIZE, where, chosen)
+        cache.keys[0].copy_(keys)
+        cache.values[0].copy_(values)
+        context = prepare(build_batch(parts, _PAGE_SIZE, where), cache)
+        out = attend(context, 0, query.to(where, kind.dtype), None, window)
+        outs.append(out.to("cpu", torch.float64))
+    return float((outs[0] - outs[1]).abs().max() / outs[1].abs().max())
+
+
+def _parts(spans: Spans, rng: np.random.Generator) -> tuple[list[Part], int]:
+    """As parts of a row over shuffled pages, and how many pages there are."""
+    lengths = [p + q for p, q in zip(spans.prefixes, spans.queries, strict=True)]
+    counts = [-(-n // _PAGE_SIZE) for n in lengths]
+    pages = np.split(rng.permutation(sum(counts)), np.cumsum(counts)[:-1])
+    parts = []
+    for table, prefix, count, is_tree in zip(pages, spans.prefixes, spans.queries, spans.trees, strict=True):
+        masks = _tree(count, rng) if is_tree else None
+        order = np.arange(prefix, prefix + count)
+        parts.append(Part(np.zeros(count, np.int64), order, table.tolist(), prefix, prefix, masks))
+    return parts, sum(counts)
+
+
+def _tree(num_nodes: int, rng: np.random.Generator) -> np.ndarray:
+    masks = np.zeros(num_nodes, np.uint64)
+    for node in range(num_nodes):
+        above = masks[rng.integers(node)] if node else np.uint64(0)
+        masks[node] = above | np.uint64(1) << np.uint64(node)
+    return masks
+
+
+def _numbers(
+    shape: KVShape, num_heads: int, num_rows: int, num_pages: int, seed: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    slots = (num_pages * _PAGE_SIZE, shape.num_kv_heads, shape.head_dim)
+    sizes = ((num_rows, num_heads, shape.head_dim), slots, slots)
+    query, keys, values = (torch.randn(size, generator=generator).to(shape.dtype) for size in sizes)
+    return query, keys, values

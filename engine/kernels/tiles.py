@@ -1,0 +1,108 @@
+"""What every row of a step sees, as three integers, and the row cut into tiles: the plan of the GPU kernel.
+
+A row sees the logical slots ``first`` to ``limit`` - 1 of its sequence, and node ``j`` of its tree, which is
+slot ``tree_start + j``, if bit ``j`` of its ``mask`` is set. A sequence with 5 slots in KV that runs three
+tokens, and one with 7 that runs a tree of a root and its two children:
+
+    row      0    1    2  |  3       4       5
+    limit    6    7    8  |  7       7       7      tree_start 7
+    mask     0    0    0  |  0b001   0b011   0b101
+
+A window of 4 raises ``first`` to the row's position less 3, where a node's position is its depth behind
+``tree_start``, and takes away the bits of nodes that are farther up than that.
+
+Plain torch on any device; knows no kernel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.batch import Batch
+from engine.config import MAX_TREE_NODES
+
+TILE_FIELDS = 5
+
+
+@dataclass(slots=True, frozen=True)
+class Seen:
+    """int64 ``[N]`` each."""
+
+    first: Tensor
+    masks: Tensor
+
+
+@dataclass(slots=True)
+class Tiles:
+    """``tiles`` int64 ``[T, 5]``: sequence, first row, number of rows, ``tree_start``, and the first logical
+    slot that none of its rows sees. ``limit`` and ``positions`` (of trees: their start) int64 ``[N]``.
+    ``longest``: the most slots that a tile may look at.
+    """
+
+    batch: Batch
+    tiles: Tensor
+    limit: Tensor
+    positions: Tensor
+    longest: int
+    seen: dict[int | None, Seen] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    def visible(self, window: int | None) -> Seen:
+        """Computed on the device, when a layer first asks for this window."""
+        if window not in self.seen:
+            self.seen[window] = _visible(self.batch, self.positions, window)
+        return self.seen[window]
+
+
+def cut(batch: Batch, rows_per_tile: int) -> Tiles:
+    """No tile holds rows of two sequences. One copy to the device, no loop over rows."""
+    rows, tiles = [], []
+    for sequence in range(batch.num_sequences):
+        start, length = batch.span_starts[sequence], batch.query_len(sequence)
+        is_tree, tree_start = batch.is_tree(sequence), batch.tree_start(sequence)
+        own = batch.prefix_lens[sequence] + np.arange(length)
+        positions, limit = (np.full(length, tree_start),) * 2 if is_tree else (own, own + 1)
+        rows.append(np.stack([positions, limit]))
+        firsts = np.arange(0, length, rows_per_tile)
+        counts = np.minimum(rows_per_tile, length - firsts)
+        ends = np.full(len(firsts), batch.kv_len(sequence)) if is_tree else limit[firsts + counts - 1]
+        # Behind the last slot of a causal tile there is no tree: no bit is ever looked up.
+        starts = np.full(len(firsts), tree_start) if is_tree else ends
+        tiles.append(np.stack([np.full(len(firsts), sequence), start + firsts, counts, starts, ends], axis=1))
+    by_row, by_tile = np.concatenate(rows, axis=1), np.concatenate(tiles)
+    packed = np.concatenate([by_row.ravel(), by_tile.ravel()]).astype(np.int64)
+    device = torch.from_numpy(packed).to(batch.slots.device)
+    positions, limit, flat = device.split([batch.num_rows, batch.num_rows, by_tile.size])
+    return Tiles(batch, flat.view(-1, TILE_FIELDS), limit, positions, int(by_tile[:, -1].max()))
+
+
+def _visible(batch: Batch, positions: Tensor, window: int | None) -> Seen:
+    """Raises ``RuntimeError`` for a window over a tree part of whose nodes are in KV already: their depths
+    are not known here (a draft's layer, which alone has such trees, attends fully).
+    """
+    masks = torch.zeros_like(positions) if batch.tree_masks is None else batch.tree_masks
+    if window is None:
+        return Seen(torch.zeros_like(positions), masks)
+    trees = [s for s in range(batch.num_sequences) if batch.is_tree(s)]
+    if not trees:
+        return Seen((positions - window + 1).clamp(min=0), masks)
+    if any(batch.tree_start(s) != batch.prefix_lens[s] for s in trees):
+        raise RuntimeError("a sliding window over a tree that is partly in KV")
+    node = torch.arange(MAX_TREE_NODES, device=masks.device)
+    bits = (masks[:, None] >> node) & 1  # [N, 64]
+    depth = (bits.sum(-1) - 1).clamp(min=0)  # causal rows have no bits
+    lengths = np.diff(batch.span_starts)
+    starts = torch.from_numpy(np.repeat(np.asarray(batch.span_starts[:-1]), lengths)).to(masks.device)
+    rows_of_nodes = (starts[:, None] + node).clamp(max=len(masks) - 1)  # [N, 64]: node j is row j of its span
+    near = depth[rows_of_nodes] > depth[:, None] - window
+    # A tree's nodes are looked up by their bits alone: ``first`` must not pass its start.
+    in_tree = torch.from_numpy(np.repeat([batch.is_tree(s) for s in range(len(lengths))], lengths))
+    first = (positions + depth - window + 1).clamp(min=0)
+    first = torch.where(in_tree.to(masks.device), torch.minimum(first, positions), first)
+    return Seen(first, (bits * near << node).sum(-1))

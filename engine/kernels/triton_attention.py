@@ -1,0 +1,243 @@
+"""Attention over paged KV for CUDA, in Triton: causal spans, draft trees and sliding windows in one launch.
+
+After FlashAttention-2 (arXiv 2307.08691) and, where few rows meet a long context, Flash-Decoding: the context
+is split over several programs, whose parts are joined by a second launch. Imported where it is used only.
+No GPU has run this: it was checked in Triton's interpreter (``docs/cuda.md``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from engine.batch import Batch
+from engine.kernels.tiles import Tiles, cut
+
+_FEW, _MANY = 16, 64  # query rows times heads of a tile; a matrix unit takes no less than 16
+_TILE_BYTES = 16 << 10  # of keys at a time: two of those, twice buffered, fit into any GPU's shared memory
+_QUERY_BYTES = 32 << 10
+_SPLIT_SLOTS = 256  # a shorter part of a context is not worth its join
+_MOST_SPLITS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class TritonAttention:
+    """``processors``: how many run at once; a step that has less for them to do has its contexts split."""
+
+    processors: int
+
+    @classmethod
+    def of(cls, device: torch.device) -> TritonAttention:
+        return cls(torch.cuda.get_device_properties(device).multi_processor_count)
+
+    def plan(self, batch: Batch) -> TritonSpans:
+        return TritonSpans(batch, self.processors)
+
+
+class TritonSpans:
+    """All spans of one step. Tiles depend on how heads share keys: they are cut when a layer first asks."""
+
+    def __init__(self, batch: Batch, processors: int) -> None:
+        self.sequences: Seq[int] = range(batch.num_sequences)
+        self._batch, self._processors = batch, processors
+        self._most_rows = max(map(batch.query_len, self.sequences))
+        self._tiles: dict[int, Tiles] = {}
+
+    def attend(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        out: Tensor,
+        scaling: float | None,
+        sliding_window: int | None,
+    ) -> None:
+        """See :class:`engine.kernels.spans.PlannedSpans`. bfloat16, float16 or float32; sums are float32."""
+        num_rows, heads, dim = query.shape
+        kv_heads = keys.shape[1]
+        share = heads // kv_heads
+        padded_dim, padded_share = max(16, triton.next_power_of_2(dim)), triton.next_power_of_2(share)
+        row_bytes = padded_dim * query.element_size()
+        few = self._most_rows * padded_share <= _FEW
+        block = max(padded_share, _FEW if few else min(_MANY, max(_FEW, _QUERY_BYTES // row_bytes)))
+        rows_per_tile = block // padded_share
+        if rows_per_tile not in self._tiles:
+            self._tiles[rows_per_tile] = cut(self._batch, rows_per_tile)
+        tiles = self._tiles[rows_per_tile]
+        seen = tiles.visible(sliding_window)
+        splits = self._splits(tiles, kv_heads, sliding_window)
+        # Without splits the kernel fills ``out`` itself.
+        parts = out.new_empty((splits, num_rows, heads, dim), dtype=torch.float32) if splits > 1 else out
+        sums = out.new_empty((splits, num_rows, heads) if splits > 1 else 1, dtype=torch.float32)
+        query = query if query.stride(-1) == 1 else query.contiguous()
+        table = self._batch.page_table
+        _attend[(len(tiles), kv_heads, splits)](
+            query,
+            keys,
+            values,
+            parts,
+            sums,
+            seen.first,
+            tiles.limit,
+            seen.masks,
+            tiles.tiles,
+            table,
+            table.stride(0),
+            query.stride(0),
+            query.stride(1),
+            num_rows,
+            (dim**-0.5 if scaling is None else scaling) * 1.4426950408889634,  # exp(x) is exp2(x / log(2))
+            PAGE_SIZE=self._batch.page_size,
+            DIM=dim,
+            BLOCK_D=padded_dim,
+            SHARE=share,
+            SHARE_PADDED=padded_share,
+            BLOCK_M=block,
+            BLOCK_N=min(64, max(16, _TILE_BYTES // row_bytes)),
+            SPLIT=splits > 1,
+            num_warps=4,
+            num_stages=2,
+        )
+        if splits > 1:
+            _join[(num_rows, heads)](parts, sums, out, splits, DIM=dim, BLOCK_D=padded_dim, num_warps=1)
+
+    def _splits(self, tiles: Tiles, kv_heads: int, window: int | None) -> int:
+        """Twice as many programs as processors, if contexts are long enough; one where there are plenty."""
+        span = tiles.longest if window is None else min(tiles.longest, window + self._most_rows)
+        wanted = -(-2 * self._processors // (len(tiles) * kv_heads))
+        return max(1, min(wanted, span // _SPLIT_SLOTS, _MOST_SPLITS))
+
+
+# What changes from step to step must not be compiled in: every new value would be compiled anew.
+_VARYING = ("table_stride", "num_rows")
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def _attend(  # type: ignore[no-untyped-def]
+    query,  # [N, heads, DIM]
+    keys,  # [slots, kv_heads, DIM]
+    values,
+    out,  # [N, heads, DIM]; if SPLIT [splits, N, heads, DIM] float32, each part normalised by itself
+    sums,  # [splits, N, heads]: log2 of the sum of each part's weights
+    first,  # int64 [N], see engine/kernels/tiles.py
+    limit,
+    masks,
+    tiles,  # int64 [T, 5]
+    table,  # int64 [S, pages]
+    table_stride,
+    query_row,
+    query_head,
+    num_rows,
+    scale,
+    PAGE_SIZE: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    SHARE: tl.constexpr,
+    SHARE_PADDED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    SPLIT: tl.constexpr,
+):
+    """One tile of query rows with the heads that share one KV head, over one part of its context.
+
+    Line m of the tile is row ``m // SHARE_PADDED`` with head ``m % SHARE_PADDED``.
+    """
+    tile, kv_head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    kv_heads, parts = tl.num_programs(1), tl.num_programs(2)
+    sequence = tl.load(tiles + tile * 5)
+    first_row = tl.load(tiles + tile * 5 + 1)
+    count = tl.load(tiles + tile * 5 + 2)
+    tree_start = tl.load(tiles + tile * 5 + 3)
+    end = tl.load(tiles + tile * 5 + 4)
+
+    line = tl.arange(0, BLOCK_M)
+    column = tl.arange(0, BLOCK_D)
+    shared = line % SHARE_PADDED
+    valid = (line // SHARE_PADDED < count) & (shared < SHARE)
+    row = first_row + line // SHARE_PADDED
+    head = kv_head * SHARE + shared
+    inside = column < DIM
+    q = tl.load(
+        query + (row * query_row + head * query_head)[:, None] + column[None, :],
+        mask=valid[:, None] & inside[None, :],
+        other=0.0,
+    )
+    # Lines that are padding see nothing, and do not widen what the tile looks at.
+    row_first = tl.load(first + row, mask=valid, other=end)
+    row_limit = tl.load(limit + row, mask=valid, other=0)
+    row_mask = tl.load(masks + row, mask=valid, other=0)
+
+    begin = tl.min(row_first, axis=0)
+    own = tl.cdiv(tl.cdiv(end - begin, parts), BLOCK_N) * BLOCK_N
+    begin = begin + part * own
+    end = tl.minimum(end, begin + own)
+
+    best = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for start in range(begin, end, BLOCK_N):
+        logical = start + tl.arange(0, BLOCK_N)
+        exists = logical < end
+        page = tl.load(table + sequence * table_stride + logical // PAGE_SIZE, mask=exists, other=0)
+        slot = page * PAGE_SIZE + logical % PAGE_SIZE  # int64: a cache may pass 2^31 numbers
+        at = (slot * kv_heads + kv_head)[:, None] * DIM + column[None, :]
+        here = exists[:, None] & inside[None, :]
+        k = tl.load(keys + at, mask=here, other=0.0)
+        v = tl.load(values + at, mask=here, other=0.0)
+        node = logical - tree_start
+        bit = (row_mask[:, None] >> tl.minimum(tl.maximum(node, 0), 63)[None, :]) & 1
+        seen = (logical[None, :] < row_limit[:, None]) | ((bit == 1) & ((node >= 0) & (node < 64))[None, :])
+        seen = seen & (logical[None, :] >= row_first[:, None]) & exists[None, :]
+        # "ieee": float32 must not be rounded to the matrix units' 19 bits.
+        scores = tl.where(seen, tl.dot(q, tl.trans(k), input_precision="ieee") * scale, float("-inf"))
+        higher = tl.maximum(best, tl.max(scores, axis=1))
+        level = tl.where(higher == float("-inf"), 0.0, higher)  # a line that has seen nothing yet
+        weights = tl.exp2(scores - level[:, None])
+        shrink = tl.exp2(best - level)
+        total = total * shrink + tl.sum(weights, axis=1)
+        acc = acc * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+        best = higher
+
+    total = tl.where(total == 0.0, 1.0, total)  # a line that saw nothing in this part: its best is -inf
+    result = acc / total[:, None]
+    place = row * (kv_heads * SHARE) + head
+    if SPLIT:
+        place = place + part.to(tl.int64) * num_rows * (kv_heads * SHARE)
+        tl.store(sums + place, best + tl.log2(total), mask=valid)
+    tl.store(
+        out + place[:, None] * DIM + column[None, :],
+        result.to(out.dtype.element_ty),
+        mask=valid[:, None] & inside[None, :],
+    )
+
+
+@triton.jit(do_not_specialize=("splits",))
+def _join(parts, sums, out, splits, DIM: tl.constexpr, BLOCK_D: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Parts ``[splits, N, heads, DIM]``, each by the share of its weights in all, as ``out``."""
+    heads = tl.num_programs(1)
+    place = tl.program_id(0).to(tl.int64) * heads + tl.program_id(1)
+    step = tl.num_programs(0).to(tl.int64) * heads
+    column = tl.arange(0, BLOCK_D)
+    inside = column < DIM
+    best = tl.load(sums + place)
+    for part in range(1, splits):
+        best = tl.maximum(best, tl.load(sums + place + part * step))
+    total = 0.0
+    acc = tl.zeros([BLOCK_D], tl.float32)
+    for part in range(splits):
+        weight = tl.exp2(tl.load(sums + place + part * step) - best)
+        own = tl.load(parts + (place + part * step) * DIM + column, mask=inside, other=0.0)
+        total += weight
+        acc += own * weight
+    tl.store(out + place * DIM + column, (acc / total).to(out.dtype.element_ty), mask=inside)
+
+
+def available() -> dict[str, Any]:
+    """What a report says of the compiler."""
+    return {"triton": triton.__version__, "interpreted": bool(triton.knobs.runtime.interpret)}

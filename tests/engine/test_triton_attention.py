@@ -1,0 +1,201 @@
+"""The CUDA attention kernel, run by Triton's interpreter on a CPU, against the plain formula.
+
+No GPU is needed and none is used: this shows that the kernel computes the right thing, not that it compiles.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.config import EngineConfig
+from engine.core import EngineCore
+from engine.kernels.check import CLOSE, Spans, difference
+from engine.kernels.choose import attention_kernels
+from engine.kernels.rows import CpuAttention
+from engine.kv_cache import KVShape
+from engine.target import TargetModel, read_eos_token_ids
+from tests.conftest import BuildCheckpoint
+from tests.engine.own_kernels import own_kernels
+from tests.engine.test_attention import Scene
+from tests.golden.drafts import Scattered, mixed
+from tests.golden.reference import load_golden, request, run_core
+
+pytest.importorskip("triton", reason="Triton is not installed (it exists for Linux; see extra dev)")
+
+from engine.kernels.triton_attention import TritonAttention
+
+FEW, MANY = TritonAttention(processors=1), TritonAttention(processors=64)
+CPU = torch.device("cpu")
+
+# heads, KV heads, size of a head: shared by 3, not shared, sizes that are no power of two, shared by 7
+SIZES = st.sampled_from([(6, 2, 8), (2, 2, 16), (3, 3, 20), (7, 1, 5)])
+
+
+def close(scene: Scene, window: int | None) -> None:
+    torch.testing.assert_close(scene.run(window), scene.expected(window), rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 1 << 16),
+    spans=st.lists(
+        st.tuples(st.sampled_from([0, 1, 5, 17, 70]), st.integers(1, 9), st.booleans()),
+        min_size=1,
+        max_size=4,
+    ),
+    page_size=st.sampled_from([1, 3, 16]),
+    window=st.sampled_from([None, None, 1, 4]),
+    sizes=SIZES,
+)
+def test_equals_the_formula(
+    seed: int,
+    spans: list[tuple[int, int, bool]],
+    page_size: int,
+    window: int | None,
+    sizes: tuple[int, int, int],
+) -> None:
+    prefixes, queries, trees = (list(column) for column in zip(*spans, strict=True))
+    close(Scene(seed, prefixes, queries, page_size, trees, attention=FEW, sizes=sizes), window)
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    seed=st.integers(0, 1 << 16),
+    spans=st.lists(
+        st.tuples(st.sampled_from([0, 1, 17]), st.integers(1, 9), st.integers(0, 40), st.booleans()),
+        min_size=1,
+        max_size=3,
+    ),
+)
+def test_trees_whose_earlier_nodes_are_in_kv(seed: int, spans: list[tuple[int, int, int, bool]]) -> None:
+    prefixes, queries, ran, trees = (list(column) for column in zip(*spans, strict=True))
+    ran = [r if tree else 0 for r, tree in zip(ran, trees, strict=True)]
+    close(Scene(seed, prefixes, queries, 4, trees, ran, FEW), None)
+
+
+def test_a_tree_of_64_nodes_beside_a_prompt_of_many_tiles() -> None:
+    close(Scene(7, [5, 9], [64, 80], 16, [True, False], attention=FEW), None)  # bit 63 is the sign bit
+    partly = Scene(5, [9, 3], [8, 2], 4, [True, True], [56, 62], FEW)
+    close(partly, None)
+    with pytest.raises(RuntimeError, match="sliding window over a tree"):
+        partly.run(4)
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "queries", "trees", "window"),
+    [
+        ([900, 3, 0], [1, 1, 2], [False, False, False], None),  # parts of a context that short ones lack
+        ([600, 40], [5, 4], [True, True], None),
+        ([1100, 2], [1, 3], [False, True], 530),
+    ],
+)
+def test_long_contexts_are_split_where_there_is_little_to_do(
+    prefixes: list[int], queries: list[int], trees: list[bool], window: int | None
+) -> None:
+    scene = Scene(2, prefixes, queries, 16, trees, attention=MANY, sizes=(2, 1, 8))
+    whole = Scene(2, prefixes, queries, 16, trees, attention=FEW, sizes=(2, 1, 8))
+    close(scene, window)
+    assert not torch.equal(scene.run(window), whole.run(window)), "nothing was split: rounding is the same"
+
+
+@pytest.fixture
+def bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter keeps bfloat16 as the bits of integers, and multiplies those (3.7, 3.9)."""
+    from triton.runtime import interpreter
+
+    plain = interpreter.InterpreterBuilder.create_dot
+
+    def widened(builder, a, b, *rest):  # type: ignore[no-untyped-def]
+        language = interpreter.tl
+        if a.dtype.scalar == language.bfloat16:
+            a, b = (builder.create_fp_ext(x, language.float32) for x in (a, b))
+        return plain(builder, a, b, *rest)
+
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", widened)
+
+
+SMALL = Spans(prefixes=(20, 0, 530), queries=(5, 9, 1), trees=(True, False, False))
+
+
+@pytest.mark.usefixtures("bfloat16_products")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_half_precision_is_summed_in_float32(dtype: torch.dtype) -> None:
+    shape = KVShape(1, 2, 16, dtype)
+    for kernels, window in ((FEW, None), (MANY, None), (FEW, 6)):
+        found = difference(kernels, shape, 4, CPU, spans=SMALL, window=window)
+        # Inputs are the same rounded numbers: what is left comes from weights and results in this type.
+        assert found < 4 * torch.finfo(dtype).eps, f"{kernels} {window}"
+
+
+def test_the_check_at_load_sees_what_is_wrong() -> None:
+    shape = KVShape(1, 2, 16, torch.float32)
+    assert difference(FEW, shape, 4, CPU, spans=SMALL) < 1e-6
+    for broken in (MasksForgotten(), NothingWritten()):
+        assert not difference(broken, shape, 4, CPU, spans=SMALL) <= CLOSE[torch.float32]
+
+
+class MasksForgotten(TritonAttention):
+    """Trees as if they were causal spans."""
+
+    def __init__(self) -> None:
+        super().__init__(processors=1)
+
+    def plan(self, batch):  # type: ignore[no-untyped-def]
+        return super().plan(dataclasses.replace(batch, trees=(), tree_masks=None))
+
+
+class NothingWritten(TritonAttention):
+    """All NaN, as memory that was never written may be."""
+
+    def __init__(self) -> None:
+        super().__init__(processors=1)
+
+    def plan(self, batch):  # type: ignore[no-untyped-def]
+        planned = super().plan(batch)
+        planned.attend = lambda query, keys, values, out, scaling, window: out.fill_(float("nan"))
+        return planned
+
+
+def test_is_chosen_by_device_and_falls_back_with_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    shape = KVShape(1, 2, 16, torch.float32)
+    assert attention_kernels(CPU, shape, 4, None, triton=True) is None
+    assert isinstance(attention_kernels(CPU, shape, 4, own_kernels(), triton=True), CpuAttention)
+    if torch.cuda.is_available():
+        assert isinstance(
+            attention_kernels(torch.device("cuda"), shape, 4, None, triton=True), TritonAttention
+        )
+        return
+    with caplog.at_level(logging.WARNING):
+        assert attention_kernels(torch.device("cuda"), shape, 4, None, triton=True) is None
+    assert "plain torch is slower" in caplog.text
+
+
+@pytest.mark.parametrize("family", ["llava", "mistral_sliding"])
+def test_a_model_says_the_same(family: str, tiny: BuildCheckpoint) -> None:
+    """Prompts in chunks, pictures and trees, through the whole engine."""
+    golden = load_golden(tiny(family))
+    prompts = [golden.prompt("What is this?", (1,) if golden.sees else ()), golden.prompt("Why?")]
+    config = EngineConfig(
+        model=str(golden.folder),
+        device="cpu",
+        page_size=4,
+        max_num_seqs=4,
+        max_num_batched_tokens=23,
+        kv_cache_memory=1 << 21,
+        cpu_kernels=False,
+    )
+    target = TargetModel.load(config)
+    target.attention = FEW
+    answers = {str(i): golden.expected(prompt, 6).token_ids for i, prompt in enumerate(prompts)}
+    drafter = Scattered(mixed, target.vocab_size, answers)
+    core = EngineCore(config, target, read_eos_token_ids(config), lambda *_: drafter)
+    run = run_core(core, [(i, request(str(i), prompt, max_tokens=6)) for i, prompt in enumerate(prompts)])
+    for i, prompt in enumerate(prompts):
+        golden.compare(run.token_ids[str(i)], prompt, 6, f"{family}, prompt {i}")
+    assert core.stats.spec_accepted_tokens > 0
