@@ -58,11 +58,9 @@ class DenseDraft:
             inputs[name] = torch.from_numpy(np.concatenate([image.tensors[name] for image in images]))
         positions = torch.arange(len(token_ids))
         if hasattr(self._model.model, "get_rope_index"):
-            inputs["mm_token_type_ids"] = (ids == self._model.config.image_token_id).int()
+            inputs["mm_token_type_ids"] = kinds = (ids == self._model.config.image_token_id).int()
             grids = inputs.get("image_grid_thw")
-            found, _ = self._model.model.get_rope_index(
-                ids, inputs["mm_token_type_ids"], image_grid_thw=grids
-            )
+            found, _ = self._model.model.get_rope_index(ids, kinds, image_grid_thw=grids)
             positions = found[:, 0]
         caught: list[torch.Tensor] = []
         layer = self._model.get_decoder().layers[0]

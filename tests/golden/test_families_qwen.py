@@ -98,7 +98,9 @@ def test_the_draft_sees_what_a_dense_one_sees(
     golden = load_golden(tiny(family))
     shown: list[list[Sized]] = [[], [TALL], [TALL, WIDE]]
     prompts = [golden.prompt("What is in this picture?", pictures) for pictures in shown]
-    core, notes = watched(golden, prompts, vocabulary, page_size=page_size, max_num_batched_tokens=40)
+    # Without the kernels, whose rounding grows along a path of random weights.
+    how = {"page_size": page_size, "max_num_batched_tokens": 40, "cpu_kernels": False}
+    core, notes = watched(golden, prompts, vocabulary, **how)
     stories = run_all(core, [(i, ask(str(i), prompt)) for i, prompt in enumerate(prompts)])
     check(golden, notes, vocabulary)
     assert num_accepted(stories) > 8, "the KV of accepted drafts must be part of this"

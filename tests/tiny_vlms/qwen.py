@@ -27,14 +27,35 @@ MERGE_SIZE = 2
 EDGE = PATCH_SIZE * MERGE_SIZE
 """Pixels of a token's square."""
 
+PLACEHOLDER = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
+
+# That of Qwen2-VL, without videos and numbers of pictures, and with the BOS that the tiny tokenizer has.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "{% endif %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n"
+    "{% else %}{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}"
+    "<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif 'text' in content %}{{ content['text'] }}{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
 
 def build_qwen2_vl(tokenizer: PreTrainedTokenizerFast) -> Parts:
+    _add_tokens(tokenizer)
     vision = _vision() | {"embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2}
     config = Qwen2VLConfig(vision_config=vision, text_config=_text(tokenizer, 16), **_common(tokenizer))
     return Parts(make(Qwen2VLForConditionalGeneration, config), _processor(Qwen2VLProcessor, tokenizer))
 
 
 def build_qwen2_5_vl(tokenizer: PreTrainedTokenizerFast) -> Parts:
+    _add_tokens(tokenizer)
     vision = _vision() | {
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -47,6 +68,7 @@ def build_qwen2_5_vl(tokenizer: PreTrainedTokenizerFast) -> Parts:
 
 
 def build_qwen3_vl(tokenizer: PreTrainedTokenizerFast) -> Parts:
+    _add_tokens(tokenizer)
     vision = _vision() | {
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -58,6 +80,11 @@ def build_qwen3_vl(tokenizer: PreTrainedTokenizerFast) -> Parts:
     text["rope_parameters"] |= {"mrope_section": [6, 5, 5], "mrope_interleaved": True}
     config = Qwen3VLConfig(vision_config=vision, text_config=text, **_common(tokenizer))
     return Parts(make(Qwen3VLForConditionalGeneration, config), _processor(Qwen3VLProcessor, tokenizer))
+
+
+def _add_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.add_special_tokens({"additional_special_tokens": list(PLACEHOLDER)})
+    tokenizer.image_token = PLACEHOLDER[1]
 
 
 def _vision() -> dict[str, Any]:
@@ -79,7 +106,7 @@ def _text(tokenizer: PreTrainedTokenizerFast, head_dim: int) -> dict[str, Any]:
 
 def _common(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     return {
-        "image_token_id": tokenizer.convert_tokens_to_ids("<image>"),
+        "image_token_id": tokenizer.convert_tokens_to_ids(PLACEHOLDER[1]),
         "video_token_id": len(tokenizer) + 1,
         "tie_word_embeddings": False,
     }
@@ -91,5 +118,5 @@ def _processor(kind: type[ProcessorMixin], tokenizer: PreTrainedTokenizerFast) -
         merge_size=MERGE_SIZE,
         size={"shortest_edge": 4 * EDGE**2, "longest_edge": 64 * EDGE**2},
     )
-    processor: ProcessorMixin = without_videos(kind)(images, tokenizer, chat_template=tokenizer.chat_template)
+    processor: ProcessorMixin = without_videos(kind)(images, tokenizer, chat_template=CHAT_TEMPLATE)
     return processor
