@@ -37,6 +37,7 @@ class _Group:
     ``None`` if nothing is padded. ``kv_slots`` int64 ``[S * L]``. ``prefix`` int64 ``[S]``: keys before the
     span, or before the tree. ``dense``: every query sees every key unless a window cuts it off.
     ``tree_masks`` int64 ``[S, Q]`` or ``None``; ``whole_trees``: the span holds every node of its tree.
+    ``visible_ends`` int64 ``[S, Q]``: the key that each query sees up to, if it is not itself for all.
     ``masks``: additive, by sliding window; made when first asked for. ``gathered``: room for the keys and
     values of one layer at a time; fresh memory for each layer costs more than the attention.
     """
@@ -49,6 +50,7 @@ class _Group:
     dense: bool
     tree_masks: torch.Tensor | None
     whole_trees: bool
+    visible_ends: torch.Tensor | None
     masks: dict[int | None, torch.Tensor | None] = field(default_factory=dict)
     gathered: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -224,6 +226,7 @@ def _group(batch: Batch, sequences: list[int]) -> _Group:
         prefix=torch.tensor([batch.tree_start(s) for s in sequences], device=device),
         dense=not is_tree and num_queries == 1 and len({batch.kv_len(s) for s in sequences}) == 1,
         tree_masks=batch.tree_masks[rows] if is_tree and batch.tree_masks is not None else None,
+        visible_ends=None if batch.visible_ends is None else batch.visible_ends[rows],
         whole_trees=all(batch.tree_start(s) == batch.prefix_lens[s] for s in sequences),
     )
 
@@ -253,7 +256,8 @@ def _visible(group: _Group, window: int | None) -> torch.Tensor:
         order = torch.arange(group.rows.shape[1], device=group.prefix.device)
         query_position = group.prefix[:, None] + order  # [S, Q]
         key_position = logical.expand_as(node)  # [S, L]
-        visible = key_position[:, None, :] <= query_position[:, :, None]
+        ends = query_position + 1 if group.visible_ends is None else group.visible_ends
+        visible = key_position[:, None, :] < ends[:, :, None]
     else:
         bits = (
             group.tree_masks[:, :, None] >> torch.arange(64, device=group.prefix.device)

@@ -34,6 +34,9 @@ class Batch:
     the logical slot of each tree's node 0, the prefix's length unless nodes of earlier steps are in KV.
     ``tree_masks``: int64 ``[N]`` or ``None``; bit ``j`` of a tree's row says that it sees node ``j`` of its
     tree, itself included. A tree has at most 64 nodes.
+
+    ``visible_ends``: int64 ``[N]`` or ``None``: for rows of causal spans, the logical slot that they see up
+    to, where some see more than themselves and what is before: pictures that are seen in both directions.
     """
 
     token_ids: torch.Tensor
@@ -46,6 +49,7 @@ class Batch:
     trees: tuple[bool, ...] = ()
     tree_starts: tuple[int, ...] = ()
     tree_masks: torch.Tensor | None = None
+    visible_ends: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         for sequence in range(self.num_sequences):
@@ -85,7 +89,7 @@ class Part:
     """The rows of one sequence, on the host: ``M`` tokens from logical slot ``first`` of these ``pages`` on.
 
     ``positions`` int64 ``[M]`` or ``[3, M]``. ``masks`` uint64 ``[M]`` if the rows are of a tree, whose node
-    0 is at slot ``tree_start``.
+    0 is at slot ``tree_start``. ``visible_ends`` int64 ``[M]`` if some rows see later ones.
     """
 
     token_ids: npt.NDArray[np.int64]
@@ -94,6 +98,7 @@ class Part:
     first: int
     tree_start: int = 0
     masks: npt.NDArray[np.uint64] | None = None
+    visible_ends: npt.NDArray[np.int64] | None = None
 
 
 def part_of(span: Span) -> Part:
@@ -101,7 +106,13 @@ def part_of(span: Span) -> Part:
     token_ids = np.asarray(span.sequence.token_ids[span.start : span.end], dtype=np.int64)
     positions = span.sequence.positions(span.start, span.end)
     if span.tree is None:
-        return Part(token_ids, positions, span.sequence.table.pages, span.start)
+        return Part(
+            token_ids,
+            positions,
+            span.sequence.table.pages,
+            span.start,
+            visible_ends=span.sequence.visible_ends(span.start, span.end),
+        )
     return Part(
         np.concatenate([token_ids, span.tree.token_ids]),
         np.concatenate([positions, positions[..., -1:] + span.tree.depths], axis=-1),
@@ -132,6 +143,11 @@ def build_batch(parts: Seq[Part], page_size: int, device: torch.device) -> Batch
                 for p, n in zip(parts, lengths, strict=True)
             ]
         ).view(np.int64)
+    ends = None
+    if any(part.visible_ends is not None for part in parts):
+        ends = np.concatenate(
+            [i + 1 if p.visible_ends is None else p.visible_ends for p, i in zip(parts, logical, strict=True)]
+        )
     return Batch(
         token_ids=torch.from_numpy(np.concatenate([part.token_ids for part in parts])).to(device),
         positions=torch.from_numpy(np.concatenate([part.positions for part in parts], axis=-1)).to(device),
@@ -143,4 +159,5 @@ def build_batch(parts: Seq[Part], page_size: int, device: torch.device) -> Batch
         trees=trees if masks is not None else (),
         tree_starts=tuple(part.tree_start for part in parts) if masks is not None else (),
         tree_masks=None if masks is None else torch.from_numpy(masks).to(device),
+        visible_ends=None if ends is None else torch.from_numpy(ends).to(device),
     )

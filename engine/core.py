@@ -47,7 +47,8 @@ class EngineCore:
     ) -> None:
         """Without ``make_budget`` every tree is as large as the limits allow."""
         started = time.monotonic()
-        sizes = choose_sizes(config, target.kv_shape, target.max_position, target.device)
+        block = target.adapter.longest_block
+        sizes = choose_sizes(config, target.kv_shape, target.max_position, target.device, block)
         self._config = config
         self.target = target
         self._eos_token_ids = eos_token_ids
@@ -140,6 +141,7 @@ class EngineCore:
             max_model_len=self.info.max_model_len,
             limits=self._speculator.limits,
             prompt_positions=self.target.adapter.positions(request.prompt),
+            both_ways=self.target.adapter.longest_block > 0,
         )
         self.scheduler.add(sequence)
 

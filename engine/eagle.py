@@ -10,6 +10,7 @@ The same module trains and serves; only the attention implementation differs. Kn
 
 from __future__ import annotations
 
+import inspect
 from copy import deepcopy
 from typing import Any, cast
 
@@ -97,7 +98,22 @@ def decoder_layer(
             model = cast(Any, AutoModel.from_config(config, **how))
     except ValueError as error:
         raise ModelLoadError(f"no layer of the kind {config.model_type} for this draft: {error}") from error
-    return model.config, model.layers[0].to_empty(device="cpu"), type(model.rotary_emb)(config=model.config)
+    rotary = type(model.rotary_emb)(config=model.config)
+    if "layer_type" in inspect.signature(rotary.forward).parameters:
+        rotary = _FullAttentionRotary(rotary)
+    return model.config, model.layers[0].to_empty(device="cpu"), rotary
+
+
+class _FullAttentionRotary(nn.Module):
+    """Of a rotary embedding whose frequencies differ by the type of layer, those of full attention."""
+
+    def __init__(self, by_type: nn.Module) -> None:
+        super().__init__()
+        self._by_type = by_type
+
+    def forward(self, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = self._by_type(hidden, positions, "full_attention")
+        return cos, sin
 
 
 def one_layer_config(text_config: PretrainedConfig) -> PretrainedConfig:

@@ -27,17 +27,21 @@ from processing.prompt import ImageInput
 
 @dataclass(slots=True, frozen=True)
 class Limits:
-    """What one step and the running set may hold. Every running sequence must fit one step with one token."""
+    """What one step and the running set may hold. Every running sequence must fit one step with one token,
+    and beside them ``longest_block``: the most tokens that must run together.
+    """
 
     max_num_seqs: int
     max_num_batched_tokens: int
     max_num_encoder_tokens: int
+    longest_block: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_num_seqs <= self.max_num_batched_tokens:
+        if not 1 <= self.max_num_seqs <= self.max_num_batched_tokens - self.longest_block:
+            also = f" and the {self.longest_block} tokens of a picture" if self.longest_block else ""
             raise ValueError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
-                f"max_num_seqs ({self.max_num_seqs}), which must be at least 1"
+                f"max_num_seqs ({self.max_num_seqs}){also}; max_num_seqs must be at least 1"
             )
 
 
@@ -204,10 +208,14 @@ class Scheduler:
                 self._plan_chunk(plan, sequence)
 
     def _plan_trees(self, plan: StepPlan, trees: Mapping[str, DraftTree]) -> None:
-        """Give the planned sequences their trees while rows and pages last; nobody is preempted for one."""
+        """Give the planned sequences their trees while rows and pages last; nobody is preempted for one, and
+        no picture that must run whole is kept waiting.
+        """
+        prompts = bool(self.waiting) or len(plan.spans) < len(self.running)
+        most = self.limits.max_num_batched_tokens - (self.limits.longest_block if prompts else 0)
         for i, span in enumerate(plan.spans):
             tree = trees.get(span.sequence.request_id)
-            if tree is None or plan.num_tokens + len(tree) > self.limits.max_num_batched_tokens:
+            if tree is None or plan.num_tokens + len(tree) > most:
                 continue
             if span.sequence.table.can_reserve(span.end + len(tree)):
                 span.sequence.table.reserve(span.end + len(tree))
@@ -218,6 +226,7 @@ class Scheduler:
         """Add as many of the wanted tokens as the token and encoder budgets allow."""
         start = sequence.num_computed
         length = min(sequence.num_wanted, self.limits.max_num_batched_tokens - plan.num_tokens)
+        length = sequence.uncut(start + length) - start
         if length <= 0:
             return
         for key, image in sequence.images_in(start, start + length):
@@ -277,11 +286,16 @@ class Scheduler:
             self._plan_chunk(plan, sequence)
 
     def _prefix_hits(self, sequence: Sequence) -> list[int]:
-        """Cached pages of the prompt, never all of it: the last token must run to give a distribution."""
+        """Cached pages of the prompt, never all of it: the last token must run to give a distribution. Nor do
+        they end inside a block, all of which must run together.
+        """
         if not self.caching:
             return []
         usable = (sequence.num_tokens - 1) // sequence.table.page_size
-        return self.pool.lookup(sequence.hashes[:usable])
+        hits, page_size = self.pool.lookup(sequence.hashes[:usable]), sequence.table.page_size
+        while sequence.uncut(len(hits) * page_size) < len(hits) * page_size:
+            hits.pop()
+        return hits
 
     def _has_room(self, sequence: Sequence, hits: list[int]) -> bool:
         """Room for the prompt, and one page more for each running sequence: no preemption soon after."""

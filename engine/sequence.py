@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from engine.config import NO_SPECULATION, SpeculativeConfig
 from engine.draft_kv import DraftKV
@@ -34,7 +35,8 @@ class Sequence:
     embeddings of each picture are in the encoder cache. ``limits``: of its draft trees, the engine's
     already applied; all 0 without speculation. ``draft``: only while running, and only where a draft with KV
     serves the sequence. ``prompt_positions``: rotary positions ``[3, num_prompt_tokens]`` of a family with
-    three axes, ``None`` where they are the tokens' indices.
+    three axes, ``None`` where they are the tokens' indices. ``blocks``: runs of placeholders (start, end)
+    whose tokens see each other in both directions, so that they run together.
     """
 
     request_id: str
@@ -52,6 +54,7 @@ class Sequence:
     max_tokens: int
     root: bytes
     prompt_positions: Positions | None = None
+    blocks: tuple[tuple[int, int], ...] = ()
     hashes: list[bytes] = field(default_factory=list)
     num_computed: int = 0
     num_cached: int | None = None
@@ -78,8 +81,11 @@ class Sequence:
         max_model_len: int,
         limits: SpeculativeConfig,
         prompt_positions: Positions | None = None,
+        both_ways: bool = False,
     ) -> Sequence:
-        """Build from a request that was checked (``engine.admission``)."""
+        """Build from a request that was checked (``engine.admission``). ``both_ways``: the tokens of a
+        picture see each other.
+        """
         sampling, prompt, root = request.sampling, request.prompt, root_hash(request.cache_salt)
         stops = frozenset(sampling.stop_token_ids)
         sequence = cls(
@@ -98,6 +104,7 @@ class Sequence:
             max_tokens=min(sampling.max_tokens, max_model_len - len(prompt.token_ids)),
             root=root,
             prompt_positions=prompt_positions,
+            blocks=tuple((s, s + n) for image in prompt.images for s, n in image.spans) if both_ways else (),
         )
         sequence.update_hashes()
         return sequence
@@ -156,6 +163,21 @@ class Sequence:
         next_position = int(self.prompt_positions[:, -1].max()) + 1
         later = indices[known.shape[1] :] - self.num_prompt_tokens + next_position
         return np.concatenate([known, np.broadcast_to(later, (3, len(later)))], axis=1)
+
+    def uncut(self, end: int) -> int:
+        """The last index up to ``end`` that is not inside a block."""
+        return next((start for start, stop in self.blocks if start < end < stop), end)
+
+    def visible_ends(self, start: int, end: int) -> npt.NDArray[np.int64] | None:
+        """Up to which index tokens ``start .. end`` see, int64; ``None`` if none sees a later one."""
+        blocks = [block for block in self.blocks if block[0] < end and block[1] > start]
+        if not blocks:
+            return None
+        ends = np.arange(start + 1, end + 1, dtype=np.int64)
+        for first, stop in blocks:
+            assert start <= first < stop <= end, "a block was cut"
+            ends[first - start : stop - start] = stop
+        return ends
 
     def update_hashes(self) -> None:
         extend_hashes(self.hashes, self.root, self.token_ids, self.images, self.table.page_size)

@@ -26,8 +26,12 @@ class Sizes:
     limits: Limits
 
 
-def choose_sizes(config: EngineConfig, shape: KVShape, model_len: int, device: torch.device) -> Sizes:
-    """Raises ``ModelLoadError`` if what was asked for does not fit, with both numbers."""
+def choose_sizes(
+    config: EngineConfig, shape: KVShape, model_len: int, device: torch.device, longest_block: int = 0
+) -> Sizes:
+    """``longest_block``: tokens that must run in one step. Raises ``ModelLoadError`` if what was asked for
+    does not fit, with both numbers.
+    """
     memory = config.kv_cache_memory if config.kv_cache_memory is not None else _free_memory(config, device)
     page_bytes = shape.bytes_per_token * config.page_size
     num_pages = memory // page_bytes
@@ -45,15 +49,17 @@ def choose_sizes(config: EngineConfig, shape: KVShape, model_len: int, device: t
     max_model_len = min(wanted, capacity)
     # More pages than every running sequence can fill would only ever serve as prefix cache; keep twice that.
     useful = 2 * config.max_num_seqs * -(-max_model_len // config.page_size)
-    return Sizes(max_model_len, min(num_pages, useful), _limits(config, device))
+    return Sizes(max_model_len, min(num_pages, useful), _limits(config, device, longest_block))
 
 
-def _limits(config: EngineConfig, device: torch.device) -> Limits:
+def _limits(config: EngineConfig, device: torch.device, longest_block: int) -> Limits:
     on_cpu = device.type == "cpu"
-    tokens = config.max_num_batched_tokens or max(config.max_num_seqs, 256 if on_cpu else 8192)
+    tokens = config.max_num_batched_tokens or max(
+        config.max_num_seqs + longest_block, 256 if on_cpu else 8192
+    )
     encoder = config.max_num_encoder_tokens or (512 if on_cpu else 8192)
     try:
-        return Limits(config.max_num_seqs, tokens, encoder)
+        return Limits(config.max_num_seqs, tokens, encoder, longest_block)
     except ValueError as error:
         raise ModelLoadError(str(error)) from error
 

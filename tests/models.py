@@ -28,7 +28,7 @@ from transformers.models.mistral.modeling_mistral import MistralForCausalLM
 from transformers.models.qwen2.modeling_qwen2 import Qwen2ForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import Qwen3ForCausalLM
 
-from tests.tiny_vlms import idefics3, internvl, llava, llava_next, llava_onevision, mistral3, qwen
+from tests.tiny_vlms import gemma3, idefics3, internvl, llava, llava_next, llava_onevision, mistral3, qwen
 from tests.tiny_vlms.common import MAX_MODEL_LEN, Builder, make, text_settings
 from tests.tiny_vlms.llava import IMAGE_SIZE, PATCH_SIZE, TOKENS_PER_IMAGE
 from tests.tokenizer import tiny_tokenizer
@@ -60,6 +60,7 @@ VLMS: Mapping[str, Builder] = {
     "smolvlm": idefics3.build_smolvlm,
     "internvl": internvl.build,
     "mistral3": mistral3.build,
+    "gemma3": gemma3.build,
     "qwen2_vl": qwen.build_qwen2_vl,
     "qwen2_5_vl": qwen.build_qwen2_5_vl,
     "qwen3_vl": qwen.build_qwen3_vl,

@@ -19,6 +19,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from engine.adapters import adapter_for
 from engine.adapters.base import Adapter
 from engine.config import Device, DType, EngineConfig
+from engine.errors import ModelLoadError
 from engine.target import read_eos_token_ids, resolve_dtype
 from processing.pictures import split_runs
 from processing.prompt import Prompt
@@ -58,14 +59,19 @@ class Teacher:
 
     @classmethod
     def load(cls, folder: Path, dtype: DType, device: torch.device) -> Teacher:
-        """Raises ``ModelLoadError`` for a family that the engine does not serve."""
+        """Raises ``ModelLoadError`` for a family that the engine does not serve, or whose pictures are seen
+        in both directions: rows that are packed here are causal.
+        """
         hf_config = AutoConfig.from_pretrained(folder)
         where: Device = "cpu" if device.type == "cpu" else "cuda"
         kind = resolve_dtype(EngineConfig(model=str(folder), dtype=dtype, device=where), hf_config)
         adapter_type = adapter_for(hf_config.model_type)
         model = adapter_type.load(str(folder), dtype=kind, use_safetensors=True, attn_implementation="sdpa")
         model.eval().requires_grad_(False).to(device)
-        return cls(model, adapter_type(model), device)
+        adapter = adapter_type(model)
+        if adapter.longest_block:
+            raise ModelLoadError(f"training a draft for {hf_config.model_type} is not supported")
+        return cls(model, adapter, device)
 
     @property
     def text_config(self) -> PretrainedConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine.adapters.base import Adapter
 from engine.adapters.causal_lm import CausalLMAdapter
+from engine.adapters.gemma3 import Gemma3Adapter
 from engine.adapters.idefics3 import Idefics3Adapter
 from engine.adapters.internvl import InternVLAdapter
 from engine.adapters.llava import LlavaAdapter
@@ -22,6 +23,7 @@ ADAPTERS: tuple[type[Adapter], ...] = (
     Idefics3Adapter,
     InternVLAdapter,
     Mistral3Adapter,
+    Gemma3Adapter,
     Qwen2VLAdapter,
     Qwen3VLAdapter,
 )

@@ -21,6 +21,11 @@ class Adapter(Protocol):
     model_types: ClassVar[tuple[str, ...]]
     """Values of ``model_type`` in ``config.json``."""
 
+    @property
+    def longest_block(self) -> int:
+        """Tokens of a picture that see each other in both directions, at most; 0: none does."""
+        return 0
+
     def __init__(self, model: PreTrainedModel) -> None: ...
 
     @staticmethod

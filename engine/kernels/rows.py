@@ -19,11 +19,13 @@ FEW = MAX_TREE_NODES
 
 @dataclass(frozen=True, slots=True)
 class CpuAttention:
-    """float32 on a CPU."""
+    """float32 on a CPU. Knows no rows that see later ones."""
 
     kernels: Kernels
 
     def plan(self, batch: Batch) -> FewRows | None:
+        if batch.visible_ends is not None:
+            return None
         short = [s for s in range(batch.num_sequences) if batch.query_len(s) <= FEW]
         return FewRows(batch, short, self.kernels) if short else None
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 from transformers import (
+    Gemma3Config,
+    Gemma3TextConfig,
     GemmaConfig,
     InternVLConfig,
     LlavaConfig,
@@ -26,6 +28,7 @@ from engine.target import TargetModel
         (GemmaConfig(), "'gemma' is not supported; known families: .*llava_next"),
         (LlavaNextConfig(text_config=GemmaConfig()), "llava_next over a 'gemma' language model .*: llama"),
         (InternVLConfig(text_config=GemmaConfig()), "internvl over a 'gemma' language model .*: .*qwen2"),
+        (Gemma3Config(text_config=Gemma3TextConfig(final_logit_softcapping=30.0)), "soft caps"),
         (LlavaConfig(vision_config=PixtralVisionConfig(), text_config=MistralConfig()), "Pixtral tower"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -60,6 +61,7 @@ class Scene:
         # Several roots, as a draft's tree has, whose own root is in the prefix.
         self.parents = [[int(rng.integers(-1, i)) for i in range(q)] for q in nodes]
         self.tree_starts = prefixes
+        self.ends: dict[tuple[int, int], int] = {}  # (sequence, query): the query that it sees up to
         self.keys = [torch.randn(n, kv_heads, dim, generator=generator) for n in lengths]
         self.values = [torch.randn(n, kv_heads, dim, generator=generator) for n in lengths]
         # Slots that no sequence owns, or that are not written yet, may hold anything.
@@ -91,6 +93,18 @@ class Scene:
             tree_masks=torch.tensor([m - (1 << 64) if m >> 63 else m for m in masks]),
         )
 
+    def join(self, sequence: int, start: int, end: int) -> None:
+        """Let these queries of a causal span see each other."""
+        ends = self.batch.visible_ends
+        if ends is None:
+            lengths = [self.batch.query_len(s) for s in range(self.batch.num_sequences)]
+            first = zip(self.batch.prefix_lens, lengths, strict=True)
+            ends = torch.cat([torch.arange(p + 1, p + n + 1) for p, n in first])
+        row = self.batch.span_starts[sequence]
+        ends[row + start : row + end] = self.batch.prefix_lens[sequence] + end
+        self.batch = replace(self.batch, visible_ends=ends)
+        self.ends |= {(sequence, q): end for q in range(start, end)}
+
     def run(self, window: int | None) -> torch.Tensor:
         starts = self.batch.prefix_lens
         new_keys = torch.cat([k[p:] for k, p in zip(self.keys, starts, strict=True)])
@@ -114,7 +128,7 @@ class Scene:
             seen = ancestors(self.parents[s]) if self.batch.is_tree(s) else None
             ran = self.batch.prefix_lens[s] - prefix
             for q in range(ran, ran + self.batch.query_len(s)):
-                own = seen[q] if seen else list(range(q + 1))
+                own = seen[q] if seen else list(range(self.ends.get((s, q), q + 1)))
                 position = {prefix + node: prefix + depth for depth, node in enumerate(own)}
                 position |= {i: i for i in range(prefix)}
                 here = position[prefix + q]
@@ -221,3 +235,35 @@ def test_refuses_what_it_would_have_to_ignore() -> None:
             paged_attention(layer, parts[0], parts[1], parts[2], None, **wrong)
     with pytest.raises(RuntimeError, match="mask=True"):
         paged_attention(layer, parts[0], parts[1], parts[2], torch.zeros(1), context=context)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 1 << 16),
+    spans=st.lists(
+        st.tuples(st.sampled_from([0, 1, 5, 40]), st.integers(1, 12), st.integers(0, 11), st.integers(1, 12)),
+        min_size=1,
+        max_size=4,
+    ),
+    tree=st.booleans(),
+    page_size=st.sampled_from([1, 4, 16]),
+    window=st.sampled_from([None, 1, 3, 8]),
+)
+def test_queries_of_a_picture_see_each_other(
+    attention: AttentionKernels | None,
+    seed: int,
+    spans: list[tuple[int, int, int, int]],
+    tree: bool,
+    page_size: int,
+    window: int | None,
+) -> None:
+    """In both directions, as far back as a window allows, beside others that do not and a tree."""
+    prefixes, queries = [span[0] for span in spans], [span[1] for span in spans]
+    trees = [False] * len(spans)
+    if tree:
+        prefixes, queries, trees = [*prefixes, 7], [*queries, 5], [*trees, True]
+    scene = Scene(seed, prefixes, queries, page_size, trees, attention=attention)
+    for s, (_, num_queries, start, length) in enumerate(spans):
+        if start < num_queries:
+            scene.join(s, start, min(start + length, num_queries))
+    torch.testing.assert_close(scene.run(window), scene.expected(window), rtol=1e-4, atol=1e-5)

@@ -30,6 +30,7 @@ from tests.engine.trees import Nodes, candidates_of
 
 EOS = 9
 IMAGE_TOKEN = 8
+LONGEST_PICTURE = 6
 MAX_MODEL_LEN = 40
 LIMITS = SpeculativeConfig(num_steps=4, topk=3, num_draft_tokens=12)
 
@@ -71,6 +72,7 @@ class EngineMachine(RuleBasedStateMachine):
         encoder_budget=st.integers(1, 12),
         caching=st.booleans(),
         draft_pages=st.sampled_from([0, 5, 60]),
+        both_ways=st.booleans(),
     )
     def start(
         self,
@@ -82,11 +84,13 @@ class EngineMachine(RuleBasedStateMachine):
         encoder_budget: int,
         caching: bool,
         draft_pages: int,
+        both_ways: bool,
     ) -> None:
-        self.page_size = page_size
+        self.page_size, self.both_ways = page_size, both_ways
         self.pool = PagePool(-(-MAX_MODEL_LEN // page_size) + spare_pages)
         self.encoder: EncoderCache[Any] = EncoderCache(encoder_capacity)
-        self.limits = Limits(max_num_seqs, chunk, encoder_budget)
+        block = LONGEST_PICTURE if both_ways else 0
+        self.limits = Limits(max_num_seqs, max(chunk, max_num_seqs + block), encoder_budget, block)
         self.draft_pool = PagePool(draft_pages) if draft_pages else None
         self.scheduler = Scheduler(
             self.limits, self.pool, self.encoder, caching=caching, draft_pool=self.draft_pool
@@ -100,7 +104,9 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(
         known=st.integers(0, 20),  # words that other prompts begin with, too
         words=st.lists(st.integers(0, 2), min_size=1, max_size=6),
-        pictures=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 2), st.integers(1, 6)), max_size=2),
+        pictures=st.lists(
+            st.tuples(st.integers(0, 20), st.integers(0, 2), st.integers(1, LONGEST_PICTURE)), max_size=2
+        ),
         max_tokens=st.integers(1, 12),
         salt=st.sampled_from(["", "x"]),
         priority=st.sampled_from([0, 0, 0, -1, 1]),
@@ -136,6 +142,7 @@ class EngineMachine(RuleBasedStateMachine):
             eos_token_ids=frozenset([EOS]),
             max_model_len=MAX_MODEL_LEN,
             limits=LIMITS if speculates else NO_SPECULATION,
+            both_ways=self.both_ways,
         )
         self.count += 1
         self.open[request.request_id] = sequence
@@ -173,6 +180,8 @@ class EngineMachine(RuleBasedStateMachine):
         prints = fingerprints(sequence.token_ids, sequence.images, sequence.salt)
         for i in range(span.start):
             assert self.kv.get(self.slot(sequence, i)) == prints[i], f"KV of token {i} is somebody else's"
+        for start, end in sequence.blocks:
+            assert not any(start < cut < end for cut in (span.start, span.end)), "a picture was cut"
         for key, _ in sequence.images_in(span.start, span.end):
             assert self.encoder.get(key) == "embeddings"
         for i in range(span.start, span.end):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
+from engine.errors import ModelLoadError
 from tests.models import Family
 from tests.training.test_acceptance import make_data, one_batch
 from training.teacher import Teacher
@@ -39,3 +40,8 @@ def test_packed_rows_give_each_dialogue_its_own_features(
         torch.testing.assert_close(seen.features[row, own], truth, rtol=1e-3, atol=1e-3)
         logits = teacher.head(None)(seen.features[row, own])
         torch.testing.assert_close(logits, output.logits[0], rtol=1e-3, atol=1e-3)
+
+
+def test_a_family_whose_pictures_are_seen_in_both_directions_is_refused(tiny: Callable[..., Path]) -> None:
+    with pytest.raises(ModelLoadError, match="training a draft for gemma3"):
+        Teacher.load(tiny("gemma3"), "float32", torch.device("cpu"))
