@@ -38,8 +38,9 @@ class Seen:
 
 @dataclass(slots=True)
 class Tiles:
-    """``tiles`` int64 ``[T, 5]``: sequence, first row, number of rows, ``tree_start``, and the first logical
-    slot that none of its rows sees. ``limit`` and ``positions`` (of trees: their start) int64 ``[N]``.
+    """``tiles`` int64 ``[T, 5]``: sequence, first row, number of rows, ``tree_start``, and a logical slot
+    from which on none of its rows sees any. ``limit``, ``positions`` (of trees: their start) and ``in_tree``
+    (0 or 1) int64 ``[N]``.
     ``longest``: the most slots that a tile may look at.
     """
 
@@ -47,6 +48,7 @@ class Tiles:
     tiles: Tensor
     limit: Tensor
     positions: Tensor
+    in_tree: Tensor
     longest: int
     seen: dict[int | None, Seen] = field(default_factory=dict)
 
@@ -56,7 +58,7 @@ class Tiles:
     def visible(self, window: int | None) -> Seen:
         """Computed on the device, when a layer first asks for this window."""
         if window not in self.seen:
-            self.seen[window] = _visible(self.batch, self.positions, window)
+            self.seen[window] = _visible(self, window)
         return self.seen[window]
 
 
@@ -66,26 +68,31 @@ def cut(batch: Batch, rows_per_tile: int) -> Tiles:
     for sequence in range(batch.num_sequences):
         start, length = batch.span_starts[sequence], batch.query_len(sequence)
         is_tree, tree_start = batch.is_tree(sequence), batch.tree_start(sequence)
-        own = batch.prefix_lens[sequence] + np.arange(length)
-        positions, limit = (np.full(length, tree_start),) * 2 if is_tree else (own, own + 1)
-        rows.append(np.stack([positions, limit]))
+        kv_len = batch.kv_len(sequence)
+        own = np.full(length, tree_start) if is_tree else np.arange(kv_len - length, kv_len)
+        rows.append(np.stack([own, own if is_tree else own + 1, np.full(length, is_tree)]))
         firsts = np.arange(0, length, rows_per_tile)
         counts = np.minimum(rows_per_tile, length - firsts)
-        ends = np.full(len(firsts), batch.kv_len(sequence)) if is_tree else limit[firsts + counts - 1]
+        causal = not is_tree and batch.visible_ends is None
+        ends = own[firsts + counts - 1] + 1 if causal else np.full(len(firsts), kv_len)
         # Behind the last slot of a causal tile there is no tree: no bit is ever looked up.
         starts = np.full(len(firsts), tree_start) if is_tree else ends
-        tiles.append(np.stack([np.full(len(firsts), sequence), start + firsts, counts, starts, ends], axis=1))
+        sequences = np.full(len(firsts), sequence)
+        tiles.append(np.stack([sequences, start + firsts, counts, starts, ends], axis=1))
     by_row, by_tile = np.concatenate(rows, axis=1), np.concatenate(tiles)
     packed = np.concatenate([by_row.ravel(), by_tile.ravel()]).astype(np.int64)
-    device = torch.from_numpy(packed).to(batch.slots.device)
-    positions, limit, flat = device.split([batch.num_rows, batch.num_rows, by_tile.size])
-    return Tiles(batch, flat.view(-1, TILE_FIELDS), limit, positions, int(by_tile[:, -1].max()))
+    on_device = torch.from_numpy(packed).to(batch.slots.device)
+    positions, limit, in_tree, flat = on_device.split([*[batch.num_rows] * 3, by_tile.size])
+    if batch.visible_ends is not None:
+        limit = torch.where(in_tree == 1, limit, batch.visible_ends)
+    return Tiles(batch, flat.view(-1, TILE_FIELDS), limit, positions, in_tree, int(by_tile[:, -1].max()))
 
 
-def _visible(batch: Batch, positions: Tensor, window: int | None) -> Seen:
+def _visible(tiles: Tiles, window: int | None) -> Seen:
     """Raises ``RuntimeError`` for a window over a tree part of whose nodes are in KV already: their depths
     are not known here (a draft's layer, which alone has such trees, attends fully).
     """
+    batch, positions = tiles.batch, tiles.positions
     masks = torch.zeros_like(positions) if batch.tree_masks is None else batch.tree_masks
     if window is None:
         return Seen(torch.zeros_like(positions), masks)
@@ -97,12 +104,10 @@ def _visible(batch: Batch, positions: Tensor, window: int | None) -> Seen:
     node = torch.arange(MAX_TREE_NODES, device=masks.device)
     bits = (masks[:, None] >> node) & 1  # [N, 64]
     depth = (bits.sum(-1) - 1).clamp(min=0)  # causal rows have no bits
-    lengths = np.diff(batch.span_starts)
-    starts = torch.from_numpy(np.repeat(np.asarray(batch.span_starts[:-1]), lengths)).to(masks.device)
-    rows_of_nodes = (starts[:, None] + node).clamp(max=len(masks) - 1)  # [N, 64]: node j is row j of its span
+    starts = torch.from_numpy(np.repeat(batch.span_starts[:-1], np.diff(batch.span_starts))).to(masks.device)
+    rows_of_nodes = (starts[:, None] + node).clamp(max=len(masks) - 1)  # node j is row j of its span
     near = depth[rows_of_nodes] > depth[:, None] - window
     # A tree's nodes are looked up by their bits alone: ``first`` must not pass its start.
-    in_tree = torch.from_numpy(np.repeat([batch.is_tree(s) for s in range(len(lengths))], lengths))
     first = (positions + depth - window + 1).clamp(min=0)
-    first = torch.where(in_tree.to(masks.device), torch.minimum(first, positions), first)
+    first = torch.where(tiles.in_tree == 1, torch.minimum(first, positions), first)
     return Seen(first, (bits * near << node).sum(-1))

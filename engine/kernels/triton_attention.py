@@ -19,9 +19,9 @@ from torch import Tensor
 from engine.batch import Batch
 from engine.kernels.tiles import Tiles, cut
 
-_FEW, _MANY = 16, 64  # query rows times heads of a tile; a matrix unit takes no less than 16
-_TILE_BYTES = 16 << 10  # of keys at a time: two of those, twice buffered, fit into any GPU's shared memory
-_QUERY_BYTES = 32 << 10
+_FEW = 16  # query rows times heads of a tile; a matrix unit takes no less
+_TILE_BYTES = 16 << 10  # of queries, and of keys at a time: keys and values twice buffered fit any GPU
+_LINE_BYTES = 128  # of a tile's scores in the inputs' type: more do not fit into registers
 _SPLIT_SLOTS = 256  # a shorter part of a context is not worth its join
 _MOST_SPLITS = 16
 
@@ -63,9 +63,10 @@ class TritonSpans:
         kv_heads = keys.shape[1]
         share = heads // kv_heads
         padded_dim, padded_share = max(16, triton.next_power_of_2(dim)), triton.next_power_of_2(share)
-        row_bytes = padded_dim * query.element_size()
-        few = self._most_rows * padded_share <= _FEW
-        block = max(padded_share, _FEW if few else min(_MANY, max(_FEW, _QUERY_BYTES // row_bytes)))
+        most = max(
+            _FEW, min(_LINE_BYTES // query.element_size(), _TILE_BYTES // (padded_dim * query.element_size()))
+        )
+        block = max(padded_share, _FEW if self._most_rows * padded_share <= _FEW else most)
         rows_per_tile = block // padded_share
         if rows_per_tile not in self._tiles:
             self._tiles[rows_per_tile] = cut(self._batch, rows_per_tile)
@@ -99,7 +100,7 @@ class TritonSpans:
             SHARE=share,
             SHARE_PADDED=padded_share,
             BLOCK_M=block,
-            BLOCK_N=min(64, max(16, _TILE_BYTES // row_bytes)),
+            BLOCK_N=most,
             SPLIT=splits > 1,
             num_warps=4,
             num_stages=2,

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +29,7 @@ from tests.engine.own_kernels import own_kernels
 from tests.engine.test_attention import Scene
 from tests.golden.drafts import Scattered, mixed
 from tests.golden.reference import load_golden, request, run_core
+from tests.imports import ROOT
 
 pytest.importorskip("triton", reason="Triton is not installed (it exists for Linux; see extra dev)")
 
@@ -85,6 +90,51 @@ def test_a_tree_of_64_nodes_beside_a_prompt_of_many_tiles() -> None:
     close(partly, None)
     with pytest.raises(RuntimeError, match="sliding window over a tree"):
         partly.run(4)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_rows_that_see_later_ones(window: int | None) -> None:
+    """Pictures that are seen in both directions, beside a tree; against plain torch."""
+    scene = Scene(3, [6, 2, 4], [9, 12, 5], 4, [False, False, True], sizes=(4, 2, 8))
+    ends = torch.arange(26) + 1 + torch.tensor([6] * 9 + [2 - 9] * 12 + [4 - 21] * 5)
+    ends[2:7] = 6 + 7
+    ends[12:21] = 2 + 12
+    scene.batch = dataclasses.replace(scene.batch, visible_ends=ends)
+    plain = scene.run(window)
+    scene.cache.attention = FEW
+    torch.testing.assert_close(scene.run(window), plain, rtol=1e-4, atol=1e-5)
+    scene.batch = dataclasses.replace(scene.batch, visible_ends=None)
+    assert not torch.allclose(scene.run(window), plain, rtol=1e-2), "nothing was seen in both directions"
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from engine.kernels import triton_attention as ours
+
+whole = dict(PAGE_SIZE=16, DIM=64, BLOCK_D=64, SHARE=3, SHARE_PADDED=4, BLOCK_M=16, BLOCK_N=64, SPLIT=True)
+for kernel, constants in ((ours._attend, whole), (ours._join, dict(DIM=64, BLOCK_D=64))):
+    types = {name: "*bf16" for name in ("query", "keys", "values")}
+    types |= {name: "*i64" for name in ("first", "limit", "masks", "tiles", "table")}
+    types |= {name: "*fp32" for name in ("sums", "parts", "out")} | {"scale": "fp32"}
+    types |= dict.fromkeys(constants, "constexpr")
+    signature = {name: types.get(name, "i32") for name in kernel.arg_names}
+    source = ASTSource(kernel, signature, {(kernel.arg_names.index(n),): v for n, v in constants.items()})
+    made = triton.compile(source, target=GPUTarget("cuda", 80, 32), options=dict(num_warps=4, num_stages=2))
+    assert made.asm["cubin"]
+    print(made.metadata.shared)
+"""
+
+
+def test_compiles_for_a_gpu(tmp_path: Path) -> None:
+    """To the machine code of one (an A100), which needs none. It does not show that it runs there."""
+    own = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE], env=os.environ | own, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert max(map(int, done.stdout.split())) <= 64 << 10, "more shared memory than every GPU has"
 
 
 @pytest.mark.parametrize(
