@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from functools import partial
 
 import torch
 
@@ -13,6 +14,7 @@ from engine.drafts import MakeDrafter, choose_drafter, no_drafter
 from engine.encoder_cache import EncoderCache
 from engine.kv_cache import KVCache
 from engine.measure import MakeBudget, measured_budget
+from engine.memory import reserved_bytes
 from engine.messages import (
     EngineInfo,
     EngineStats,
@@ -48,7 +50,10 @@ class EngineCore:
         """Without ``make_budget`` every tree is as large as the limits allow."""
         started = time.monotonic()
         block = target.adapter.longest_block
-        sizes = choose_sizes(config, target.kv_shape, target.max_position, target.device, block)
+        sizes = choose_sizes(
+            *(config, target.kv_shape, target.max_position, target.device, block),
+            reserved=partial(reserved_bytes, config, target),
+        )
         self._config = config
         self.target = target
         self._eos_token_ids = eos_token_ids

@@ -36,7 +36,10 @@ class DraftModel:
         self.device, self.dtype = target.device, target.dtype
         self.feature_size = int(module.feature_size)
         self.vocabulary = None if vocabulary is None else vocabulary.to(self.device)
-        self._module = module.to(self.device, self.dtype).eval().requires_grad_(False)
+        self._module = module.to(self.device).eval().requires_grad_(False)
+        # Weights alone: a rotary embedding's frequencies in half precision are whole turns off far behind.
+        for parameter in self._module.parameters():
+            parameter.data = parameter.data.to(self.dtype)
         self._head = head.to(self.device, self.dtype).requires_grad_(False)
         self.num_weights = sum(parameter.numel() for parameter in self._module.parameters())
         self.kernels, self.attention = target.kernels, target.attention

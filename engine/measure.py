@@ -120,7 +120,7 @@ def _key(config: EngineConfig, what: str, target: TargetModel) -> str:
         machine = torch.cuda.get_device_name(target.device)
     else:
         machine = f"{_cpu_name()} x{torch.get_num_threads()}"
-    own = "" if target.kernels is None else " kernels"
+    own = "" if target.attention is None else f" {type(target.attention).__name__}"
     folder = Path(config.model)
     model = fingerprint(folder) if folder.is_dir() else f"{config.model}@{config.revision}"
     return f"{machine} | torch {torch.__version__} | {model} {target.dtype}{own} | {what}"

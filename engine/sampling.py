@@ -103,7 +103,8 @@ def _penalise(line: torch.Tensor, row: DrawRow) -> None:
         scale[context] = p.repetition_penalty
         line.copy_(torch.where(line > 0, line / scale, line * scale))
     if p.frequency_penalty or p.presence_penalty:
-        counts = torch.bincount(context[row.num_prompt_tokens :], minlength=len(line))
+        output = context[row.num_prompt_tokens :]
+        counts = torch.zeros_like(line).index_add_(0, output, torch.ones_like(output, dtype=line.dtype))
         line -= p.frequency_penalty * counts + p.presence_penalty * (counts > 0)
 
 

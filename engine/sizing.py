@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import psutil
@@ -27,14 +28,28 @@ class Sizes:
 
 
 def choose_sizes(
-    config: EngineConfig, shape: KVShape, model_len: int, device: torch.device, longest_block: int = 0
+    config: EngineConfig,
+    shape: KVShape,
+    model_len: int,
+    device: torch.device,
+    longest_block: int = 0,
+    reserved: Callable[[Limits], int] = lambda _: 0,
 ) -> Sizes:
-    """``longest_block``: tokens that must run in one step. Raises ``ModelLoadError`` if what was asked for
-    does not fit, with both numbers.
+    """``longest_block``: tokens that must run in one step. ``reserved``: bytes of a GPU's memory that are not
+    for KV, asked only where its size is not given. Raises ``ModelLoadError`` if what was asked for does not
+    fit, with both numbers.
     """
-    memory = config.kv_cache_memory if config.kv_cache_memory is not None else _free_memory(config, device)
+    limits = _limits(config, device, longest_block)
     page_bytes = shape.bytes_per_token * config.page_size
-    num_pages = memory // page_bytes
+    if config.kv_cache_memory is not None:
+        memory = config.kv_cache_memory
+    elif device.type == "cuda":
+        memory = _free_gpu_memory(config, device) - reserved(limits)
+        if config.draft not in ("none", "ngram"):  # a draft has as many pages, of one layer
+            page_bytes += page_bytes // shape.num_layers
+    else:
+        memory = min(_MAX_CPU_KV, int(psutil.virtual_memory().available * _CPU_SHARE))
+    num_pages = max(0, memory) // page_bytes
     wanted = config.max_model_len or model_len
     if wanted > model_len:
         raise ModelLoadError(
@@ -49,7 +64,7 @@ def choose_sizes(
     max_model_len = min(wanted, capacity)
     # More pages than every running sequence can fill would only ever serve as prefix cache; keep twice that.
     useful = 2 * config.max_num_seqs * -(-max_model_len // config.page_size)
-    return Sizes(max_model_len, min(num_pages, useful), _limits(config, device, longest_block))
+    return Sizes(max_model_len, min(num_pages, useful), limits)
 
 
 def _limits(config: EngineConfig, device: torch.device, longest_block: int) -> Limits:
@@ -64,9 +79,7 @@ def _limits(config: EngineConfig, device: torch.device, longest_block: int) -> L
         raise ModelLoadError(str(error)) from error
 
 
-def _free_memory(config: EngineConfig, device: torch.device) -> int:
-    """Bytes that KV may take. On a GPU the weights are there already; activations get what is left over."""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return max(0, int(total * config.gpu_memory_utilization) - (total - free))
-    return min(_MAX_CPU_KV, int(psutil.virtual_memory().available * _CPU_SHARE))
+def _free_gpu_memory(config: EngineConfig, device: torch.device) -> int:
+    """Bytes within our share of it. The weights are there already, and what other processes took."""
+    free, total = torch.cuda.mem_get_info(device)
+    return int(total * config.gpu_memory_utilization) - (total - free)

@@ -1,0 +1,91 @@
+"""How much of a GPU's memory serving takes besides weights and KV, found by running the largest step once.
+
+The rest can go to KV pages. Nothing here is used on a CPU, where KV has a share of what is free. No GPU has
+run this (``docs/cuda.md``); the step itself is run by the tests on a CPU.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from engine.attention import prepare
+from engine.batch import Part, build_batch
+from engine.config import MAX_TREE_NODES, EngineConfig
+from engine.errors import ModelLoadError
+from engine.kv_cache import KVCache
+from engine.scheduler import Limits
+from engine.target import TargetModel
+from processing.chat import ChatMessage, ImagePart, TextPart
+from processing.processor import Processor
+
+log = logging.getLogger(__name__)
+
+_SIDE = 1024  # pixels of the picture that is encoded, as often as a step may
+_DRAFT_LAYERS = 2  # of the target's, in weights: a draft's one and what joins its inputs
+
+
+def reserved_bytes(config: EngineConfig, target: TargetModel, limits: Limits) -> int:
+    """On CUDA: the peak of the largest step, the encoder's cache, and a draft that is not loaded yet. Raises
+    ``ModelLoadError`` if such a step does not fit.
+    """
+    rows = min(limits.max_num_batched_tokens, target.max_position)
+    cache = KVCache(
+        target.kv_shape, -(-rows // config.page_size), config.page_size, target.device, target.attention
+    )
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(target.device)
+    before = torch.cuda.memory_allocated(target.device)
+    try:
+        encode_most(config, target, limits.max_num_encoder_tokens)
+        forward_most(config, target, cache, rows)
+    except torch.cuda.OutOfMemoryError as error:
+        raise ModelLoadError(
+            f"a step of {rows} rows and {limits.max_num_encoder_tokens} visual tokens does not fit into "
+            "the memory of the GPU; lower --max-num-batched-tokens"
+        ) from error
+    peak = torch.cuda.max_memory_allocated(target.device) - before
+    del cache
+    torch.cuda.empty_cache()
+    kept = config.encoder_cache_tokens * int(target.adapter.text_config.hidden_size) * target.dtype.itemsize
+    draft = 0 if config.draft in ("none", "ngram") else _draft_bytes(config, target)
+    log.info("of the GPU's memory %d bytes go to a step, %d to pictures, %d to a draft", peak, kept, draft)
+    return peak + kept + draft
+
+
+@torch.inference_mode()
+def encode_most(config: EngineConfig, target: TargetModel, max_tokens: int) -> int:
+    """Encode one blank picture as often as a step may, at least once; the number of visual tokens."""
+    if target.adapter.image_token_id is None:
+        return 0
+    processor = Processor.from_pretrained(config.model, config.revision, config.trust_remote_code)
+    chat = [ChatMessage("user", [ImagePart(Image.new("RGB", (_SIDE, _SIDE))), TextPart("")])]
+    image = processor.apply(chat).images[0]
+    images = [image] * max(1, max_tokens // image.num_tokens)
+    return sum(len(features) for features in target.encode_images(images))
+
+
+@torch.inference_mode()
+def forward_most(config: EngineConfig, target: TargetModel, cache: KVCache, rows: int) -> torch.Size:
+    """Run one sequence of ``rows`` tokens, and the logits of as many rows as can be drawn from in a step."""
+    order = np.arange(rows)
+    pages = range(len(cache.keys[0]) // config.page_size)
+    part = Part(np.zeros(rows, np.int64), order, pages, first=0)
+    hidden = target.forward(prepare(build_batch([part], config.page_size, target.device), cache)).hidden
+    drawn = min(rows, config.max_num_seqs * (1 + config.speculative.num_draft_tokens))
+    return target.logits(hidden[:drawn]).log_softmax(dim=-1).shape
+
+
+def _draft_bytes(config: EngineConfig, target: TargetModel) -> int:
+    """Of a draft of the target's kind: its weights, and KV for the trees of all sequences. What it keeps of
+    every page is part of the page's price (:mod:`engine.sizing`).
+    """
+    layer: Any = target.adapter.text_model.layers[0]  # type: ignore[index]
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in layer.parameters())
+    pages = config.max_num_seqs * (-(-MAX_TREE_NODES // config.page_size) + 2)
+    shape = target.kv_shape
+    return _DRAFT_LAYERS * weights + pages * config.page_size * shape.bytes_per_token // shape.num_layers

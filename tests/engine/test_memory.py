@@ -1,0 +1,63 @@
+"""A GPU's memory, as far as a CPU can tell: what is left for KV, and that the step which is measured runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.attention import ATTENTION_NAME
+from engine.config import EngineConfig
+from engine.draft_model import DraftModel
+from engine.eagle import EagleDraft
+from engine.errors import ModelLoadError
+from engine.kv_cache import KVCache, KVShape
+from engine.memory import encode_most, forward_most
+from engine.sizing import choose_sizes
+from engine.target import TargetModel
+from tests.conftest import BuildCheckpoint
+
+GIB = 1 << 30
+SHAPE = KVShape(num_layers=8, num_kv_heads=2, head_dim=64, dtype=torch.bfloat16)
+CUDA = torch.device("cuda")
+
+
+def pages(monkeypatch: pytest.MonkeyPatch, reserved: int, draft: str = "none") -> int:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (6 * GIB, 10 * GIB))
+    config = EngineConfig(model="m", gpu_memory_utilization=0.9, draft=draft, max_num_seqs=4096)
+    return choose_sizes(config, SHAPE, 4096, CUDA, reserved=lambda _: reserved).num_pages
+
+
+def test_kv_gets_what_its_share_of_a_gpu_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    page_bytes = 16 * SHAPE.bytes_per_token
+    assert pages(monkeypatch, 0) == 5 * GIB // page_bytes  # 0.9 of 10, of which 4 are taken
+    assert pages(monkeypatch, 2 * GIB) == 3 * GIB // page_bytes
+    assert pages(monkeypatch, 2 * GIB, "folder") == 3 * GIB // (page_bytes * 9 // 8), "a draft's layer more"
+    with pytest.raises(ModelLoadError, match="there are"):
+        pages(monkeypatch, 6 * GIB)
+
+
+@pytest.mark.parametrize("family", ["llava", "llama"])
+def test_the_step_that_is_measured_is_as_large_as_steps_get(family: str, tiny: BuildCheckpoint) -> None:
+    config = EngineConfig(model=str(tiny(family)), device="cpu", max_num_seqs=2, page_size=4)
+    target = TargetModel.load(config)
+    num_encoded = encode_most(config, target, 40)
+    assert (20 < num_encoded <= 40) if family == "llava" else num_encoded == 0
+    cache = KVCache(target.kv_shape, 10, 4, target.device, target.attention)
+    drawn = forward_most(config, target, cache, 38)
+    assert drawn == (38, target.vocab_size)  # fewer than 2 trees of 33 nodes
+
+
+def test_a_draft_in_half_precision_keeps_its_positions(tiny: BuildCheckpoint) -> None:
+    folder: Path = tiny("llava")
+    target = TargetModel.load(EngineConfig(model=str(folder), device="cpu", dtype="bfloat16"))
+    config = target.adapter.text_config
+    exact = EagleDraft(config, attn_implementation="eager").rotary
+    model = DraftModel(
+        EagleDraft(config, attn_implementation=ATTENTION_NAME), target.head_of(None), None, target
+    )
+    positions, hidden = torch.tensor([[3001]]), torch.zeros(1, 1, 1)
+    for ours, wanted in zip(model._module.rotary(hidden, positions), exact(hidden, positions), strict=True):
+        torch.testing.assert_close(ours, wanted)
+    assert {parameter.dtype for parameter in model._module.parameters()} == {torch.bfloat16}
