@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -83,6 +84,23 @@ class Bench(BaseModel):
         sys.exit(main(self.flags))
 
 
+class Selftest(BaseModel):
+    """Check that this machine computes what it should; print JSON. The exit code is 1 if it does not."""
+
+    model: str | None = Field(None, description="model folder or hub id; the demo model by default")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to check")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="type of the weights"
+    )
+
+    def cli_cmd(self) -> None:
+        from selftest.run import selftest
+
+        report = selftest(self.model or demo_model(), self.device, self.dtype)
+        print(json.dumps(report, indent=2))
+        sys.exit(0 if report["passed"] else 1)
+
+
 def program() -> type[BaseModel]:
     """All commands. A function, because training's flags are read from training's own settings."""
     from training.cli import Train
@@ -94,6 +112,7 @@ def program() -> type[BaseModel]:
         train: CliSubCommand[Train] = Field(description="distil a draft from a model")
         demo: CliSubCommand[Demo] = Field(description="build, train or score the embedded demo model")
         bench: CliSubCommand[Bench] = Field(description="measure speed and memory")
+        selftest: CliSubCommand[Selftest] = Field(description="check what this machine computes")
 
         def cli_cmd(self) -> None:
             CliApp.run_subcommand(self)

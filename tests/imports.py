@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("server", "processing", "engine", "compressors", "training", "demo", "benchmarks", "tests")
+PACKAGES = (
+    *("server", "processing", "engine", "compressors", "training", "demo", "benchmarks", "selftest"),
+    "tests",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,12 +22,13 @@ MAY_IMPORT = {
     "training": ("processing", "engine", "compressors"),
     "demo": (),
     "benchmarks": ("server", "processing", "engine", "compressors", "training", "demo"),
-    "tests": ("server", "processing", "engine", "compressors", "training", "demo", "benchmarks"),
+    "selftest": ("processing", "engine", "demo"),
+    "tests": ("server", "processing", "engine", "compressors", "training", "demo", "benchmarks", "selftest"),
 }
 
 # Where the program is put together, and only inside functions: serving must not pay for training.
 LAZY_IN = (Path("server/cli.py"),)
-MAY_IMPORT_LAZILY = ("engine.process", "demo", "training", "benchmarks")
+MAY_IMPORT_LAZILY = ("engine.process", "demo", "training", "benchmarks", "selftest")
 
 # The bookkeeping half of the engine, and all of the server's own modules: property-tested in milliseconds.
 TORCH_FREE = ("processing", "server")
