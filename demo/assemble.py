@@ -22,8 +22,8 @@ TEMPLATE = Path(__file__).parent / "assets" / "chat_template.jinja"
 
 
 def assemble(language: Any, weights: Path) -> LlavaForConditionalGeneration:
-    """The whole model in float32: ``language`` (LlamaForCausalLM) with the trained weights of folder
-    ``weights``.
+    """The whole model, put together in float32 and rounded to float16: ``language`` (LlamaForCausalLM) with
+    the trained weights of folder ``weights``.
     """
     tensors, vision = read_weights(weights)
     eyes, delta = split(tensors)
@@ -43,6 +43,9 @@ def assemble(language: Any, weights: Path) -> LlavaForConditionalGeneration:
     model.tie_weights()
     model.generation_config.eos_token_id = model.generation_config.pad_token_id = 2
     model.generation_config.bos_token_id = 1
+    model.half()
+    model.config.text_config.dtype = model.dtype
+    model.config.text_config._name_or_path = ""
     return model
 
 

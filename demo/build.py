@@ -13,7 +13,7 @@ from demo.weights import DIGEST, FILE, FOLDER
 
 __all__ = ["DemoUnavailableError", "build", "model_key"]
 
-_VERSION = "1"
+_VERSION = "2"
 """Raise it when the assembly itself changes."""
 _TEMPLATE = Path(__file__).parent / "assets" / "chat_template.jinja"
 _DRAFT = "draft"
@@ -114,6 +114,6 @@ def _assemble(target: Path, weights: Path, root: Path, inputs: dict[str, str], p
         except OSError as error:
             raise DemoUnavailableError(
                 f"The demo model could not be written to {target.parent}: {error}. "
-                "It needs about 0.7 GB; set XDG_CACHE_HOME to a folder with room."
+                "It needs about 0.4 GB; set XDG_CACHE_HOME to a folder with room."
             ) from error
         advance("ready")
