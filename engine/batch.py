@@ -21,6 +21,7 @@ import torch
 
 from engine.config import MAX_TREE_NODES
 from engine.scheduler import Span
+from engine.transfer import to_device
 
 
 @dataclass(slots=True, frozen=True)
@@ -124,7 +125,7 @@ def part_of(span: Span) -> Part:
 
 
 def build_batch(parts: Seq[Part], page_size: int, device: torch.device) -> Batch:
-    """Describe ``parts`` as one row. Cost: one small copy a tensor, no loop over tokens."""
+    """Describe ``parts`` as one row. Cost: one copy to the device, no loop over tokens."""
     tables = [np.asarray(part.pages, dtype=np.int64) for part in parts]
     page_table = np.zeros((len(parts), max(len(table) for table in tables)), dtype=np.int64)
     for row, table in zip(page_table, tables, strict=True):
@@ -148,16 +149,25 @@ def build_batch(parts: Seq[Part], page_size: int, device: torch.device) -> Batch
         ends = np.concatenate(
             [i + 1 if p.visible_ends is None else p.visible_ends for p, i in zip(parts, logical, strict=True)]
         )
+    nothing = np.empty(0, dtype=np.int64)
+    token_ids, positions, on_slots, on_table, own_masks, own_ends = to_device(
+        [
+            np.concatenate([part.token_ids for part in parts]),
+            np.concatenate([part.positions for part in parts], axis=-1),
+            *(slots, page_table, nothing if masks is None else masks, nothing if ends is None else ends),
+        ],
+        device,
+    )
     return Batch(
-        token_ids=torch.from_numpy(np.concatenate([part.token_ids for part in parts])).to(device),
-        positions=torch.from_numpy(np.concatenate([part.positions for part in parts], axis=-1)).to(device),
-        slots=torch.from_numpy(slots).to(device),
-        page_table=torch.from_numpy(page_table).to(device),
+        token_ids=token_ids,
+        positions=positions,
+        slots=on_slots,
+        page_table=on_table,
         span_starts=(0, *np.cumsum(lengths).tolist()),
         prefix_lens=tuple(part.first for part in parts),
         page_size=page_size,
         trees=trees if masks is not None else (),
         tree_starts=tuple(part.tree_start for part in parts) if masks is not None else (),
-        tree_masks=None if masks is None else torch.from_numpy(masks).to(device),
-        visible_ends=None if ends is None else torch.from_numpy(ends).to(device),
+        tree_masks=None if masks is None else own_masks,
+        visible_ends=None if ends is None else own_ends,
     )

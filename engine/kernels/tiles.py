@@ -24,8 +24,7 @@ from torch import Tensor
 
 from engine.batch import Batch
 from engine.config import MAX_TREE_NODES
-
-TILE_FIELDS = 5
+from engine.transfer import to_device
 
 
 @dataclass(slots=True, frozen=True)
@@ -40,8 +39,7 @@ class Seen:
 class Tiles:
     """``tiles`` int64 ``[T, 5]``: sequence, first row, number of rows, ``tree_start``, and a logical slot
     from which on none of its rows sees any. ``limit``, ``positions`` (of trees: their start) and ``in_tree``
-    (0 or 1) int64 ``[N]``.
-    ``longest``: the most slots that a tile may look at.
+    (0 or 1) int64 ``[N]``. ``longest``: the most slots that a tile may look at.
     """
 
     batch: Batch
@@ -80,12 +78,11 @@ def cut(batch: Batch, rows_per_tile: int) -> Tiles:
         sequences = np.full(len(firsts), sequence)
         tiles.append(np.stack([sequences, start + firsts, counts, starts, ends], axis=1))
     by_row, by_tile = np.concatenate(rows, axis=1), np.concatenate(tiles)
-    packed = np.concatenate([by_row.ravel(), by_tile.ravel()]).astype(np.int64)
-    on_device = torch.from_numpy(packed).to(batch.slots.device)
-    positions, limit, in_tree, flat = on_device.split([*[batch.num_rows] * 3, by_tile.size])
+    own_rows, own_tiles = to_device([by_row, by_tile], batch.slots.device)
+    positions, limit, in_tree = own_rows.unbind()
     if batch.visible_ends is not None:
         limit = torch.where(in_tree == 1, limit, batch.visible_ends)
-    return Tiles(batch, flat.view(-1, TILE_FIELDS), limit, positions, in_tree, int(by_tile[:, -1].max()))
+    return Tiles(batch, own_tiles, limit, positions, in_tree, int(by_tile[:, -1].max()))
 
 
 def _visible(tiles: Tiles, window: int | None) -> Seen:

@@ -117,9 +117,10 @@ class TritonSpans:
 
 # What changes from step to step must not be compiled in: every new value would be compiled anew.
 _VARYING = ("table_stride", "num_rows")
+_UNALIGNED = ("first", "limit", "masks", "tiles", "table")  # views of one tensor, wherever they begin in it
 
 
-@triton.jit(do_not_specialize=_VARYING)
+@triton.jit(do_not_specialize=_VARYING, do_not_specialize_on_alignment=_UNALIGNED)
 def _attend(  # type: ignore[no-untyped-def]
     query,  # [N, heads, DIM]
     keys,  # [slots, kv_heads, DIM]
