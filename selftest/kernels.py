@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from engine.kernels.check import CLOSE, difference
+from engine.kernels.check import CLOSE, worst_difference
 from engine.kernels.spans import AttentionKernels
 from engine.kv_cache import KVShape
 from engine.target import TargetModel
@@ -51,7 +51,7 @@ def _result(
     device: torch.device,
 ) -> dict[str, Any]:
     heads, kv_heads, dim = sizes
-    found = difference(kernels, KVShape(1, kv_heads, dim, dtype), heads, device, window=window)
+    found = worst_difference(kernels, KVShape(1, kv_heads, dim, dtype), heads, device, window=window)
     return {
         "name": f"attention: {name}, {str(dtype).removeprefix('torch.')}, {sizes}, window {window}",
         "passed": found <= CLOSE[dtype],

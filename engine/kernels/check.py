@@ -34,6 +34,28 @@ SOME = Spans(
 """Trees, one of all 64 nodes, a chunk of a prompt, decoding, and contexts that are worth splitting."""
 
 
+SCENES = (
+    SOME,
+    Spans(prefixes=(5, 9), queries=(1, 1), trees=(False, False)),
+    Spans(prefixes=(1500,), queries=(1,), trees=(False,)),
+    Spans(prefixes=(1500,), queries=(30,), trees=(True,)),
+)
+"""Few rows and many, short contexts and long: what is compiled for one of them need not be for another."""
+
+
+def worst_difference(
+    kernels: AttentionKernels | None,
+    shape: KVShape,
+    num_heads: int,
+    device: torch.device,
+    *,
+    window: int | None = None,
+) -> float:
+    """The largest :func:`difference` over all scenes; NaN if one is."""
+    found = [difference(kernels, shape, num_heads, device, spans=spans, window=window) for spans in SCENES]
+    return float(np.max(found))
+
+
 @torch.inference_mode()
 def difference(
     kernels: AttentionKernels | None,

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import torch
 
-from engine.kernels.check import CLOSE, difference
+from engine.kernels.check import CLOSE, worst_difference
 from engine.kernels.cpu import Kernels
 from engine.kernels.rows import CpuAttention
 from engine.kernels.spans import AttentionKernels
@@ -40,7 +40,7 @@ def _checked(device: torch.device, shape: KVShape, num_heads: int) -> AttentionK
         from engine.kernels.triton_attention import TritonAttention
 
         kernels = TritonAttention.of(device)
-        found = difference(kernels, shape, num_heads, device)
+        found = worst_difference(kernels, shape, num_heads, device)
     except Exception as error:  # whatever a compiler, its driver or its cache may raise: there is another way
         log.warning("Triton's attention cannot be used, plain torch is slower: %s", error, exc_info=True)
         return None
