@@ -1,5 +1,6 @@
-"""Our own CPU kernels: few-row products and paged attention in float32, compiled where they run.
+"""Our own kernels: on a CPU few-row products and paged attention in float32, on CUDA paged attention in Triton.
 
-``build`` compiles ``cpu.cpp``, ``cpu`` calls it, ``modules`` puts it in the place of a model's layers. All is
-optional: without a compiler, on a GPU and in half precision arithmetic, plain torch does the work.
+``build`` compiles ``cpu.cpp``, ``cpu`` calls it, ``modules`` puts it in the place of a model's layers. ``spans``
+is the contract of everything that attends, ``choose`` picks by device. All is optional: without a compiler or
+Triton plain torch does the work.
 """
