@@ -1,6 +1,6 @@
-"""Our own kernels: on a CPU few-row products and paged attention in float32, on CUDA paged attention in Triton.
+"""Our own kernels: few-row products and paged attention on a CPU in float32, paged attention in Triton on CUDA.
 
-``build`` compiles ``cpu.cpp``, ``cpu`` calls it, ``modules`` puts it in the place of a model's layers. ``spans``
-is the contract of everything that attends, ``choose`` picks by device. All is optional: without a compiler or
-Triton plain torch does the work.
+``build`` compiles ``cpu.cpp``, ``cpu`` calls it, ``modules`` puts it in the place of a model's layers.
+``spans`` is the contract of everything that attends, ``choose`` picks by device. All is optional: without a
+compiler or Triton plain torch does the work.
 """
