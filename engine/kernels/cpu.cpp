@@ -15,7 +15,7 @@
 #include <type_traits>
 #include <vector>
 
-#if defined(__AVX512F__) || defined(__F16C__)
+#if defined(__F16C__)
 #include <immintrin.h>
 #endif
 
@@ -61,6 +61,16 @@ inline V load(const F16* p) {
 #endif
 }
 inline V splat(float x) { return x - V{}; }
+
+// Numbers below 1e-38 are zero while this lives: a processor takes a hundred times as long over each of them, and
+// attention makes many, of keys that hardly matter. (Without F16C, load needs them.)
+struct NoSubnormals {
+#if defined(__F16C__)
+  const unsigned before = _mm_getcsr();
+  NoSubnormals() { _mm_setcsr(before | 0x8040); }
+  ~NoSubnormals() { _mm_setcsr(before); }
+#endif
+};
 
 inline float total(V v) {
   float s[LANES];
@@ -112,17 +122,21 @@ inline void in_tiles(int64_t rows, F f, int64_t first = 0) {
 template <class W>
 void linear(const float* x, const W* w, const float* bias, float* out, int64_t rows, int64_t inputs, int64_t outputs,
             int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t first = 0; first < outputs; first += WIDE) {
-    V add[PARTS]{};
-    if (bias) std::memcpy(add, bias + first, sizeof(float) * std::min(outputs - first, WIDE));
-    in_tiles(rows, [&](auto count, int64_t r) {
-      V sum[count()][PARTS];
-      tile<count()>(x + r * inputs, inputs, w + first * inputs, sum);
-      for (int i = 0; i < count(); i++)
-        for (int64_t p = 0, at = first; p < PARTS && at < outputs; p++, at += LANES)
-          put(out + (r + i) * outputs + at, sum[i][p] + add[p], outputs - at);
-    });
+#pragma omp parallel num_threads(threads)
+  {
+    NoSubnormals here;
+#pragma omp for schedule(static)
+    for (int64_t first = 0; first < outputs; first += WIDE) {
+      V add[PARTS]{};
+      if (bias) std::memcpy(add, bias + first, sizeof(float) * std::min(outputs - first, WIDE));
+      in_tiles(rows, [&](auto count, int64_t r) {
+        V sum[count()][PARTS];
+        tile<count()>(x + r * inputs, inputs, w + first * inputs, sum);
+        for (int i = 0; i < count(); i++)
+          for (int64_t p = 0, at = first; p < PARTS && at < outputs; p++, at += LANES)
+            put(out + (r + i) * outputs + at, sum[i][p] + add[p], outputs - at);
+      });
+    }
   }
 }
 
@@ -148,17 +162,21 @@ inline V vexp(V x) {
 template <class W>
 void gated(const float* x, const W* w, float* out, int64_t rows, int64_t inputs, int64_t outputs, int threads) {
   constexpr int64_t HALF = PARTS / 2;
-#pragma omp parallel for schedule(static) num_threads(threads)
-  for (int64_t first = 0; first < outputs; first += WIDE / 2) {
-    in_tiles(rows, [&](auto count, int64_t r) {
-      V sum[count()][PARTS];
-      tile<count()>(x + r * inputs, inputs, w + 2 * first * inputs, sum);
-      for (int i = 0; i < count(); i++)
-        for (int64_t p = 0, at = first; p < HALF && at < outputs; p++, at += LANES) {
-          const V silu = sum[i][p] / (1.0f + vexp(-sum[i][p]));
-          put(out + (r + i) * outputs + at, silu * sum[i][p + HALF], outputs - at);
-        }
-    });
+#pragma omp parallel num_threads(threads)
+  {
+    NoSubnormals here;
+#pragma omp for schedule(static)
+    for (int64_t first = 0; first < outputs; first += WIDE / 2) {
+      in_tiles(rows, [&](auto count, int64_t r) {
+        V sum[count()][PARTS];
+        tile<count()>(x + r * inputs, inputs, w + 2 * first * inputs, sum);
+        for (int i = 0; i < count(); i++)
+          for (int64_t p = 0, at = first; p < HALF && at < outputs; p++, at += LANES) {
+            const V silu = sum[i][p] / (1.0f + vexp(-sum[i][p]));
+            put(out + (r + i) * outputs + at, silu * sum[i][p + HALF], outputs - at);
+          }
+      });
+    }
   }
 }
 
@@ -279,6 +297,7 @@ void specvlm_attend(int threads, const float* q, int64_t q_row, int64_t q_head, 
   const int64_t share = heads / kv_heads, slot = kv_heads * dim;
 #pragma omp parallel num_threads(threads)
   {
+    NoSubnormals here;
     std::vector<int64_t> at;     // offsets of the KV that a row sees
     std::vector<float> weights;  // of them, for each head
 #pragma omp for schedule(dynamic, 1)
