@@ -111,9 +111,16 @@ def measure(settings: Settings) -> dict[str, Any]:
 
 
 def compare(
-    ours: Ours, settings: Settings, temperature: float, speculative: SpeculativeParams = SPECULATE
+    ours: Ours,
+    settings: Settings,
+    temperature: float,
+    speculative: SpeculativeParams = SPECULATE,
+    *,
+    salt: str = "",
 ) -> dict[str, Tally]:
-    """The same questions with and without speculation, in turn, AB BA."""
+    """The same questions with and without speculation, in turn, AB BA. Asked again in the same engine they
+    need another ``salt``: look-up would find the answers.
+    """
     tallies = {kind: Tally() for kind in KINDS}
     warm = questions("describe", settings, 1)[0]
     ours.answer([warm], SamplingParams(max_tokens=8, temperature=0.0))
@@ -122,7 +129,7 @@ def compare(
             sampling = SamplingParams(max_tokens=MOST_TOKENS, temperature=temperature, seed=index)
             ways = {"on": speculative, "off": OFF}
             found = {
-                way: ours.answer([chat], sampling, ways[way], salt=f"{way}{temperature}")[0]
+                way: ours.answer([chat], sampling, ways[way], salt=f"{way}{temperature}{salt}")[0]
                 for way in (("on", "off") if index % 2 else ("off", "on"))
             }
             tally.add(found["on"], found["off"])

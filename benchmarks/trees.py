@@ -23,7 +23,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     results: dict[str, Any] = {"unit": "with speculation over without, temperature 0, one stream"}
     for nodes in NODES:
         limited = SpeculativeParams(num_draft_tokens=nodes)
-        results[f"at most {nodes} nodes"] = _both(compare(ours, settings, 0.0, limited))
+        results[f"at most {nodes} nodes"] = _both(compare(ours, settings, 0.0, limited, salt=str(nodes)))
     results["without look-up"] = _both(compare(Ours(settings, without_lookup), settings, 0.0))
     results["look-up alone"] = _both(compare(Ours(settings, draft="ngram"), settings, 0.0))
     return results | {"figures": []}
