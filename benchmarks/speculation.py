@@ -36,6 +36,10 @@ KINDS = {
 PICTURES = tuple(kind for kind in KINDS if kind != "free chat")
 OFF = SpeculativeParams(enabled=False)
 MOST_TOKENS = 160
+_SUMMED = (
+    *("seconds_on", "seconds_off", "tokens", "rounds", "spec_tokens", "drafted", "parted"),
+    *("draft_seconds", "step_seconds"),
+)
 WEAK = 0.02  # standard deviation of random draft weights
 
 
@@ -51,6 +55,8 @@ class Tally:
     drafted: int = 0
     histogram: list[int] = field(default_factory=list)
     parted: int = 0
+    draft_seconds: float = 0.0
+    step_seconds: float = 0.0
     ratios: list[float] = field(default_factory=list)
 
     def add(self, on: Trace, off: Trace) -> None:
@@ -83,6 +89,7 @@ class Tally:
             "mean_acceptance_length": self.spec_tokens / self.rounds if self.rounds else None,
             "accepted_per_depth": [count / self.rounds for count in reached],
             "nodes_per_round": self.drafted / self.rounds if self.rounds else None,
+            "draft_share_of_time": self.draft_seconds / self.step_seconds if self.step_seconds else None,
             "answers": len(self.ratios),
             "answers_that_parted_at_a_near_tie": self.parted,
         }
@@ -96,8 +103,6 @@ def measure(settings: Settings) -> dict[str, Any]:
         results[f"temperature {temperature:g}"] = {
             kind: tally.summary() for kind, tally in tallies.items()
         } | {"all pictures": joined([tallies[kind] for kind in PICTURES]).summary()}
-    stats = ours.core.stats
-    results["draft_share_of_time"] = stats.draft_seconds / stats.step_seconds
     results["random draft"] = joined(list(compare(random_draft(settings), settings, 0.0).values())).summary()
     greedy, sampled = results["temperature 0"], results["temperature 1"]
     results["figures"] = [
@@ -128,10 +133,14 @@ def compare(
         for index, chat in enumerate(questions(kind, settings, 2 * settings.repeats)):
             sampling = SamplingParams(max_tokens=MOST_TOKENS, temperature=temperature, seed=index)
             ways = {"on": speculative, "off": OFF}
-            found = {
-                way: ours.answer([chat], sampling, ways[way], salt=f"{way}{temperature}{salt}")[0]
-                for way in (("on", "off") if index % 2 else ("off", "on"))
-            }
+            found: dict[str, Trace] = {}
+            for way in ("on", "off") if index % 2 else ("off", "on"):
+                before = ours.core.stats
+                (found[way],) = ours.answer([chat], sampling, ways[way], salt=f"{way}{temperature}{salt}")
+                if way == "on":
+                    after = ours.core.stats
+                    tally.draft_seconds += after.draft_seconds - before.draft_seconds
+                    tally.step_seconds += after.step_seconds - before.step_seconds
             tally.add(found["on"], found["off"])
     return tallies
 
@@ -165,7 +174,7 @@ def random_draft(settings: Settings) -> Ours:
 def joined(tallies: list[Tally]) -> Tally:
     total = Tally()
     for tally in tallies:
-        for name in ("seconds_on", "seconds_off", "tokens", "rounds", "spec_tokens", "drafted", "parted"):
+        for name in _SUMMED:
             setattr(total, name, getattr(total, name) + getattr(tally, name))
         total.ratios += tally.ratios
         longest = max(len(total.histogram), len(tally.histogram))

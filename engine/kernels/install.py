@@ -67,8 +67,12 @@ def mlp_like(layer: Any, kernels: Kernels) -> KernelMLP | None:
 @torch.inference_mode()
 def attention_like(layer: Any, kernels: Kernels) -> KernelAttention | None:
     """The window is the one that the layer asks for, wherever it has that from."""
-    parts = [getattr(layer, name, None) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
-    if not all(type(part) is nn.Linear for part in parts) or not hasattr(layer, "head_dim"):
+    parts: list[Any] = [getattr(layer, name, None) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
+    if not all(type(part) is nn.Linear for part in parts):
+        return None
+    if not all(hasattr(layer, name) for name in ("head_dim", "scaling", "layer_idx")):
+        return None
+    if len({part.bias is None for part in parts[:3]}) > 1:  # no family known has some of them only
         return None
     dim = int(layer.head_dim)
     shape = KVShape(int(layer.layer_idx) + 1, layer.k_proj.out_features // dim, dim, torch.float32)

@@ -84,7 +84,7 @@ class FewRows:
         if window is not None:
             if not self._whole_trees:
                 raise RuntimeError("a sliding window over a tree that is partly in KV")
-            depths = np.array([int(mask).bit_count() - 1 for mask in masks])
+            depths = np.bitwise_count(masks).astype(np.int64) - 1
             first = np.clip(self._tree_starts + depths - window + 1, 0, self._tree_starts)
             while len(far := np.flatnonzero(depths >= window)):
                 masks = masks.copy()

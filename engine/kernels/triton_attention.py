@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -238,8 +237,3 @@ def _join(parts, sums, out, splits, DIM: tl.constexpr, BLOCK_D: tl.constexpr):  
         total += weight
         acc += own * weight
     tl.store(out + place * DIM + column, (acc / total).to(out.dtype.element_ty), mask=inside)
-
-
-def available() -> dict[str, Any]:
-    """What a report says of the compiler."""
-    return {"triton": triton.__version__, "interpreted": bool(triton.knobs.runtime.interpret)}

@@ -16,16 +16,17 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers import LlamaConfig
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm
 
-from engine.attention import prepare
+from engine.attention import ATTENTION_NAME, prepare, register
 from engine.batch import Part, build_batch
 from engine.config import EngineConfig
 from engine.kernels import build
 from engine.kernels.attention import KernelAttention
-from engine.kernels.cpu import Kernels, narrowest
-from engine.kernels.install import install
+from engine.kernels.cpu import Kernels, Seen, narrowest
+from engine.kernels.install import attention_like, install
 from engine.kernels.modules import KernelLinear, KernelMLP, KernelNorm
 from engine.kv_cache import KVCache
 from engine.target import TargetModel
@@ -94,6 +95,26 @@ def test_a_row_gives_the_same_bits_whatever_runs_beside_it(kernels: Kernels) -> 
         together = module(x)
         for rows in (1, 2, 3, 7, 8, 9, 16, 41):
             assert torch.equal(module(x[:, :rows]), together[:, :rows])
+
+
+def test_a_row_attends_to_the_same_bits_alone_and_in_a_tree(kernels: Kernels) -> None:
+    """A node whose ancestors are scattered among other branches, and the same tokens one after the other."""
+    generator = torch.Generator().manual_seed(3)
+    prefix, path = 45, [0, 3, 4, 9, 17]  # nodes of the tree that lead to the last one
+    keys, values = (torch.randn(80, 2, 24, generator=generator) for _ in range(2))
+    query, order = torch.randn(1, 6, 24, generator=generator), torch.arange(80)
+    dense = torch.cat([order[:prefix], torch.tensor(path) + prefix, order[prefix + len(path) :]])
+
+    def attend(table: torch.Tensor, mask: int, beside: int) -> torch.Tensor:
+        one = torch.ones(1 + beside, dtype=torch.int64)
+        rows = torch.cat([query, torch.randn(beside, 6, 24, generator=generator)])
+        seen = Seen(torch.arange(1 + beside), 0 * one, 0 * one, prefix * one, mask * one, table[None])
+        out = torch.empty_like(rows)
+        kernels.attend(rows, keys, values, out, seen, 0.2)
+        return out[0]
+
+    in_tree = attend(order, sum(1 << node for node in path), beside=8)
+    assert torch.equal(in_tree, attend(dense, (1 << len(path)) - 1, beside=0))
 
 
 def test_weights_are_kept_in_the_narrowest_type_that_holds_them() -> None:
@@ -207,3 +228,13 @@ def test_every_family_computes_the_same_with_kernels(family: Family, tiny: Calla
         assert kinds[KernelAttention] == (3 if cpu_kernels and family != "qwen3" else 0)  # norms of heads
         assert kinds[nn.Linear] == (0 if cpu_kernels else kinds[nn.Linear])
     torch.testing.assert_close(hidden[1], hidden[0], rtol=1e-3, atol=1e-3)
+
+
+def test_an_attention_layer_with_some_biases_only_is_left_alone(kernels: Kernels) -> None:
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "attention_bias": True}
+    config = LlamaConfig(**sizes, num_hidden_layers=1, attn_implementation=ATTENTION_NAME)
+    register()
+    whole, part = LlamaAttention(config, 0).eval(), LlamaAttention(config, 0).eval()
+    part.k_proj.bias = None
+    assert isinstance(attention_like(whole, kernels), KernelAttention)
+    assert attention_like(part, kernels) is None
