@@ -101,7 +101,7 @@ def golden(
         answers = engine.answer(prompts, num_tokens, speculate=speculate)
         for answer, one, want in zip(answers, inputs, wanted, strict=True):
             equal += answer.token_ids == want
-            gaps.append(0.0 if answer.token_ids == want else reference.largest_gap(one, answer.token_ids))
+            gaps.append(gap(reference, one, answer.token_ids, want))
             rounds += answer.num_rounds
     return {
         "name": "answers are those of transformers.generate",
@@ -114,6 +114,17 @@ def golden(
         "epsilon": epsilon,
         "trees_verified": rounds,
     }
+
+
+def gap(reference: Reference, inputs: dict[str, Any], got: list[int], want: list[int]) -> float:
+    """How far tokens are from the likeliest ones, 0 if they are those that are wanted; infinite where one of
+    both merely ends before the other, which no rounding does.
+    """
+    if got == want:
+        return 0.0
+    if not got or got[: len(want)] == want[: len(got)]:
+        return float("inf")
+    return reference.largest_gap(inputs, got)
 
 
 def speculation(

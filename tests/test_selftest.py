@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.target import TargetModel
-from selftest import kernels, run
+from selftest import answers, kernels, run
 from server import cli
 from tests.conftest import BuildCheckpoint
 
@@ -76,3 +76,16 @@ def test_says_what_is_missing(tiny: BuildCheckpoint, capsys: pytest.CaptureFixtu
     code, report = report_of(["--model", str(tiny("llava")), "--device", "cuda"], capsys)
     assert (code, report["passed"]) == (1, False)
     assert "no CUDA device" in report["error"]
+
+
+def test_an_answer_that_merely_ends_early_or_late_is_no_near_tie() -> None:
+    class Lenient:
+        def largest_gap(self, inputs: Any, token_ids: list[int]) -> float:  # noqa: ARG002
+            return 0.001
+
+    def gap(got: list[int], want: list[int]) -> float:
+        return answers.gap(Lenient(), {}, got, want)  # type: ignore[arg-type]
+
+    assert gap([1, 2, 3], [1, 2, 3]) == 0.0
+    assert gap([1, 2, 4], [1, 2, 3]) == gap([1, 4], [1, 2, 3]) == 0.001
+    assert gap([1, 2], [1, 2, 3]) == gap([1, 2, 3], [1, 2]) == gap([], [1]) == float("inf")
