@@ -143,7 +143,8 @@ def speculation(
         spec_tokens += found[True].num_spec_tokens
         if found[True].token_ids != found[False].token_ids:
             parted += 1
-            gaps += [reference.largest_gap(reference.inputs(*one), a.token_ids) for a in found.values()]
+            inputs, (on, off) = reference.inputs(*one), (found[True].token_ids, found[False].token_ids)
+            gaps += [gap(reference, inputs, on, off), gap(reference, inputs, off, on)]
             continue
         tokens += len(found[True].token_ids) - 1
         for speculate, answer in found.items():
