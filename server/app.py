@@ -11,7 +11,7 @@ from fastapi.security import HTTPBearer
 
 from engine.client import EngineClient
 from server.admission import Admission
-from server.chat import ChatParts
+from server.answering import AnswerParts
 from server.context import RequestContextMiddleware
 from server.errors import ERROR_RESPONSES, install_error_handlers
 from server.metrics import Metrics
@@ -41,7 +41,7 @@ def create_app(
     client.add_listener(metrics.on_step)
     prompts = PromptBuilder(processor, media, settings.max_images)
     max_open = settings.max_num_seqs + settings.max_num_queued_reqs
-    parts = ChatParts(
+    parts = AnswerParts(
         client=client,
         processor=processor,
         prompts=prompts,
@@ -70,7 +70,7 @@ def create_app(
         dependencies=[Depends(HTTPBearer(auto_error=False))] if keys else [],
     )
     app.state.max_request_size = settings.max_request_size
-    app.state.server = ServerState(settings=settings, client=client, chat=parts, metrics=metrics)
+    app.state.server = ServerState(settings=settings, client=client, parts=parts, metrics=metrics)
     for module in (chat, models, tokens, status):
         app.include_router(module.router, responses=ERROR_RESPONSES)
     describe_streams(app)

@@ -37,7 +37,7 @@ class Piece:
 
 
 class Choice:
-    """Iterate over ``pieces`` once; the counts are complete when it has ended.
+    """Iterate over ``pieces`` once; the counts are complete when it has ended. ``index``: in its answer.
 
     ``speculation`` is the last that the engine said about it, ``None`` if that was nothing.
     """
@@ -47,6 +47,7 @@ class Choice:
         client: EngineClient,
         request: GenerateRequest,
         *,
+        index: int,
         detokenizer: Detokenizer,
         stop: StopMatcher,
         logprobs: LogprobFormatter | None,
@@ -55,6 +56,7 @@ class Choice:
     ) -> None:
         self._client = client
         self._request = request
+        self._index = index
         self._detokenizer = detokenizer
         self._stop = stop
         self._logprobs = logprobs
@@ -89,7 +91,7 @@ class Choice:
             raise shutting_down()
         self.num_cached = max(self.num_cached, output.num_cached_tokens)
         self.speculation = output.speculation or self.speculation
-        piece = Piece(self._request.sampling.choice_index)
+        piece = Piece(self._index)
         if self._trace is not None and output.rounds is not None:
             piece.rounds += self._trace.format(output.rounds, self.num_tokens)
         for position, token_id in enumerate(output.token_ids):

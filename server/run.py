@@ -49,7 +49,7 @@ class DrainingServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._watching is not None:
             self._watching.cancel()
-        self._app.state.server.chat.admission.close()
+        self._app.state.server.parts.admission.close()
         draining = asyncio.create_task(self._drain())
         await super().shutdown(sockets)
         if self.force_exit:  # a second Ctrl-C; the engine's process ends with ours
@@ -82,7 +82,7 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
     async def _drain(self) -> None:
-        admission = self._app.state.server.chat.admission
+        admission = self._app.state.server.parts.admission
         log.info("draining", open_answers=admission.num_open, seconds=self._drain_timeout)
         await self._client.shutdown(self._drain_timeout)
 

@@ -9,7 +9,7 @@ import msgspec
 
 from engine.messages import SamplingParams
 from server.errors import bad_request, context_overflow
-from server.schemas.chat import ChatRequest
+from server.schemas.generation import GenerationFields
 
 # Dividing logits by less overflows float32; what is drawn there is the likeliest token anyway.
 GREEDY_BELOW: Final = 1e-5
@@ -40,7 +40,7 @@ class SamplingBuilder:
         self._max_model_len = max_model_len
         self._vocab_size = vocab_size
 
-    def build(self, request: ChatRequest, prompt_len: int) -> SamplingParams:
+    def build(self, request: GenerationFields, prompt_len: int) -> SamplingParams:
         """Parameters of choice 0. Raises ``ApiError`` where they do not fit the model or each other."""
         defaults = self._defaults
         max_tokens = self._max_tokens(request, prompt_len)
@@ -63,18 +63,18 @@ class SamplingBuilder:
             logprobs=request.num_logprobs,
         )
 
-    def _temperature(self, request: ChatRequest) -> float:
+    def _temperature(self, request: GenerationFields) -> float:
         temperature = first_given(request.temperature, self._defaults.temperature, 1.0)
         return temperature if temperature >= GREEDY_BELOW else 0.0
 
-    def _max_tokens(self, request: ChatRequest, prompt_len: int) -> int:
-        asked = request.max_completion_tokens or request.max_tokens
+    def _max_tokens(self, request: GenerationFields, prompt_len: int) -> int:
+        asked = request.token_limit
         room = self._max_model_len - prompt_len
         if room < (asked or 1):
             raise context_overflow(self._max_model_len, prompt_len, asked)
         return asked or min(room, self._defaults.max_new_tokens or room)
 
-    def _logit_bias(self, request: ChatRequest) -> dict[int, float]:
+    def _logit_bias(self, request: GenerationFields) -> dict[int, float]:
         biases = {int(token_id): bias for token_id, bias in (request.logit_bias or {}).items()}
         self._known("logit_bias", list(biases))
         return biases

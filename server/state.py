@@ -9,7 +9,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from engine.client import EngineClient
-from server.chat import ChatParts
+from server.answering import AnswerParts
 from server.errors import model_not_found
 from server.metrics import Metrics
 from server.settings import ServeSettings
@@ -19,7 +19,7 @@ from server.settings import ServeSettings
 class ServerState:
     settings: ServeSettings
     client: EngineClient
-    chat: ChatParts
+    parts: AnswerParts
     metrics: Metrics
     started: int = field(default_factory=lambda: int(time.time()))
 

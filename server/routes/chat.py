@@ -38,7 +38,7 @@ async def create_chat_completion(request: Request, body: ChatRequest, state: Sta
     if body.request_id is not None:
         request.state.request_id = body.request_id
         structlog.contextvars.bind_contextvars(request_id=body.request_id)
-    begin = partial(begin_chat, state.chat, body, request_id=request.state.request_id, model=model)
+    begin = partial(begin_chat, state.parts, body, request_id=request.state.request_id, model=model)
     if body.stream:
         answer = await unless_disconnected(request, begun(begin))
         return ChatStream(answer, show_usage=body.include_usage, ping=PING_SECONDS)

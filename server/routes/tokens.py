@@ -23,12 +23,12 @@ router = APIRouter(route_class=StrictRoute)
 async def tokenize(body: TokenizeChat | TokenizeText, state: State) -> TokenizeAnswer:
     """The token ids of a text, or of a conversation with its pictures' placeholders."""
     state.served_name(body.model)
-    processor = state.chat.processor
+    processor = state.parts.processor
     if isinstance(body, TokenizeChat):
-        prompt = await state.chat.prompts.build(body.messages)
+        prompt = await state.parts.prompts.build(body.messages)
         tokens = prompt.token_ids
     else:
-        tokens = await state.chat.prompts.in_pool(processor.encode, body.prompt, body.add_special_tokens)
+        tokens = await state.parts.prompts.in_pool(processor.encode, body.prompt, body.add_special_tokens)
     strings = [processor.token_text(token_id) for token_id in tokens] if body.return_token_strs else None
     return TokenizeAnswer(
         count=len(tokens), max_model_len=state.max_model_len, tokens=tokens, token_strs=strings
@@ -39,5 +39,5 @@ async def tokenize(body: TokenizeChat | TokenizeText, state: State) -> TokenizeA
 async def detokenize(body: DetokenizeRequest, state: State) -> DetokenizeAnswer:
     """The text of token ids, special tokens included."""
     state.served_name(body.model)
-    decode = partial(state.chat.processor.decode, skip_special_tokens=False)
-    return DetokenizeAnswer(prompt=await state.chat.prompts.in_pool(decode, body.tokens))
+    decode = partial(state.parts.processor.decode, skip_special_tokens=False)
+    return DetokenizeAnswer(prompt=await state.parts.prompts.in_pool(decode, body.tokens))

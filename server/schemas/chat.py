@@ -14,9 +14,9 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.schemas.base import ClientModel
+from server.schemas.generation import GenerationFields
 from server.schemas.messages import JsonObject, Message
-from server.schemas.sampling import INT32_MAX, SamplingFields
-from server.schemas.speculation import SpeculativeFields
+from server.schemas.sampling import MaxTokens
 
 NO_TOOL_CALLS: Final = (None, "none", "auto")
 
@@ -79,34 +79,17 @@ class UnbuiltFields(ClientModel):
         return self
 
 
-class StreamOptions(ClientModel):
-    include_usage: bool = False
-    include_obfuscation: bool | None = Field(None, description="Accepted; nothing is obfuscated.")
-
-
-class ChatRequest(SamplingFields, FieldsWithoutEffect, UnbuiltFields):
-    model: str | None = Field(None, description="A served model; the first one by default.")
+class ChatRequest(GenerationFields, FieldsWithoutEffect, UnbuiltFields):
     messages: list[Message] = Field(min_length=1, max_length=4096)
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    speculative: SpeculativeFields | None = None
-    cache_salt: str = Field("", max_length=256, description="Separates prefix caches.")
-    priority: int = Field(
-        0, ge=-INT32_MAX, le=INT32_MAX, description="Lower runs first, where the server allows priorities."
-    )
-    request_id: str | None = Field(None, pattern=r"^[\x21-\x7e]{1,128}$")
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
         if self.top_logprobs and not self.logprobs:
             raise PydanticCustomError(
                 "invalid_combination", "'{name}' needs 'logprobs' to be true.", {"name": "top_logprobs"}
-            )
-        if self.stream_options is not None and not self.stream:
-            raise PydanticCustomError(
-                "invalid_combination", "'{name}' needs 'stream' to be true.", {"name": "stream_options"}
             )
         both_limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(both_limits) > 1:
@@ -118,13 +101,9 @@ class ChatRequest(SamplingFields, FieldsWithoutEffect, UnbuiltFields):
         return self
 
     @property
+    def token_limit(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
     def num_logprobs(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
-
-    @property
-    def traces(self) -> bool:
-        return self.speculative is not None and self.speculative.trace
-
-    @property
-    def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage

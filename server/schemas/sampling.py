@@ -32,7 +32,6 @@ class SamplingFields(ClientModel):
     logit_bias: dict[TokenIdKey, Bias] | None = Field(None, max_length=1024, description="Token id to bias.")
     seed: int | None = Field(None, ge=-INT64_MAX - 1, le=INT64_MAX)
     max_tokens: MaxTokens | None = None
-    max_completion_tokens: MaxTokens | None = None
     min_tokens: int = Field(0, ge=0, le=INT32_MAX)
     ignore_eos: bool = False
     stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
@@ -46,6 +45,11 @@ class SamplingFields(ClientModel):
         if self.stop is None:
             return []
         return [self.stop] if isinstance(self.stop, str) else self.stop
+
+    @property
+    def token_limit(self) -> int | None:
+        """Most tokens of an answer; ``None`` takes what fits."""
+        return self.max_tokens
 
     @property
     def num_choices(self) -> int:

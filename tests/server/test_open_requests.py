@@ -23,7 +23,7 @@ VALID = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
 
 
 def num_admitted(live: Live) -> int:
-    return live.server._app.state.server.chat.admission.num_open
+    return live.server._app.state.server.parts.admission.num_open
 
 
 class Background(threading.Thread):

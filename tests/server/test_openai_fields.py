@@ -14,9 +14,9 @@ from server.schemas.chat import (
     NEUTRAL_VALUES,
     ChatRequest,
     FieldsWithoutEffect,
-    StreamOptions,
     UnbuiltFields,
 )
+from server.schemas.generation import StreamOptions
 from tests.server.conftest import MODEL
 
 CHAT = "/v1/chat/completions"

@@ -1,0 +1,155 @@
+"""A request's way to its choices: admission, prompts, choices. Does not know what becomes of their pieces.
+
+Knows the order of things; the parts know how.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from engine.client import EngineClient
+from engine.messages import EngineInfo, GenerateRequest
+from processing.prompt import Prompt
+from processing.stop import StopMatcher
+from server.admission import Admission
+from server.choice import Choice, Piece
+from server.errors import bad_request, engine_unavailable
+from server.generation import Generation
+from server.logprobs import LogprobFormatter
+from server.metrics import Metrics
+from server.prompts import PromptBuilder
+from server.sampling import SamplingBuilder, SamplingDefaults
+from server.schemas.answers import PromptTokensDetails, Usage
+from server.schemas.generation import GenerationFields
+from server.schemas.speculation import AnswerMetrics
+from server.speculation import TraceFormatter, answer_metrics, speculative_params
+from server.timeline import Timeline
+
+if TYPE_CHECKING:
+    from processing.processor import Processor
+
+BuildPrompts = Callable[[EngineInfo], Awaitable[list[Prompt]]]
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerParts:
+    """What answering needs, built once per app."""
+
+    client: EngineClient
+    processor: Processor
+    prompts: PromptBuilder
+    defaults: SamplingDefaults
+    admission: Admission
+    metrics: Metrics
+    allows_priorities: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAnswer:
+    """A request that was let in, ``num_choices`` for each prompt, prompt by prompt.
+
+    Iterate over ``generation`` once, then close it. The counts are complete when it has ended.
+    """
+
+    prompts: list[Prompt]
+    choices: list[Choice]
+    generation: Generation[Piece]
+
+    def usage(self) -> Usage:
+        """A prompt counts once, however many choices it has."""
+        prompt_tokens = sum(len(prompt.token_ids) for prompt in self.prompts)
+        completion_tokens = sum(choice.num_tokens for choice in self.choices)
+        firsts = self.choices[:: len(self.choices) // len(self.prompts)]
+        return Usage(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            total_tokens=prompt_tokens + completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(
+                cached_tokens=sum(choice.num_cached for choice in firsts),
+                image_tokens=sum(image.num_tokens for prompt in self.prompts for image in prompt.images),
+            ),
+        )
+
+    def metrics(self) -> AnswerMetrics | None:
+        return answer_metrics([choice.speculation for choice in self.choices])
+
+
+async def open_answer(
+    parts: AnswerParts,
+    request: GenerationFields,
+    build: BuildPrompts,
+    *,
+    num_prompts: int = 1,
+    request_id: str,
+) -> OpenAnswer:
+    """Let the request in and start its choices. Raises ``ApiError`` where it cannot be answered."""
+    arrival = time.monotonic()
+    if request.priority and not parts.allows_priorities:
+        raise bad_request(
+            "'priority' needs a server that was started with '--scheduling-policy priority'.",
+            param="priority",
+            code="unsupported_parameter",
+        )
+    ticket = parts.admission.admit(num_prompts * request.num_choices)
+    try:
+        info = parts.client.info
+        if info is None:
+            raise engine_unavailable()
+        prompts = await build(info)
+        parts.admission.check()
+        choices = make_choices(parts, request, prompts, info, request_id=request_id, arrival=arrival)
+    except BaseException:
+        ticket.release()
+        raise
+    generation = Generation([choice.pieces() for choice in choices], on_end=ticket.release)
+    return OpenAnswer(prompts, choices, generation)
+
+
+def make_choices(
+    parts: AnswerParts,
+    request: GenerationFields,
+    prompts: list[Prompt],
+    info: EngineInfo,
+    *,
+    request_id: str,
+    arrival: float,
+) -> list[Choice]:
+    """All with the same seed; the engine's noise differs by ``choice_index``, which begins at 0 for each
+    prompt, so that it is answered as it would be alone."""
+    builder = SamplingBuilder(parts.defaults, info.max_model_len, info.vocab_size)
+    unique_id = f"{request_id}-{secrets.token_hex(4)}"
+    num_top = request.num_logprobs
+    logprobs = None if num_top is None else LogprobFormatter(parts.processor, num_top)
+    choices: list[Choice] = []
+    for prompt in prompts:
+        prompt_len = len(prompt.token_ids)
+        sampling = builder.build(request, prompt_len)
+        for choice_index in range(request.num_choices):
+            index = len(choices)
+            generate = GenerateRequest(
+                request_id=f"{unique_id}-{index}",
+                prompt=prompt,
+                sampling=replace(sampling, choice_index=choice_index),
+                speculative=speculative_params(request.speculative),
+                cache_salt=request.cache_salt,
+                priority=request.priority,
+            )
+            choices.append(
+                Choice(
+                    parts.client,
+                    generate,
+                    index=index,
+                    detokenizer=parts.processor.detokenizer(skip_special_tokens=request.skip_special_tokens),
+                    stop=StopMatcher(request.stop_strings, include_stop=request.include_stop_str_in_output),
+                    logprobs=logprobs,
+                    trace=TraceFormatter(parts.processor, index) if request.traces else None,
+                    timeline=Timeline(parts.metrics, arrival, prompt_len),
+                )
+            )
+    return choices

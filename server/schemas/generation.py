@@ -1,0 +1,50 @@
+"""What every request for an answer has, whatever its prompt: how to draw, stream, draft and schedule it."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from server.schemas.base import ClientModel
+from server.schemas.sampling import INT32_MAX, SamplingFields
+from server.schemas.speculation import SpeculativeFields
+
+
+class StreamOptions(ClientModel):
+    include_usage: bool = False
+    include_obfuscation: bool | None = Field(None, description="Accepted; nothing is obfuscated.")
+
+
+class GenerationFields(SamplingFields):
+    model: str | None = Field(None, description="A served model; the first one by default.")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    speculative: SpeculativeFields | None = None
+    cache_salt: str = Field("", max_length=256, description="Separates prefix caches.")
+    priority: int = Field(
+        0, ge=-INT32_MAX, le=INT32_MAX, description="Lower runs first, where the server allows priorities."
+    )
+    request_id: str | None = Field(None, pattern=r"^[\x21-\x7e]{1,128}$")
+
+    @model_validator(mode="after")
+    def _options_need_a_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise PydanticCustomError(
+                "invalid_combination", "'{name}' needs 'stream' to be true.", {"name": "stream_options"}
+            )
+        return self
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the likeliest tokens to tell beside the chosen one; ``None`` tells of none."""
+        raise NotImplementedError
+
+    @property
+    def traces(self) -> bool:
+        return self.speculative is not None and self.speculative.trace
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
