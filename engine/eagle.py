@@ -54,6 +54,31 @@ class EagleDraft(nn.Module):
         """Target features ``[..., feature_size]`` as states ``[..., hidden]``: the same here."""
         return features
 
+    def join(self, states: Tensor, embeddings: Tensor) -> Tensor:
+        """What the layer reads at each slot, ``[..., hidden]``: the states of tokens ``i - 1`` beside the
+        embeddings of tokens ``i``, both ``[..., hidden]``. Pictures are compressed in this form.
+        """
+        return cast(
+            Tensor, self.fc(torch.cat([self.embed_norm(embeddings), self.state_norm(states)], dim=-1))
+        )
+
+    def run(
+        self, joined: Tensor, positions: Tensor, attention_mask: Tensor | None = None, **attention: Any
+    ) -> Tensor:
+        """Predicted features ``[B, N, hidden]`` of slots ``[B, N, hidden]`` as ``join`` makes them;
+        ``positions`` int64 ``[B, N]`` or ``[3, B, N]``.
+
+        ``attention_mask`` and ``attention`` go to the attention implementation.
+        """
+        out = self.layer(
+            joined,
+            attention_mask=attention_mask,
+            position_ids=positions,
+            position_embeddings=self.rotary(joined, positions),
+            **attention,
+        )
+        return cast(Tensor, out[0] if isinstance(out, tuple) else out)
+
     def forward(
         self,
         states: Tensor,
@@ -62,21 +87,8 @@ class EagleDraft(nn.Module):
         attention_mask: Tensor | None = None,
         **attention: Any,
     ) -> Tensor:
-        """Predicted features ``[B, N, hidden]`` of tokens ``i`` from the states of ``i - 1`` and the
-        embeddings of ``i``, both ``[B, N, hidden]``; ``positions`` int64 ``[B, N]`` or ``[3, B, N]``.
-
-        ``attention_mask`` and ``attention`` go to the attention implementation.
-        """
-        joined = torch.cat([self.embed_norm(embeddings), self.state_norm(states)], dim=-1)
-        hidden = self.fc(joined)
-        out = self.layer(
-            hidden,
-            attention_mask=attention_mask,
-            position_ids=positions,
-            position_embeddings=self.rotary(hidden, positions),
-            **attention,
-        )
-        return cast(Tensor, out[0] if isinstance(out, tuple) else out)
+        """``join`` and ``run``: predicted features ``[B, N, hidden]`` of tokens ``i``."""
+        return self.run(self.join(states, embeddings), positions, attention_mask, **attention)
 
     def read_out(self, states: Tensor) -> Tensor:
         """What the head takes, ``[..., hidden]``: the states as they are."""

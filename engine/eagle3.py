@@ -69,20 +69,22 @@ class Eagle3Draft(nn.Module):
         """Target features ``[..., feature_size]``, lowest layer first, as states ``[..., hidden]``."""
         return cast(Tensor, self.fc(features))
 
-    def forward(
-        self,
-        states: Tensor,
-        embeddings: Tensor,
-        positions: Tensor,
-        attention_mask: Tensor | None = None,
-        **attention: Any,
+    def join(self, states: Tensor, embeddings: Tensor) -> Tensor:
+        """What the layer reads at each slot, ``[..., 2 * hidden]``: the embeddings of tokens ``i`` and the
+        states of tokens ``i - 1``, both ``[..., hidden]``. Pictures are compressed in this form.
+        """
+        return torch.cat([embeddings, states], dim=-1)
+
+    def run(
+        self, joined: Tensor, positions: Tensor, attention_mask: Tensor | None = None, **attention: Any
     ) -> Tensor:
-        """Next states ``[B, N, hidden]``, of tokens ``i``, from the states of ``i - 1`` and the embeddings of
-        ``i``, both ``[B, N, hidden]``; ``positions`` int64 ``[B, N]`` or ``[3, B, N]``.
+        """Next states ``[B, N, hidden]`` of slots ``[B, N, 2 * hidden]`` as ``join`` makes them;
+        ``positions`` int64 ``[B, N]`` or ``[3, B, N]``.
 
         ``attention_mask`` and ``attention`` go to the attention implementation.
         """
         layer = cast(Any, self.layer)
+        embeddings, states = joined.chunk(2, dim=-1)
         normed = layer.hidden_norm(states)
         attended = layer.self_attn(
             hidden_states=torch.cat([layer.input_layernorm(embeddings), normed], dim=-1),
@@ -93,6 +95,17 @@ class Eagle3Draft(nn.Module):
         )[0]
         hidden = (normed if self.norm_before_residual else states) + attended
         return cast(Tensor, hidden + layer.mlp(layer.post_attention_layernorm(hidden)))
+
+    def forward(
+        self,
+        states: Tensor,
+        embeddings: Tensor,
+        positions: Tensor,
+        attention_mask: Tensor | None = None,
+        **attention: Any,
+    ) -> Tensor:
+        """``join`` and ``run``: next states ``[B, N, hidden]``, of tokens ``i``."""
+        return self.run(self.join(states, embeddings), positions, attention_mask, **attention)
 
     def read_out(self, states: Tensor) -> Tensor:
         """What the head takes, ``[..., hidden]``: the normed states."""
