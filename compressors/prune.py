@@ -1,4 +1,4 @@
-"""Keep some visual tokens as they are, drop the others: at random, evenly, or by a score. Nothing is learnt."""
+"""Keep some visual tokens as they are, drop the others: at random, evenly, or by score. Nothing is learnt."""
 
 from __future__ import annotations
 
