@@ -54,12 +54,18 @@ class AnswerParts:
 class OpenAnswer:
     """A request that was let in, ``num_choices`` for each prompt, prompt by prompt.
 
-    Iterate over ``generation`` once, then close it. The counts are complete when it has ended.
+    Iterate over ``generation`` once, then ``close``. The counts are complete when it has ended.
     """
 
     prompts: list[Prompt]
     choices: list[Choice]
     generation: Generation[Piece]
+
+    async def wait_first(self, timeout: float) -> None:
+        await self.generation.wait_first(timeout)
+
+    def close(self) -> None:
+        self.generation.close()
 
     def usage(self) -> Usage:
         """A prompt counts once, however many choices it has."""
@@ -145,7 +151,9 @@ def make_choices(
                     parts.client,
                     generate,
                     index=index,
-                    detokenizer=parts.processor.detokenizer(skip_special_tokens=request.skip_special_tokens),
+                    detokenizer=parts.processor.detokenizer(
+                        skip_special_tokens=request.skip_special_tokens, at_text_start=request.starts_text
+                    ),
                     stop=StopMatcher(request.stop_strings, include_stop=request.include_stop_str_in_output),
                     logprobs=logprobs,
                     trace=TraceFormatter(parts.processor, index) if request.traces else None,

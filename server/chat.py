@@ -23,32 +23,26 @@ from server.schemas.answers import (
 )
 from server.schemas.chat import ChatRequest
 from server.schemas.speculation import AnswerMetrics, TracedRound
+from server.sse import Event, chunk_events
 
 
 class ChatAnswer:
-    """A request that was let in. Consume it by ``whole`` or ``chunks``, once; then ``close`` it."""
+    """A request that was let in."""
 
     def __init__(self, request: ChatRequest, opened: OpenAnswer, *, request_id: str, model: str) -> None:
+        self.opened = opened
         self._request = request
-        self._opened = opened
-        self._generation = opened.generation
         self._num_choices = len(opened.choices)
         self._id = f"chatcmpl-{request_id}"
         self._model = model
         self._created = int(time.time())
-
-    def close(self) -> None:
-        self._generation.close()
-
-    async def wait_first(self, timeout: float) -> None:
-        await self._generation.wait_first(timeout)
 
     async def whole(self) -> ChatCompletion:
         texts = [""] * self._num_choices
         logprobs: list[list[TokenLogprob]] = [[] for _ in range(self._num_choices)]
         reasons: list[FinishReason] = ["stop"] * self._num_choices
         rounds: list[list[TracedRound]] = [[] for _ in range(self._num_choices)]
-        async for piece in self._generation:
+        async for piece in self.opened.generation:
             texts[piece.index] += piece.text
             logprobs[piece.index] += piece.logprobs
             rounds[piece.index] += piece.rounds
@@ -66,16 +60,19 @@ class ChatAnswer:
                 )
                 for index, text in enumerate(texts)
             ],
-            usage=self._opened.usage(),
-            metrics=self._opened.metrics(),
+            usage=self.opened.usage(),
+            metrics=self.opened.metrics(),
             speculative_trace=list(chain.from_iterable(rounds)) if self._request.traces else None,
         )
+
+    def events(self) -> AsyncIterator[Event]:
+        return chunk_events(self.chunks(), show_usage=self._request.include_usage)
 
     async def chunks(self) -> AsyncIterator[ChatCompletionChunk]:
         for index in range(self._num_choices):
             yield self._chunk(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
         num_open = self._num_choices
-        async for piece in self._generation:
+        async for piece in self.opened.generation:
             if piece.text or piece.logprobs or piece.rounds:
                 delta = Delta(content=piece.text)
                 logprobs = self._choice_logprobs(piece.logprobs)
@@ -85,9 +82,9 @@ class ChatAnswer:
                 num_open -= 1
                 is_last = not num_open and not self._request.include_usage
                 end = ChunkChoice(index=piece.index, delta=Delta(), finish_reason=piece.finish_reason)
-                yield self._chunk(end, metrics=self._opened.metrics() if is_last else None)
+                yield self._chunk(end, metrics=self.opened.metrics() if is_last else None)
         if self._request.include_usage:
-            yield self._chunk(usage=self._opened.usage(), metrics=self._opened.metrics())
+            yield self._chunk(usage=self.opened.usage(), metrics=self.opened.metrics())
 
     def _chunk(
         self,

@@ -86,20 +86,21 @@ def model_not_found(name: str) -> ApiError:
 
 
 def context_overflow(
-    max_model_len: int, prompt_len: int, max_tokens: int | None = None, *, at_least: bool = False
+    max_model_len: int, param: str, prompt_len: int, max_tokens: int | None = None, *, at_least: bool = False
 ) -> ApiError:
+    """``param`` names the field that holds the prompt."""
     if max_tokens is None:
         count = f"at least {prompt_len}" if at_least else prompt_len
-        wanted = f"your messages take {count} tokens, which leaves no room for an answer"
+        wanted = f"'{param}' takes {count} tokens, which leaves no room for an answer"
     else:
         wanted = (
-            f"you asked for {prompt_len + max_tokens} tokens ({prompt_len} in the messages, "
+            f"you asked for {prompt_len + max_tokens} tokens ({prompt_len} in '{param}', "
             f"{max_tokens} in the completion)"
         )
     return ApiError(
         400,
         f"This model's maximum context length is {max_model_len} tokens, but {wanted}.",
-        param="messages",
+        param=param,
         code="context_length_exceeded",
     )
 

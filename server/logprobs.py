@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from engine.messages import TokenLogprobs
 from server.schemas.answers import TokenLogprob, TopLogprob
+from server.schemas.completions import CompletionLogprobs
 
 if TYPE_CHECKING:
     from processing.processor import Processor
@@ -34,3 +37,36 @@ class LogprobFormatter:
         return TopLogprob(
             token=self._processor.token_text(token_id), logprob=max(logprob, LOWEST_LOGPROB), bytes=list(raw)
         )
+
+
+class CompletionLogprobFormatter:
+    """The tokens of one choice in the shape of ``/v1/completions``, in the order in which they came.
+
+    ``offset``: characters of the choice's text before the first token.
+    """
+
+    def __init__(self, offset: int) -> None:
+        self._offset = offset
+        self._decoder = getincrementaldecoder("utf-8")("replace")
+
+    def format(self, tokens: Sequence[TokenLogprob]) -> CompletionLogprobs:
+        offsets = []
+        for token in tokens:
+            offsets.append(self._offset)
+            self._offset += len(self._decoder.decode(bytes(token.bytes)))
+        return CompletionLogprobs(
+            text_offset=offsets,
+            token_logprobs=[token.logprob for token in tokens],
+            tokens=[spelled(token) for token in tokens],
+            top_logprobs=[
+                {spelled(one): one.logprob for one in (*token.top_logprobs, token)} for token in tokens
+            ],
+        )
+
+
+def spelled(token: TopLogprob) -> str:
+    """A token that is part of a character is told by its bytes, as the OpenAI API does it here."""
+    try:
+        return bytes(token.bytes).decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.bytes)

@@ -8,19 +8,37 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
 from server.schemas.answers import ChatCompletionChunk
+from server.schemas.base import AnswerModel
+from server.schemas.completions import Completion
 
 REF_TEMPLATE = "#/components/schemas/{model}"
-CHUNK_SCHEMA = {"$ref": REF_TEMPLATE.format(model=ChatCompletionChunk.__name__)}
+STREAMED: tuple[type[AnswerModel], ...] = (ChatCompletionChunk, Completion)
+
+
+def answers(whole: type[AnswerModel], streamed: type[AnswerModel]) -> dict[int | str, dict[str, Any]]:
+    """Of a route that answers whole or with a stream of events, to be added to the document."""
+    return {
+        200: {
+            "model": whole,
+            "description": "The answer; with `stream`, server-sent events.",
+            "content": {"text/event-stream": {"itemSchema": reference(streamed)}},
+        },
+    }
+
+
+def reference(model: type[AnswerModel]) -> dict[str, str]:
+    return {"$ref": REF_TEMPLATE.format(model=model.__name__)}
 
 
 def describe_streams(app: FastAPI) -> None:
-    """Add the chunk's schema to the document; routes refer to it as ``CHUNK_SCHEMA``."""
+    """Add the schemas that only streams hold to the document."""
     derive = app.openapi
 
     def derive_and_add() -> dict[str, Any]:
         document = derive()
-        _, chunks = models_json_schema([(ChatCompletionChunk, "serialization")], ref_template=REF_TEMPLATE)
-        for name, schema in chunks["$defs"].items():
+        models = [(model, "serialization") for model in STREAMED]
+        _, streamed = models_json_schema(models, ref_template=REF_TEMPLATE)  # type: ignore[arg-type]
+        for name, schema in streamed["$defs"].items():
             document["components"]["schemas"].setdefault(name, schema)
         return document
 

@@ -58,7 +58,7 @@ class PromptBuilder:
         urls = image_urls(messages)
         self._check_count(len(urls), max_images)
         if max_len is not None:
-            await self._check_length(num_characters(messages), max_len)
+            await self._check_length(num_characters(messages), max_len, "messages")
         try:
             async with self._media.load(urls) as pictures:
                 conversation = with_images(messages, pictures.images)
@@ -68,17 +68,41 @@ class PromptBuilder:
         except PromptError as error:
             raise bad_request(str(error), param="messages", code="invalid_prompt") from None
 
+    async def build_text(
+        self, prompt: str | list[int], *, add_special_tokens: bool = True, max_len: int | None = None
+    ) -> Prompt:
+        """Of a text, whose author writes special tokens as he likes, or of token ids. Raises ``ApiError``."""
+        if isinstance(prompt, str):
+            if max_len is not None:
+                await self._check_length(len(prompt), max_len, "prompt")
+            token_ids = await self.in_pool(self._processor.encode, prompt, add_special_tokens)
+        else:
+            token_ids = prompt
+        vocab_size = self._processor.vocab_size
+        if not token_ids:
+            raise bad_request("A prompt is empty.", param="prompt")
+        if max(token_ids) >= vocab_size:
+            raise bad_request(
+                f"A prompt names a token beyond the model's {vocab_size} tokens.", param="prompt"
+            )
+        if self._processor.image_token_id in token_ids:
+            raise bad_request(
+                "A prompt holds the token that stands for pictures; send pictures to /v1/chat/completions.",
+                param="prompt",
+            )
+        return Prompt(token_ids=token_ids)
+
     async def in_pool(self, call: Callable[..., T], *args: Any) -> T:
         """Run work of the tokenizer off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, call, *args)
 
-    async def _check_length(self, num_chars: int, max_len: int) -> None:
+    async def _check_length(self, num_chars: int, max_len: int, param: str) -> None:
         if num_chars <= max_len:
             return
         if self._longest_token is None:
             self._longest_token = await self.in_pool(longest_token, self._processor)
         if num_chars > max_len * self._longest_token:
-            raise context_overflow(max_len, num_chars // self._longest_token, at_least=True)
+            raise context_overflow(max_len, param, num_chars // self._longest_token, at_least=True)
 
     def _check_count(self, num_images: int, max_of_model: int | None) -> None:
         limit = self._max_images if max_of_model is None else min(self._max_images, max_of_model)

@@ -71,7 +71,7 @@ class SamplingBuilder:
         asked = request.token_limit
         room = self._max_model_len - prompt_len
         if room < (asked or 1):
-            raise context_overflow(self._max_model_len, prompt_len, asked)
+            raise context_overflow(self._max_model_len, request.prompt_field, prompt_len, asked)
         return asked or min(room, self._defaults.max_new_tokens or room)
 
     def _logit_bias(self, request: GenerationFields) -> dict[int, float]:

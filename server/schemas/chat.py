@@ -8,7 +8,7 @@ refused by name, never ignored. A test compares the fields with those of the ``o
 
 from __future__ import annotations
 
-from typing import Final, Self
+from typing import ClassVar, Final, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -80,6 +80,8 @@ class UnbuiltFields(ClientModel):
 
 
 class ChatRequest(GenerationFields, FieldsWithoutEffect, UnbuiltFields):
+    prompt_field: ClassVar[str] = "messages"
+
     messages: list[Message] = Field(min_length=1, max_length=4096)
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None

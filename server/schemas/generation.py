@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -18,6 +18,10 @@ class StreamOptions(ClientModel):
 
 
 class GenerationFields(SamplingFields):
+    """``prompt_field`` holds the prompt, in error messages."""
+
+    prompt_field: ClassVar[str]
+
     model: str | None = Field(None, description="A served model; the first one by default.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -40,6 +44,11 @@ class GenerationFields(SamplingFields):
     def num_logprobs(self) -> int | None:
         """How many of the likeliest tokens to tell beside the chosen one; ``None`` tells of none."""
         raise NotImplementedError
+
+    @property
+    def starts_text(self) -> bool:
+        """Whether the answer is a text of its own, and does not go on with the prompt's."""
+        return True
 
     @property
     def traces(self) -> bool:

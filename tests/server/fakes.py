@@ -52,14 +52,20 @@ class ByteProcessor:
         self.eos = self.tokenizer.token_to_id(EOS_TEXT)
         self.image = self.tokenizer.token_to_id(IMAGE_TEXT)
 
+    @property
+    def image_token_id(self) -> int:
+        return self.image
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return self.tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
-    def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
-        return Detokenizer(self.vocabulary, skip_special_tokens=skip_special_tokens)
+    def detokenizer(self, *, skip_special_tokens: bool = True, at_text_start: bool = True) -> Detokenizer:
+        return Detokenizer(
+            self.vocabulary, skip_special_tokens=skip_special_tokens, at_text_start=at_text_start
+        )
 
     def token_bytes(self, token_id: int) -> bytes:
         return self.vocabulary.token_bytes(token_id)

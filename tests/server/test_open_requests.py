@@ -174,7 +174,7 @@ def test_clients_retry_when_the_queue_is_full(start_server: StartServer, monkeyp
 
 
 def test_an_idle_stream_is_kept_alive(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.routes.chat.PING_SECONDS", 0.1)
+    monkeypatch.setattr("server.serving.PING_SECONDS", 0.1)
     live.engine.stalled = True
     asking = Background(lambda: stream_text(live))
     time.sleep(0.5)

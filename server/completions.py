@@ -1,0 +1,128 @@
+"""Continuations of plain prompts, whole or as a stream of chunks, from the pieces of their choices."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from itertools import chain
+
+from engine.messages import EngineInfo
+from processing.prompt import Prompt
+from server.answering import AnswerParts, OpenAnswer, open_answer
+from server.logprobs import CompletionLogprobFormatter
+from server.schemas.answers import FinishReason, TokenLogprob, Usage
+from server.schemas.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
+from server.schemas.speculation import AnswerMetrics, TracedRound
+from server.sse import Event, chunk_events
+
+
+class CompletionAnswer:
+    """A request that was let in. ``echoes`` is what each choice begins with: its prompt, or nothing."""
+
+    def __init__(
+        self,
+        request: CompletionRequest,
+        opened: OpenAnswer,
+        echoes: Sequence[str],
+        *,
+        request_id: str,
+        model: str,
+    ) -> None:
+        self.opened = opened
+        self._request = request
+        self._echoes = echoes
+        self._logprobs = [CompletionLogprobFormatter(len(echo)) for echo in echoes]
+        self._id = f"cmpl-{request_id}"
+        self._model = model
+        self._created = int(time.time())
+
+    async def whole(self) -> Completion:
+        texts = list(self._echoes)
+        logprobs: list[list[TokenLogprob]] = [[] for _ in texts]
+        reasons: list[FinishReason] = ["stop"] * len(texts)
+        rounds: list[list[TracedRound]] = [[] for _ in texts]
+        async for piece in self.opened.generation:
+            texts[piece.index] += piece.text
+            logprobs[piece.index] += piece.logprobs
+            rounds[piece.index] += piece.rounds
+            reasons[piece.index] = piece.finish_reason or reasons[piece.index]
+        choices = [
+            CompletionChoice(
+                index=index,
+                text=text,
+                logprobs=self._format(index, logprobs[index]),
+                finish_reason=reasons[index],
+            )
+            for index, text in enumerate(texts)
+        ]
+        trace = list(chain.from_iterable(rounds)) if self._request.traces else None
+        return self._completion(
+            choices, usage=self.opened.usage(), metrics=self.opened.metrics(), trace=trace
+        )
+
+    def events(self) -> AsyncIterator[Event]:
+        return chunk_events(self.chunks(), show_usage=self._request.include_usage)
+
+    async def chunks(self) -> AsyncIterator[Completion]:
+        for index, echo in enumerate(self._echoes):
+            if echo:
+                yield self._completion([CompletionChoice(index=index, text=echo)])
+        num_open = len(self._echoes)
+        async for piece in self.opened.generation:
+            num_open -= piece.finish_reason is not None
+            is_last = not num_open and not self._request.include_usage
+            choice = CompletionChoice(
+                index=piece.index,
+                text=piece.text,
+                logprobs=self._format(piece.index, piece.logprobs),
+                finish_reason=piece.finish_reason,
+            )
+            metrics = self.opened.metrics() if is_last else None
+            yield self._completion([choice], metrics=metrics, trace=piece.rounds or None)
+        if self._request.include_usage:
+            yield self._completion([], usage=self.opened.usage(), metrics=self.opened.metrics())
+
+    def _completion(
+        self,
+        choices: list[CompletionChoice],
+        *,
+        usage: Usage | None = None,
+        metrics: AnswerMetrics | None = None,
+        trace: list[TracedRound] | None = None,
+    ) -> Completion:
+        return Completion(
+            id=self._id,
+            created=self._created,
+            model=self._model,
+            choices=choices,
+            usage=usage,
+            metrics=metrics,
+            speculative_trace=trace,
+        )
+
+    def _format(self, index: int, logprobs: Sequence[TokenLogprob]) -> CompletionLogprobs | None:
+        return None if self._request.logprobs is None else self._logprobs[index].format(logprobs)
+
+
+async def begin_completion(
+    parts: AnswerParts, request: CompletionRequest, *, request_id: str, model: str
+) -> CompletionAnswer:
+    """Let the request in and start its choices. Raises ``ApiError`` where it cannot be answered."""
+
+    async def build(info: EngineInfo) -> list[Prompt]:
+        return [
+            await parts.prompts.build_text(
+                prompt, add_special_tokens=request.add_special_tokens, max_len=info.max_model_len
+            )
+            for prompt in request.prompts
+        ]
+
+    opened = await open_answer(parts, request, build, num_prompts=len(request.prompts), request_id=request_id)
+    echoes = [""] * len(opened.choices)
+    if request.echo:
+        texts = [
+            prompt if isinstance(prompt, str) else parts.processor.decode(prompt, skip_special_tokens=False)
+            for prompt in request.prompts
+        ]
+        echoes = [text for text in texts for _ in range(request.num_choices)]
+    return CompletionAnswer(request, opened, echoes, request_id=request_id, model=model)

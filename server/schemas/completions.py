@@ -1,0 +1,124 @@
+"""Requests to ``/v1/completions`` and their answers, which have one shape, whole and in chunks."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Final, Literal, LiteralString, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
+
+from server.schemas.answers import Extension, FinishReason, Usage
+from server.schemas.base import AnswerModel
+from server.schemas.generation import GenerationFields
+from server.schemas.sampling import MaxTokens, TokenId
+
+DEFAULT_MAX_TOKENS: Final = 16
+"""As the OpenAI API has it."""
+
+MAX_CHOICES: Final = 1024
+
+TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=1_000_000)]
+
+
+def prompt_kind(value: object) -> str:
+    """By its first item, so that a complaint is about what was meant."""
+    if not isinstance(value, list):
+        return "str"
+    match value:
+        case [str(), *_]:
+            return "list[str]"
+        case [list(), *_]:
+            return "list[list]"
+        case _:
+            return "list[int]"
+
+
+AnyPrompt = Annotated[
+    Annotated[str, Tag("str")]
+    | Annotated[list[str], Field(max_length=MAX_CHOICES), Tag("list[str]")]
+    | Annotated[TokenIds, Tag("list[int]")]
+    | Annotated[list[TokenIds], Field(max_length=MAX_CHOICES), Tag("list[list]")],
+    Discriminator(prompt_kind),
+]
+
+
+class CompletionRequest(GenerationFields):
+    """Every field of the OpenAI schema; ``suffix`` and ``best_of`` only with values that ask for nothing."""
+
+    prompt_field: ClassVar[str] = "prompt"
+
+    prompt: AnyPrompt = Field(
+        description="A text, token ids, or a list of either. Special tokens in a text are parsed."
+    )
+    max_tokens: MaxTokens | None = Field(None, description=f"{DEFAULT_MAX_TOKENS} by default.")
+    echo: bool | None = Field(None, description="Put the prompt before each answer.")
+    logprobs: int | None = Field(None, ge=0, le=20, description="How many of the likeliest tokens to tell.")
+    best_of: int | None = Field(None, ge=1, le=128, description="Refused unless it equals 'n'.")
+    suffix: str | None = Field(None, description="Refused unless empty.")
+    user: str | None = Field(None, description="Accepted, without effect.")
+    add_special_tokens: bool = Field(True, description="Begin a text as the tokenizer would, with BOS.")
+
+    @model_validator(mode="after")
+    def _asks_for_nothing_unbuilt(self) -> Self:
+        if self.suffix:
+            raise refusal("'{name}' is not supported by this server.", "suffix")
+        if self.best_of is not None and self.best_of != self.num_choices:
+            raise refusal("'{name}' is not supported by this server unless it equals 'n'.", "best_of")
+        if self.echo and self.logprobs is not None:
+            raise refusal("'{name}' together with 'logprobs' is not supported by this server.", "echo")
+        if len(self.prompts) * self.num_choices > MAX_CHOICES:
+            raise PydanticCustomError(
+                "invalid_combination",
+                "'prompt' and '{name}' ask for more than {limit} answers together.",
+                {"name": "n", "limit": MAX_CHOICES},
+            )
+        return self
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return self.prompt
+
+    @property
+    def token_limit(self) -> int:
+        return self.max_tokens or DEFAULT_MAX_TOKENS
+
+    @property
+    def starts_text(self) -> bool:
+        return False
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
+
+
+def refusal(message: LiteralString, name: str) -> PydanticCustomError:
+    return PydanticCustomError("unsupported_parameter", message, {"name": name})
+
+
+class CompletionLogprobs(AnswerModel):
+    """One entry a token; ``text_offset`` is where its text begins in the text of the choice."""
+
+    text_offset: list[int]
+    token_logprobs: list[float]
+    tokens: list[str]
+    top_logprobs: list[dict[str, float]]
+
+
+class CompletionChoice(AnswerModel):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: FinishReason | None = None
+
+
+class Completion(Extension):
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None

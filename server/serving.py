@@ -1,0 +1,66 @@
+"""From an answer to an HTTP response, whole or streamed; its work ends when the client hangs up."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Final, Protocol
+
+import structlog
+from fastapi import Request, Response
+
+from server.answering import OpenAnswer
+from server.disconnect import unless_disconnected
+from server.schemas.base import AnswerModel
+from server.sse import Event, EventStream
+
+PING_SECONDS: Final = 15.0
+
+
+class Answer(Protocol):
+    """Consumed by ``whole`` or ``events``, once."""
+
+    @property
+    def opened(self) -> OpenAnswer: ...
+
+    async def whole(self) -> AnswerModel: ...
+
+    def events(self) -> AsyncIterator[Event]: ...
+
+
+Begin = Callable[[], Awaitable[Answer]]
+
+
+def adopt_id(request: Request, wanted: str | None) -> str:
+    """The id of the request; one in its body stands above one in its header."""
+    if wanted is not None:
+        request.state.request_id = wanted
+        structlog.contextvars.bind_contextvars(request_id=wanted)
+    name: str = request.state.request_id
+    return name
+
+
+async def respond(request: Request, begin: Begin, *, stream: bool | None) -> Response:
+    if stream:
+        answer = await unless_disconnected(request, begun(begin))
+        return EventStream(answer.events(), answer.opened.close, ping=PING_SECONDS)
+    whole = await unless_disconnected(request, completed(begin))
+    return Response(whole.model_dump_json(), media_type="application/json")
+
+
+async def begun(begin: Begin) -> Answer:
+    """Until the first token, or until the first ping is due, a failure is still a status and not an event."""
+    answer = await begin()
+    try:
+        await answer.opened.wait_first(PING_SECONDS)
+    except BaseException:
+        answer.opened.close()
+        raise
+    return answer
+
+
+async def completed(begin: Begin) -> AnswerModel:
+    answer = await begin()
+    try:
+        return await answer.whole()
+    finally:
+        answer.opened.close()
