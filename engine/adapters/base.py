@@ -14,6 +14,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from engine.mrope import Positions
 from processing.prompt import ImageInput, Prompt
 
+Grid = tuple[int, int]
+
 
 class Adapter(Protocol):
     """One family. Built around a loaded model. What has a body here is right for plain families."""
@@ -62,6 +64,12 @@ class Adapter(Protocol):
         of ``shape`` ``[B, N]`` tokens counted through.
         """
         return {}
+
+    def grids(self, image: ImageInput) -> tuple[Grid, ...]:
+        """(Rows, columns) of each grid of a picture's visual tokens, row by row, one grid after the other:
+        what compresses pictures for the draft works on. One row of all tokens where nothing is known.
+        """
+        return ((1, image.num_tokens),)
 
     def positions(self, prompt: Prompt) -> Positions | None:  # noqa: ARG002
         """Rotary positions of the prompt's tokens, ``[3, num_tokens]``, for a family with three axes, text

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import numpy as np
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
+from engine.adapters.base import Grid
 from engine.adapters.vision import VisionAdapter, tensor_of
 from engine.errors import ModelLoadError
 from processing.prompt import ImageInput
@@ -36,6 +38,11 @@ class LlavaAdapter(VisionAdapter):
         tensor_of(image, "pixel_values", np.float32, self._pixel_shape)
         if image.num_tokens != self._num_tokens:
             raise ValueError(f"a picture takes {self._num_tokens} placeholder tokens, got {image.num_tokens}")
+
+    def _grids(self, image: ImageInput) -> tuple[Grid, ...]:
+        side = math.isqrt(image.num_tokens)
+        class_token = image.num_tokens - side**2  # 1 where the tower's class token is kept
+        return ((1, 1),) * class_token + ((side, side),)
 
     def _encode(self, images: list[ImageInput]) -> list[torch.Tensor]:
         pixels = self._pixels([image.tensors["pixel_values"] for image in images])

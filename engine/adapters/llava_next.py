@@ -6,8 +6,13 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+from transformers.models.llava_next.modeling_llava_next import (
+    get_anyres_image_grid_shape,
+    image_size_to_num_patches,
+    unpad_image,
+)
 
+from engine.adapters.base import Grid
 from engine.adapters.vision import VisionAdapter, tensor_of
 from processing.prompt import ImageInput
 
@@ -30,6 +35,25 @@ class LlavaNextAdapter(VisionAdapter):
             raise ValueError(f"image_sizes must be positive, got {size}")
         tiles = int(image_size_to_num_patches(size, config.image_grid_pinpoints, edge)) if tiled else 1
         tensor_of(image, "pixel_values", np.float32, (1, tiles, vision.num_channels, edge, edge))
+
+    def _grids(self, image: ImageInput) -> tuple[Grid, ...]:
+        """The whole picture, then its tiles joined, without their padding and with a newline token a row."""
+        vision = self._model.config.vision_config
+        side = vision.image_size // vision.patch_size
+        if image.tensors["pixel_values"].shape[1] == 1:
+            return ((side, side), (1, 1))
+        rows, columns = self._unpadded(image.tensors["image_sizes"][0].tolist(), side)
+        return ((side, side), (rows, columns + 1))
+
+    def _unpadded(self, size: list[int], side: int) -> Grid:
+        """Patches of a tiled picture of this height and width, by transformers' own arithmetic."""
+        config = self._model.config
+        tiles = get_anyres_image_grid_shape(
+            size, config.image_grid_pinpoints, config.vision_config.image_size
+        )
+        joined = torch.empty(1, *(count * side for count in tiles), device="meta")
+        _, rows, columns = unpad_image(joined, size).shape
+        return rows, columns
 
     def _encode(self, images: list[ImageInput]) -> list[torch.Tensor]:
         pixels = self._pixels([image.tensors["pixel_values"][0] for image in images])

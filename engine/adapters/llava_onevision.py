@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import numpy as np
 import torch
 
+from engine.adapters.base import Grid
 from engine.adapters.llava_next import LlavaNextAdapter
 from processing.prompt import ImageInput
 
@@ -21,6 +23,13 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
     def check_image(self, image: ImageInput) -> None:
         pixels = image.tensors.get("pixel_values")
         self._check(image, tiled=pixels is None or pixels.ndim < 2 or pixels.shape[1] != 1)
+
+    def _unpadded(self, size: list[int], side: int) -> Grid:
+        """As in LLaVA-NeXT, then shrunk to about as many tiles as ``vision_aspect_ratio`` names."""
+        rows, columns = super()._unpadded(size, side)
+        most = int(self._model.config.vision_aspect_ratio.removeprefix("anyres_max_"))
+        ratio = math.sqrt(rows * columns / (most * side**2))
+        return (int(rows // ratio), int(columns // ratio)) if ratio > 1.1 else (rows, columns)
 
     def _encode(self, images: list[ImageInput]) -> list[torch.Tensor]:
         """Tiled ones together, then the others: transformers takes one of the two for a whole chat."""

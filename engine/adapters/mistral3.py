@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from engine.adapters.base import Grid
 from engine.adapters.vision import VisionAdapter, tensor_of
 from processing.prompt import ImageInput
 
@@ -32,6 +33,11 @@ class Mistral3Adapter(VisionAdapter):
             raise ValueError(
                 f"a picture of {height} x {width} takes {wanted} placeholder tokens, got {image.num_tokens}"
             )
+
+    def _grids(self, image: ImageInput) -> tuple[Grid, ...]:
+        edge = self._model.config.vision_config.patch_size * self._model.config.spatial_merge_size
+        height, width = image.tensors["image_sizes"][0].tolist()
+        return ((height // edge, width // edge),)
 
     def _encode(self, images: list[ImageInput]) -> list[torch.Tensor]:
         """One by one: side by side they would be one sequence, whose mask is as large as its square."""

@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from engine.adapters.base import Grid
 from engine.adapters.vision import VisionAdapter, tensor_of
 from engine.mrope import Positions, grid_positions
 from processing.prompt import ImageInput, Prompt
@@ -39,6 +40,10 @@ class Qwen2VLAdapter(VisionAdapter):
 
     def positions(self, prompt: Prompt) -> Positions:
         return grid_positions(len(prompt.token_ids), prompt.images, self._merge_size)
+
+    def _grids(self, image: ImageInput) -> tuple[Grid, ...]:
+        _, rows, columns = image.tensors["image_grid_thw"][0].tolist()
+        return ((rows // self._merge_size, columns // self._merge_size),)
 
     def _encode(self, images: list[ImageInput]) -> list[torch.Tensor]:
         return list(self._model.get_image_features(*self._batch(images)).pooler_output)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
-from engine.adapters.base import Adapter
+from engine.adapters.base import Adapter, Grid
 from engine.adapters.causal_lm import CausalLMAdapter
 from engine.attention import ATTENTION_NAME
 from engine.errors import ModelLoadError
@@ -62,6 +63,18 @@ class VisionAdapter(Adapter):
                     f"a picture of {len(features)} embeddings has {image.num_tokens} placeholder tokens"
                 )
         return encoded
+
+    def grids(self, image: ImageInput) -> tuple[Grid, ...]:
+        """Those of the family, unless they do not add up to the picture's tokens."""
+        found = self._grids(image)
+        fits = sum(rows * columns for rows, columns in found) == image.num_tokens
+        return found if fits else super().grids(image)
+
+    def _grids(self, image: ImageInput) -> tuple[Grid, ...]:
+        """Tiles of equal squares, one a run of pixels: right for families that are no more than that."""
+        tiles = len(image.tensors["pixel_values"])
+        side = math.isqrt(image.num_tokens // tiles)
+        return ((side, side),) * tiles
 
     def _encode(self, images: list[ImageInput]) -> list[torch.Tensor]:
         raise NotImplementedError

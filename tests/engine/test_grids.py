@@ -1,0 +1,51 @@
+"""The grids that visual tokens lie in, by family: wrong ones would show in no output, only in acceptance."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from processing.prompt import ImageInput
+from tests.conftest import BuildCheckpoint
+from tests.golden.reference import load_golden
+from tests.golden.speculating import target_of
+from tests.golden.test_families import PICTURE_FAMILIES, SMALL, TALL, WIDE
+from tests.models import Family
+
+ANY_SIZE = ("mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+TILED = ("llava_next", "llava_onevision")
+
+
+@pytest.mark.parametrize("family", ["llava", *PICTURE_FAMILIES])
+def test_every_visual_token_is_in_a_grid(family: Family, tiny: BuildCheckpoint) -> None:
+    golden = load_golden(tiny(family))
+    adapter = target_of(golden.folder)[0].adapter
+    for shown in ([SMALL], [WIDE], [TALL], [TALL, WIDE]):
+        for image in golden.prompt("What?", shown).images:
+            grids = adapter.grids(image)
+            assert sum(rows * columns for rows, columns in grids) == image.num_tokens
+            assert grids != ((1, image.num_tokens),), "nothing is known of this picture"
+            if family in ANY_SIZE and shown == [WIDE]:
+                assert grids[0][1] > grids[0][0], "rows and columns are mixed up"
+
+
+@pytest.mark.parametrize("family", TILED)
+@pytest.mark.parametrize("size", [(90, 31), (33, 70), (24, 30), (120, 120)])
+def test_the_newline_of_each_row_is_in_the_last_column(
+    family: Family, size: tuple[int, int], tiny: BuildCheckpoint
+) -> None:
+    golden = load_golden(tiny(family))
+    target, _ = target_of(golden.folder)
+    (image,) = golden.prompt("What?", [(7, size)]).images
+    whole, tiles = target.adapter.grids(image)
+    (features,) = target.encode_images([image])
+    last = features[math.prod(whole) :].view(*tiles, -1)[:, -1]
+    assert (last == golden.model.model.image_newline).all()
+
+
+def test_tokens_that_fit_no_grid_are_one_row(tiny: BuildCheckpoint) -> None:
+    golden = load_golden(tiny("internvl"))
+    (image,) = golden.prompt("What?", [SMALL]).images
+    odd = ImageInput(hash=b"", spans=[(0, image.num_tokens - 1)], tensors=image.tensors)
+    assert target_of(golden.folder)[0].adapter.grids(odd) == ((1, image.num_tokens - 1),)
