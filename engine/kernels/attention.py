@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.attention import AttentionContext, attend, honoured
-from engine.kernels.cpu import Kernels
+from engine.kernels.cpu import Heads, Kernels
 from engine.kernels.modules import KernelLinear
 
 
@@ -23,10 +23,11 @@ class KernelAttention(nn.Module):
         biases = [part.bias for part in parts]
         bias = None if biases[0] is None else torch.cat(biases)
         self.layer_idx, self._dim, self._kernels = int(layer.layer_idx), int(layer.head_dim), kernels
-        self._num_heads = parts[0].out_features // self._dim
-        self._scaling, self._window = layer.scaling, window
-        self._qkv = KernelLinear(torch.cat([part.weight for part in parts]), bias, kernels)
-        self._out = KernelLinear(layer.o_proj.weight, layer.o_proj.bias, kernels)
+        queries, kv = (part.out_features // self._dim for part in parts[:2])
+        self.heads = Heads(queries, kv, self._dim, layer.scaling)
+        self.scaling, self.window = layer.scaling, window
+        self.qkv = KernelLinear(torch.cat([part.weight for part in parts]), bias, kernels)
+        self.out = KernelLinear(layer.o_proj.weight, layer.o_proj.bias, kernels)
 
     def forward(
         self,
@@ -38,9 +39,10 @@ class KernelAttention(nn.Module):
     ) -> tuple[Tensor, None]:
         """Of ``[1, N, hidden]``, as the layer it replaces. Raises ``RuntimeError`` on what it ignored."""
         context = honoured(context, attention_mask, 0.0, others)
-        qkv = self._qkv(hidden_states).view(hidden_states.shape[1], -1, self._dim)
-        (cos,), (sin,) = position_embeddings
+        qkv = self.qkv(hidden_states).view(hidden_states.shape[1], -1, self._dim)
         keys, values = context.cache.keys[self.layer_idx], context.cache.values[self.layer_idx]
-        self._kernels.rotate_and_write(qkv, cos, sin, keys, values, context.batch.slots)
-        out = attend(context, self.layer_idx, qkv[:, : self._num_heads], self._scaling, self._window)
-        return self._out(out.reshape(1, len(out), -1)), None
+        self._kernels.rotate_and_write(
+            qkv, *position_embeddings, keys, values, context.batch.slots, self.heads
+        )
+        out = attend(context, self.layer_idx, qkv[:, : self.heads.queries], self.scaling, self.window)
+        return self.out(out.reshape(1, len(out), -1)), None

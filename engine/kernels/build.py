@@ -16,7 +16,16 @@ log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
 # No -ffast-math: a NaN in somebody's KV must stay one, since that is how it is noticed.
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fPIC")
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fPIC",
+    "-pthread",
+    "-shared",
+)
 _COMPILERS = ("c++", "g++", "clang++")
 _SECONDS = 120.0
 
@@ -58,7 +67,8 @@ def _private(folder: Path) -> None:
 def _key(compiler: str) -> str:
     """Changes with source, flags, compiler and processor: the folder may be shared by several machines."""
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=_SECONDS, check=True)  # noqa: S603
-    parts = (SOURCE.read_bytes(), " ".join(FLAGS).encode(), version.stdout, _processor())
+    sources = (path.read_bytes() for path in (SOURCE, *sorted(SOURCE.parent.glob("*.h"))))
+    parts = (*sources, " ".join(FLAGS).encode(), version.stdout, _processor())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
@@ -72,15 +82,8 @@ def _processor() -> bytes:
 
 
 def _compile(compiler: str, path: Path) -> None:
-    """Linked without OpenMP's runtime: its symbols are found in the one that torch has loaded, so that there
-    is one pool of threads and not two in each other's way.
-    """
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        compiled, linked = Path(scratch, "cpu.o"), Path(scratch, "cpu.so")
-        commands = (
-            [compiler, *FLAGS, "-fopenmp", "-c", str(SOURCE), "-o", str(compiled)],
-            [compiler, "-shared", str(compiled), "-o", str(linked)],
-        )
-        for command in commands:
-            subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True)  # noqa: S603
-        os.replace(linked, path)
+        made = Path(scratch, "cpu.so")
+        command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+        subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True)  # noqa: S603
+        os.replace(made, path)

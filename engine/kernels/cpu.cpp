@@ -5,8 +5,7 @@
 // (padded with zeros). Every output is summed over k in order, by itself, so a row's result does not depend on
 // how many rows run beside it: a token verified in a tree has the logits that it has when decoded alone.
 //
-// Plain C interface, no torch headers: compiled in a few seconds by engine/kernels/build.py. OpenMP calls find
-// the runtime that torch has loaded, so both share one pool of threads.
+// Plain C interface, no torch headers: compiled in a few seconds by engine/kernels/build.py.
 
 #include <algorithm>
 #include <cmath>
@@ -15,70 +14,15 @@
 #include <type_traits>
 #include <vector>
 
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
+#include "team.h"
+#include "vectors.h"
 
 namespace {
 
-// A vector register of this processor, and how many rows' sums for a block of outputs fit into all of them.
-#if defined(__AVX512F__)
-constexpr int64_t LANES = 16, TILE = 12;
-#elif defined(__AVX__)
-constexpr int64_t LANES = 8, TILE = 3;
-#else
-constexpr int64_t LANES = 4, TILE = 2;
-#endif
 constexpr int64_t WIDE = 32, PARTS = WIDE / LANES;
 constexpr int64_t NEAR = 32;  // keys whose values stay in the nearest cache
 constexpr int64_t AHEAD = 128;  // twice the speed of none on a Sapphire Rapids; 32 to 128 differ little
-
-typedef float V __attribute__((vector_size(4 * LANES)));
-typedef int32_t VI __attribute__((vector_size(4 * LANES)));
-typedef uint16_t VH __attribute__((vector_size(2 * LANES)));
-
-struct F16 { uint16_t v; };
-struct BF16 { uint16_t v; };
-
-inline V load(const float* p) { V v; std::memcpy(&v, p, sizeof v); return v; }
-inline V load(const BF16* p) {
-  VH h;
-  std::memcpy(&h, p, sizeof h);
-  return (V)(__builtin_convertvector(h, VI) << 16);
-}
-inline V load(const F16* p) {
-#if defined(__AVX512F__)
-  return (V)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
-#elif defined(__F16C__)
-  return (V)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
-#else  // exponent and mantissa moved, then scaled: right for subnormals too
-  VH h;
-  std::memcpy(&h, p, sizeof h);
-  VI i = __builtin_convertvector(h, VI), sign = (i & 0x8000) << 16, rest = (i & 0x7fff) << 13;
-  V scaled = (V)rest * 0x1p112f;
-  VI special = (i & 0x7c00) == 0x7c00;  // infinities and NaN
-  return (V)(((VI)scaled & ~special) | ((rest | 0x7f800000) & special) | sign);
-#endif
-}
-inline V splat(float x) { return x - V{}; }
-
-// Numbers below 1e-38 are zero while this lives: a processor takes a hundred times as long over each of them, and
-// attention makes many, of keys that hardly matter. (Without F16C, load needs them.)
-struct NoSubnormals {
-#if defined(__F16C__)
-  const unsigned before = _mm_getcsr();
-  NoSubnormals() { _mm_setcsr(before | 0x8040); }
-  ~NoSubnormals() { _mm_setcsr(before); }
-#endif
-};
-
-inline float total(V v) {
-  float s[LANES];
-  std::memcpy(s, &v, sizeof v);
-  for (int64_t n = LANES / 2; n > 0; n /= 2)
-    for (int64_t i = 0; i < n; i++) s[i] += s[i + n];
-  return s[0];
-}
+constexpr int64_t CHUNKS = 6;  // of a product, for each thread
 
 // ROWS rows times one block of 32 outputs, all inputs: sums stay in registers. Memory is the bottleneck, so it is
 // asked for AHEAD inputs before its turn, over the end of a block into the next.
@@ -107,10 +51,6 @@ inline void tile(const float* x, int64_t inputs, const W* w, V (&sum)[ROWS][PART
   }
 }
 
-inline void put(float* out, V value, int64_t count) {
-  std::memcpy(out, &value, sizeof(float) * std::min(count, LANES));
-}
-
 // Calls f(std::integral_constant<int, COUNT>, first row) over all rows, COUNT at most TILE.
 template <int COUNT = TILE, class F>
 inline void in_tiles(int64_t rows, F f, int64_t first = 0) {
@@ -118,55 +58,48 @@ inline void in_tiles(int64_t rows, F f, int64_t first = 0) {
   if constexpr (COUNT > 1) in_tiles<COUNT - 1>(rows, f, first);
 }
 
-// x @ w + bias. Threads take runs of neighbouring blocks, so that each reads memory in order.
+// Runs f(first block, end) over all blocks of a product, in runs of neighbours, so that memory is read in order.
+template <class F>
+inline void over_blocks(Team& team, int64_t blocks, const F& f) {
+  const int64_t run = std::max<int64_t>(1, blocks / (CHUNKS * team.size()));
+  team.run((blocks + run - 1) / run, [&](int64_t i) { f(i * run, std::min((i + 1) * run, blocks)); });
+}
+
+// x @ w + bias, plus `add` [rows, outputs] where given.
 template <class W>
-void linear(const float* x, const W* w, const float* bias, float* out, int64_t rows, int64_t inputs, int64_t outputs,
-            int threads) {
-#pragma omp parallel num_threads(threads)
-  {
-    NoSubnormals here;
-#pragma omp for schedule(static)
-    for (int64_t first = 0; first < outputs; first += WIDE) {
-      V add[PARTS]{};
-      if (bias) std::memcpy(add, bias + first, sizeof(float) * std::min(outputs - first, WIDE));
+void linear(Team& team, const float* x, const W* w, const float* bias, const float* add, float* out, int64_t rows,
+            int64_t inputs, int64_t outputs) {
+  over_blocks(team, (outputs + WIDE - 1) / WIDE, [&](int64_t block, int64_t end) {
+    for (; block < end; block++) {
+      const int64_t first = block * WIDE;
+      V same[PARTS]{};
+      if (bias) std::memcpy(same, bias + first, sizeof(float) * std::min(outputs - first, WIDE));
       in_tiles(rows, [&](auto count, int64_t r) {
         V sum[count()][PARTS];
         tile<count()>(x + r * inputs, inputs, w + first * inputs, sum);
         for (int i = 0; i < count(); i++)
-          for (int64_t p = 0, at = first; p < PARTS && at < outputs; p++, at += LANES)
-            put(out + (r + i) * outputs + at, sum[i][p] + add[p], outputs - at);
+          for (int64_t p = 0, at = first; p < PARTS && at < outputs; p++, at += LANES) {
+            V value = sum[i][p] + same[p];
+            const int64_t to = (r + i) * outputs + at, left = std::min(outputs - at, LANES);
+            if (add) {
+              V own{};
+              std::memcpy(&own, add + to, sizeof(float) * left);
+              value = own + value;
+            }
+            put(out + to, value, left);
+          }
       });
     }
-  }
-}
-
-// exp, to about 2 units in the last place (Cephes' polynomial). NaN stays NaN.
-inline V vexp(V x) {
-  x = x < splat(-87.0f) ? splat(-87.0f) : x;
-  x = x > splat(88.0f) ? splat(88.0f) : x;
-  const V scaled = x * 1.44269504088896341f + 12582912.0f;  // rounds to the nearest integer in the low bits
-  const V n = scaled - 12582912.0f;
-  const V r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  V p = splat(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const VI power = ((VI)scaled - 0x4b400000 + 127) << 23;
-  return p * (V)power;
+  });
 }
 
 // silu(gate(x)) * up(x): a block of w has 16 outputs of gate and the same 16 of up.
 template <class W>
-void gated(const float* x, const W* w, float* out, int64_t rows, int64_t inputs, int64_t outputs, int threads) {
+void gated(Team& team, const float* x, const W* w, float* out, int64_t rows, int64_t inputs, int64_t outputs) {
   constexpr int64_t HALF = PARTS / 2;
-#pragma omp parallel num_threads(threads)
-  {
-    NoSubnormals here;
-#pragma omp for schedule(static)
-    for (int64_t first = 0; first < outputs; first += WIDE / 2) {
+  over_blocks(team, (2 * outputs + WIDE - 1) / WIDE, [&](int64_t block, int64_t end) {
+    for (; block < end; block++) {
+      const int64_t first = block * WIDE / 2;
       in_tiles(rows, [&](auto count, int64_t r) {
         V sum[count()][PARTS];
         tile<count()>(x + r * inputs, inputs, w + 2 * first * inputs, sum);
@@ -177,7 +110,7 @@ void gated(const float* x, const W* w, float* out, int64_t rows, int64_t inputs,
           }
       });
     }
-  }
+  });
 }
 
 // products[j] = a . b[j] for COUNT vectors of b, each summed in the same order whatever COUNT is.
@@ -230,50 +163,81 @@ inline void softmax(float* scores, int64_t length, float scale) {
   for (int64_t i = 0; i < length; i++) scores[i] *= norm;
 }
 
-}  // namespace
+// A product: blocks of weights in a type (0 float32, 1 float16, 2 bfloat16), bias [outputs] or null.
+struct Product {
+  const void* w;
+  const float* bias;
+  int64_t kind, inputs, outputs;
+};
 
-extern "C" {
+// What M rows see. Row row[i] belongs to sequence seq[i] and sees that sequence's logical slots first[i] to
+// tree[i] - 1, and those slots tree[i] + j for which bit j of mask[i] is set. table [sequences, stride]: the physical
+// slot of each logical one.
+struct Seen {
+  const int64_t *row, *seq, *first, *tree, *mask, *table;
+  int64_t stride, rows;
+};
 
-// kind: 0 float32, 1 float16, 2 bfloat16. x [rows, inputs], out [rows, outputs]; bias [outputs] or null.
-void specvlm_linear(int threads, const float* x, const void* w, int kind, const float* bias, float* out,
-                    int64_t rows, int64_t inputs, int64_t outputs) {
-  if (kind == 0) linear(x, (const float*)w, bias, out, rows, inputs, outputs, threads);
-  if (kind == 1) linear(x, (const F16*)w, bias, out, rows, inputs, outputs, threads);
-  if (kind == 2) linear(x, (const BF16*)w, bias, out, rows, inputs, outputs, threads);
+struct Heads {
+  int64_t queries, kv, dim;
+  float scale;
+};
+
+// A layer: norm, attention, norm, gated MLP, each half added to what came in.
+struct Layer {
+  const float *norm, *mlp_norm;
+  float eps, mlp_eps;
+  Product qkv, out, gate_up, down;  // gate_up: its outputs are the width of the MLP
+  Heads heads;
+};
+
+// One caller's threads, and room for what lies between the products of a layer.
+struct Workers {
+  Team team;
+  std::mutex one_at_a_time;
+  std::vector<float> room;
+};
+
+void product(Team& team, const Product& p, const float* x, const float* add, float* out, int64_t rows) {
+  if (p.kind == 0) linear(team, x, (const float*)p.w, p.bias, add, out, rows, p.inputs, p.outputs);
+  if (p.kind == 1) linear(team, x, (const F16*)p.w, p.bias, add, out, rows, p.inputs, p.outputs);
+  if (p.kind == 2) linear(team, x, (const BF16*)p.w, p.bias, add, out, rows, p.inputs, p.outputs);
 }
 
-// down(silu(gate(x)) * up(x)); middle: room for [rows, width].
-void specvlm_gated_mlp(int threads, const float* x, const void* gate_up, const void* down, int kind, float* middle,
-                       float* out, int64_t rows, int64_t inputs, int64_t width) {
-  if (kind == 0) gated(x, (const float*)gate_up, middle, rows, inputs, width, threads);
-  if (kind == 1) gated(x, (const F16*)gate_up, middle, rows, inputs, width, threads);
-  if (kind == 2) gated(x, (const BF16*)gate_up, middle, rows, inputs, width, threads);
-  specvlm_linear(threads, middle, down, kind, nullptr, out, rows, width, inputs);
+void gated(Team& team, const Product& p, const float* x, float* out, int64_t rows) {
+  if (p.kind == 0) gated(team, x, (const float*)p.w, out, rows, p.inputs, p.outputs);
+  if (p.kind == 1) gated(team, x, (const F16*)p.w, out, rows, p.inputs, p.outputs);
+  if (p.kind == 2) gated(team, x, (const BF16*)p.w, out, rows, p.inputs, p.outputs);
 }
 
-// x / sqrt(mean(x^2) + eps) * weight
-void specvlm_rms_norm(int threads, const float* x, const float* weight, float eps, float* out, int64_t rows,
-                      int64_t size) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows > 16)
-  for (int64_t r = 0; r < rows; r++) {
+// Few rows take less time than it takes to share them.
+template <class F>
+void over_rows(Team& team, int64_t rows, const F& f) {
+  constexpr int64_t FEW = 16;
+  team.run((rows + FEW - 1) / FEW, [&](int64_t i) {
+    for (int64_t r = i * FEW; r < std::min(rows, (i + 1) * FEW); r++) f(r);
+  });
+}
+
+void rms_norm(Team& team, const float* x, const float* weight, float eps, float* out, int64_t rows, int64_t size) {
+  over_rows(team, rows, [&](int64_t r) {
     const float* own = x + r * size;
     float squares;
     dots<1>(own, {own}, size, &squares);
     const float scale = 1.0f / std::sqrt(squares / (float)size + eps);
     for (int64_t i = 0; i < size; i++) out[r * size + i] = weight[i] * (own[i] * scale);
-  }
+  });
 }
 
 // Rotate queries and keys of qkv [rows, heads + 2 kv_heads, dim] in place by cos and sin [rows, dim] (the halves of a
 // head are its real and imaginary parts), and write keys and values to their slots of the cache.
-void specvlm_rotate_and_write(int threads, float* qkv, const float* cos, const float* sin, float* keys, float* values,
-                              const int64_t* slots, int64_t rows, int64_t heads, int64_t kv_heads, int64_t dim) {
-  const int64_t half = dim / 2, slot = kv_heads * dim;
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows > 16)
-  for (int64_t r = 0; r < rows; r++) {
-    float* own = qkv + r * (heads * dim + 2 * slot);
+void rotate_and_write(Team& team, float* qkv, const float* cos, const float* sin, float* keys, float* values,
+                      const int64_t* slots, int64_t rows, const Heads& heads) {
+  const int64_t dim = heads.dim, half = dim / 2, slot = heads.kv * dim;
+  over_rows(team, rows, [&](int64_t r) {
+    float* own = qkv + r * (heads.queries * dim + 2 * slot);
     const float *c = cos + r * dim, *s = sin + r * dim;
-    for (int64_t h = 0; h < heads + kv_heads; h++) {
+    for (int64_t h = 0; h < heads.queries + heads.kv; h++) {
       float *a = own + h * dim, *b = a + half;
       for (int64_t i = 0; i < half; i++) {
         const float real = a[i], imaginary = b[i];
@@ -281,51 +245,113 @@ void specvlm_rotate_and_write(int threads, float* qkv, const float* cos, const f
         b[i] = imaginary * c[i + half] + real * s[i + half];
       }
     }
-    std::memcpy(keys + slots[r] * slot, own + heads * dim, sizeof(float) * slot);
-    std::memcpy(values + slots[r] * slot, own + heads * dim + slot, sizeof(float) * slot);
-  }
+    std::memcpy(keys + slots[r] * slot, own + heads.queries * dim, sizeof(float) * slot);
+    std::memcpy(values + slots[r] * slot, own + heads.queries * dim + slot, sizeof(float) * slot);
+  });
 }
 
-// Attention of M of the row's tokens. Token row[i] belongs to sequence seq[i] and sees that sequence's logical slots
-// first[i] to tree[i] - 1, and those slots tree[i] + j for which bit j of mask[i] is set.
-// q: strides of a token and of a head are given; out [N, heads, dim]. keys, values [slots, kv_heads, dim].
-// table [sequences, table_stride]: the physical slot of each logical one.
-void specvlm_attend(int threads, const float* q, int64_t q_row, int64_t q_head, const float* keys,
-                    const float* values, float* out, const int64_t* row, const int64_t* seq, const int64_t* first,
-                    const int64_t* tree, const int64_t* mask, const int64_t* table, int64_t table_stride, int64_t rows,
-                    int64_t heads, int64_t kv_heads, int64_t dim, float scale) {
-  const int64_t share = heads / kv_heads, slot = kv_heads * dim;
-#pragma omp parallel num_threads(threads)
-  {
-    NoSubnormals here;
-    std::vector<int64_t> at;     // offsets of the KV that a row sees
-    std::vector<float> weights;  // of them, for each head
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t task = 0; task < rows * kv_heads; task++) {
-      const int64_t h = task % kv_heads, r = task / kv_heads;
-      const int64_t* slots = table + seq[r] * table_stride;
-      at.clear();
-      for (int64_t i = first[r]; i < tree[r]; i++) at.push_back(slots[i] * slot + h * dim);
-      for (uint64_t bits = (uint64_t)mask[r]; bits; bits &= bits - 1)
-        at.push_back(slots[tree[r] + __builtin_ctzll(bits)] * slot + h * dim);
-      const int64_t length = (int64_t)at.size(), room = (length + LANES) / LANES * LANES;
-      weights.resize(share * room);
-      // All heads that share these keys take a few of them at a time, while those are in the nearest cache.
-      const float* own = q + row[r] * q_row + h * share * q_head;
-      int64_t i = 0;
-      for (; i + 4 <= length; i += 4)
-        for (int64_t g = 0; g < share; g++)
-          dots<4>(own + g * q_head, {keys + at[i], keys + at[i + 1], keys + at[i + 2], keys + at[i + 3]}, dim,
-                  &weights[g * room + i]);
-      for (; i < length; i++)
-        for (int64_t g = 0; g < share; g++) dots<1>(own + g * q_head, {keys + at[i]}, dim, &weights[g * room + i]);
-      for (int64_t g = 0; g < share; g++) softmax(&weights[g * room], length, scale);
-      float* const to = out + (row[r] * heads + h * share) * dim;
-      std::fill(to, to + share * dim, 0.0f);
-      for (i = 0; i < length; i += NEAR)
-        for (int64_t g = 0; g < share; g++)
-          weigh(&weights[g * room + i], values, &at[i], std::min(NEAR, length - i), to + g * dim, dim);
-    }
-  }
+// One row, all query heads of KV head h. q: strides of a token and of a head are given; out [N, heads, dim]; keys,
+// values [slots, kv_heads, dim].
+void attend(const float* q, int64_t q_row, int64_t q_head, const float* keys, const float* values, float* out,
+            const Seen& seen, const Heads& heads, int64_t r, int64_t h) {
+  static thread_local std::vector<int64_t> at;     // offsets of the KV that the row sees
+  static thread_local std::vector<float> weights;  // of them, for each head
+  const int64_t share = heads.queries / heads.kv, dim = heads.dim, slot = heads.kv * dim;
+  const int64_t* slots = seen.table + seen.seq[r] * seen.stride;
+  at.clear();
+  for (int64_t i = seen.first[r]; i < seen.tree[r]; i++) at.push_back(slots[i] * slot + h * dim);
+  for (uint64_t bits = (uint64_t)seen.mask[r]; bits; bits &= bits - 1)
+    at.push_back(slots[seen.tree[r] + __builtin_ctzll(bits)] * slot + h * dim);
+  const int64_t length = (int64_t)at.size(), room = (length + LANES) / LANES * LANES;
+  weights.resize(share * room);
+  // All heads that share these keys take a few of them at a time, while those are in the nearest cache.
+  const float* own = q + seen.row[r] * q_row + h * share * q_head;
+  int64_t i = 0;
+  for (; i + 4 <= length; i += 4)
+    for (int64_t g = 0; g < share; g++)
+      dots<4>(own + g * q_head, {keys + at[i], keys + at[i + 1], keys + at[i + 2], keys + at[i + 3]}, dim,
+              &weights[g * room + i]);
+  for (; i < length; i++)
+    for (int64_t g = 0; g < share; g++) dots<1>(own + g * q_head, {keys + at[i]}, dim, &weights[g * room + i]);
+  for (int64_t g = 0; g < share; g++) softmax(&weights[g * room], length, heads.scale);
+  float* const to = out + (seen.row[r] * heads.queries + h * share) * dim;
+  std::fill(to, to + share * dim, 0.0f);
+  for (i = 0; i < length; i += NEAR)
+    for (int64_t g = 0; g < share; g++)
+      weigh(&weights[g * room + i], values, &at[i], std::min(NEAR, length - i), to + g * dim, dim);
+}
+
+void attend(Team& team, const float* q, int64_t q_row, int64_t q_head, const float* keys, const float* values,
+            float* out, const Seen& seen, const Heads& heads) {
+  team.run(seen.rows * heads.kv,
+           [&](int64_t i) { attend(q, q_row, q_head, keys, values, out, seen, heads, i / heads.kv, i % heads.kv); });
+}
+
+// Holds the workers for one call, in the caller's thread.
+struct Call {
+  std::lock_guard<std::mutex> alone;
+  NoSubnormals here;
+  explicit Call(Workers* workers) : alone(workers->one_at_a_time) {}
+};
+
+}  // namespace
+
+extern "C" {
+
+Workers* specvlm_workers(int threads) { return new Workers{{threads, no_subnormals}, {}, {}}; }
+
+void specvlm_dismiss(Workers* workers) { delete workers; }
+
+// x [rows, inputs], out [rows, outputs].
+void specvlm_linear(Workers* workers, const Product* p, const float* x, float* out, int64_t rows) {
+  Call call(workers);
+  product(workers->team, *p, x, nullptr, out, rows);
+}
+
+// down(silu(gate(x)) * up(x)).
+void specvlm_gated_mlp(Workers* workers, const Product* gate_up, const Product* down, const float* x, float* out,
+                       int64_t rows) {
+  Call call(workers);
+  workers->room.resize(rows * gate_up->outputs);
+  gated(workers->team, *gate_up, x, workers->room.data(), rows);
+  product(workers->team, *down, workers->room.data(), nullptr, out, rows);
+}
+
+// x / sqrt(mean(x^2) + eps) * weight
+void specvlm_rms_norm(Workers* workers, const float* x, const float* weight, float eps, float* out, int64_t rows,
+                      int64_t size) {
+  Call call(workers);
+  rms_norm(workers->team, x, weight, eps, out, rows, size);
+}
+
+void specvlm_rotate_and_write(Workers* workers, float* qkv, const float* cos, const float* sin, float* keys,
+                              float* values, const int64_t* slots, int64_t rows, const Heads* heads) {
+  Call call(workers);
+  rotate_and_write(workers->team, qkv, cos, sin, keys, values, slots, rows, *heads);
+}
+
+void specvlm_attend(Workers* workers, const float* q, int64_t q_row, int64_t q_head, const float* keys,
+                    const float* values, float* out, const Seen* seen, const Heads* heads) {
+  Call call(workers);
+  attend(workers->team, q, q_row, q_head, keys, values, out, *seen, *heads);
+}
+
+// All rows [rows, hidden] of x are in `seen`. cos, sin [rows, dim]; keys, values, slots: of the cache.
+void specvlm_layer(Workers* workers, const Layer* layer, const float* x, float* out, int64_t rows, const float* cos,
+                   const float* sin, float* keys, float* values, const int64_t* slots, const Seen* seen) {
+  Call call(workers);
+  Team& team = workers->team;
+  const int64_t hidden = layer->qkv.inputs, attended = layer->out.inputs;
+  const int64_t wide = std::max(layer->qkv.outputs, layer->gate_up.outputs);
+  workers->room.resize(rows * (hidden + wide + attended));
+  float *normed = workers->room.data(), *middle = normed + rows * hidden, *heads_out = middle + rows * wide;
+  rms_norm(team, x, layer->norm, layer->eps, normed, rows, hidden);
+  product(team, layer->qkv, normed, nullptr, middle, rows);
+  rotate_and_write(team, middle, cos, sin, keys, values, slots, rows, layer->heads);
+  attend(team, middle, layer->qkv.outputs, layer->heads.dim, keys, values, heads_out, *seen, layer->heads);
+  product(team, layer->out, heads_out, x, out, rows);
+  rms_norm(team, out, layer->mlp_norm, layer->mlp_eps, normed, rows, hidden);
+  gated(team, layer->gate_up, normed, middle, rows);
+  product(team, layer->down, middle, out, out, rows);
 }
 }

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import logging
 import time
+import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,57 @@ _TRIAL_SIZE, _TRIALS, _TOO_SLOW = 1024, 15, 1.3
 _KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _P, _I, _N, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
-    "specvlm_linear": (_N, _P, _P, _N, _P, _P, _I, _I, _I),
-    "specvlm_gated_mlp": (_N, _P, _P, _P, _N, _P, _P, _I, _I, _I),
-    "specvlm_rms_norm": (_N, _P, _P, _F, _P, _I, _I),
-    "specvlm_rotate_and_write": (_N, *(_P,) * 6, *(_I,) * 4),
-    "specvlm_attend": (_N, _P, _I, _I, _P, _P, _P, *(_P,) * 6, *(_I,) * 5, _F),
+    "specvlm_workers": (_N,),
+    "specvlm_dismiss": (_P,),
+    "specvlm_linear": (_P, _P, _P, _P, _I),
+    "specvlm_gated_mlp": (_P, _P, _P, _P, _P, _I),
+    "specvlm_rms_norm": (_P, _P, _P, _F, _P, _I, _I),
+    "specvlm_rotate_and_write": (*(_P,) * 7, _I, _P),
+    "specvlm_attend": (_P, _P, _I, _I, *(_P,) * 5),
+    "specvlm_layer": (*(_P,) * 4, _I, *(_P,) * 6),
 }
+
+
+class Product(ctypes.Structure):
+    """A linear layer, as the library knows it."""
+
+    _fields_ = [("w", _P), ("bias", _P), ("kind", _I), ("inputs", _I), ("outputs", _I)]
+
+    @classmethod
+    def of(cls, blocks: Tensor, outputs: int, bias: Tensor | None = None) -> Product:
+        """Valid while the tensors live."""
+        added = None if bias is None else bias.data_ptr()
+        return cls(blocks.data_ptr(), added, _KINDS[blocks.dtype], blocks.shape[1], outputs)
+
+
+class Heads(ctypes.Structure):
+    """Query heads, KV heads, their size, and what scores are multiplied by."""
+
+    _fields_ = [("queries", _I), ("kv", _I), ("dim", _I), ("scale", _F)]
+
+
+class LayerParts(ctypes.Structure):
+    """A whole layer."""
+
+    _fields_ = [
+        ("norm", _P),
+        ("mlp_norm", _P),
+        ("eps", _F),
+        ("mlp_eps", _F),
+        ("qkv", Product),
+        ("out", Product),
+        ("gate_up", Product),
+        ("down", Product),
+        ("heads", Heads),
+    ]
+
+
+class _Rows(ctypes.Structure):
+    _fields_ = [
+        *((name, _P) for name in ("row", "seq", "first", "tree", "mask", "table")),
+        ("stride", _I),
+        ("rows", _I),
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +85,6 @@ class Weight:
 
     blocks: Tensor
     outputs: int
-
-    @property
-    def kind(self) -> int:
-        return _KINDS[self.blocks.dtype]
 
     def dense(self) -> Tensor:
         """float32 ``[outputs, inputs]``."""
@@ -75,16 +117,18 @@ def _blocks(matrix: Tensor, kind: torch.dtype, size: int) -> Tensor:
 
 
 class Kernels:
-    """``threads``: of one call, as torch uses."""
+    """``threads`` work on one call, the caller's among them. They belong to this object and end with it."""
 
     def __init__(self, library: ctypes.CDLL, threads: int) -> None:
-        self._threads = threads
         for name, signature in _SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes, function.restype = signature, None
+        library.specvlm_workers.restype = _P
+        self._workers = library.specvlm_workers(threads)
+        weakref.finalize(self, library.specvlm_dismiss, self._workers)
         self._linear, self._gated_mlp = library.specvlm_linear, library.specvlm_gated_mlp
         self._rms_norm, self._attend = library.specvlm_rms_norm, library.specvlm_attend
-        self._rotate_and_write = library.specvlm_rotate_and_write
+        self._rotate_and_write, self._layer = library.specvlm_rotate_and_write, library.specvlm_layer
 
     @classmethod
     def load(cls, folder: Path) -> Kernels | None:
@@ -106,84 +150,49 @@ class Kernels:
         generator = torch.Generator().manual_seed(0)
         matrix = torch.randn(_TRIAL_SIZE, _TRIAL_SIZE, generator=generator).bfloat16()
         plain, packed, ours, theirs = matrix.float(), pack(matrix, torch.bfloat16), 0.0, 0.0
+        product = Product.of(packed.blocks, packed.outputs)
         for rows in (1, 4, 8):
             x = torch.randn(rows, _TRIAL_SIZE, generator=generator)
             pairs = [
-                (_seconds(partial(self.linear, x, packed, None)), _seconds(partial(F.linear, x, plain)))
+                (_seconds(partial(self.linear, x, product)), _seconds(partial(F.linear, x, plain)))
                 for _ in range(_TRIALS)
             ]
             ours, theirs = ours + min(a for a, _ in pairs), theirs + min(b for _, b in pairs)
         return ours / theirs
 
-    def linear(self, x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+    def linear(self, x: Tensor, product: Product) -> Tensor:
         """``x @ weight.T + bias``, float32 ``[..., outputs]`` of float32 ``[..., inputs]``."""
         x = x.contiguous()
-        inputs = x.shape[-1]
-        out = x.new_empty((*x.shape[:-1], weight.outputs))
-        self._linear(
-            self._threads,
-            x.data_ptr(),
-            weight.blocks.data_ptr(),
-            weight.kind,
-            None if bias is None else bias.data_ptr(),
-            out.data_ptr(),
-            x.numel() // inputs,
-            inputs,
-            weight.outputs,
-        )
+        out = x.new_empty((*x.shape[:-1], product.outputs))
+        rows = x.numel() // x.shape[-1]
+        self._linear(self._workers, ctypes.byref(product), x.data_ptr(), out.data_ptr(), rows)
         return out
 
-    def gated_mlp(self, x: Tensor, gate_up: Tensor, down: Weight) -> Tensor:
-        """``down(silu(gate(x)) * up(x))``; ``gate_up``: of :func:`pack_pair`, typed as ``down``."""
+    def gated_mlp(self, x: Tensor, gate_up: Product, down: Product) -> Tensor:
+        """``down(silu(gate(x)) * up(x))``; ``gate_up``: blocks of :func:`pack_pair`, width of the MLP."""
         x = x.contiguous()
-        inputs, width = x.shape[-1], down.blocks.shape[1]
-        rows = x.numel() // inputs
-        middle, out = x.new_empty((rows, width)), torch.empty_like(x)
-        self._gated_mlp(
-            self._threads,
-            x.data_ptr(),
-            gate_up.data_ptr(),
-            down.blocks.data_ptr(),
-            down.kind,
-            middle.data_ptr(),
-            out.data_ptr(),
-            rows,
-            inputs,
-            width,
-        )
+        out = torch.empty_like(x)
+        parts = (ctypes.byref(gate_up), ctypes.byref(down))
+        self._gated_mlp(self._workers, *parts, x.data_ptr(), out.data_ptr(), x.numel() // x.shape[-1])
         return out
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """``x / sqrt(mean(x²) + eps) * weight`` over the last dimension."""
         x = x.contiguous()
-        out = torch.empty_like(x)
-        size = x.shape[-1]
-        self._rms_norm(
-            self._threads, x.data_ptr(), weight.data_ptr(), eps, out.data_ptr(), x.numel() // size, size
-        )
+        out, size = torch.empty_like(x), x.shape[-1]
+        at = (x.data_ptr(), weight.data_ptr(), eps, out.data_ptr())
+        self._rms_norm(self._workers, *at, x.numel() // size, size)
         return out
 
     def rotate_and_write(
-        self, qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slots: Tensor
+        self, qkv: Tensor, cos: Tensor, sin: Tensor, keys: Tensor, values: Tensor, slots: Tensor, heads: Heads
     ) -> None:
         """Rotate queries and keys of ``qkv`` ``[N, heads + 2 * kv_heads, dim]`` in place by ``cos`` and
-        ``sin`` ``[N, dim]``; write keys and values to ``slots`` int64 ``[N]`` of the cache.
+        ``sin`` ``[1, N, dim]``; write keys and values to ``slots`` int64 ``[N]`` of the cache.
         """
-        rows, heads, dim = qkv.shape
-        kv_heads = keys.shape[1]
-        self._rotate_and_write(
-            self._threads,
-            qkv.data_ptr(),
-            cos.contiguous().data_ptr(),
-            sin.contiguous().data_ptr(),
-            keys.data_ptr(),
-            values.data_ptr(),
-            slots.data_ptr(),
-            rows,
-            heads - 2 * kv_heads,
-            kv_heads,
-            dim,
-        )
+        used = (qkv, cos.contiguous(), sin.contiguous(), keys, values, slots)
+        pointers = (tensor.data_ptr() for tensor in used)
+        self._rotate_and_write(self._workers, *pointers, len(qkv), ctypes.byref(heads))
 
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, out: Tensor, seen: Seen, scale: float
@@ -191,28 +200,47 @@ class Kernels:
         """Fill rows ``seen.rows`` of ``out`` ``[N, heads, dim]``. ``query`` ``[N, heads, dim]``, the last
         dimension dense; ``keys`` and ``values`` ``[slots, kv_heads, dim]``. float32.
         """
-        kv_heads, dim = keys.shape[1:]
+        heads = Heads(query.shape[1], *keys.shape[1:], scale)
         self._attend(
-            self._threads,
+            self._workers,
             query.data_ptr(),
             query.stride(0),
             query.stride(1),
             keys.data_ptr(),
             values.data_ptr(),
             out.data_ptr(),
-            seen.rows.data_ptr(),
-            seen.sequences.data_ptr(),
-            seen.first.data_ptr(),
-            seen.tree_starts.data_ptr(),
-            seen.masks.data_ptr(),
-            seen.table.data_ptr(),
-            seen.table.shape[1],
-            len(seen.rows),
-            query.shape[1],
-            kv_heads,
-            dim,
-            scale,
+            ctypes.byref(seen.pointers),
+            ctypes.byref(heads),
         )
+
+    def layer(
+        self,
+        layer: LayerParts,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        slots: Tensor,
+        seen: Seen,
+    ) -> Tensor:
+        """A whole layer over rows ``x`` ``[1, N, hidden]``, all in ``seen``; the rest as above."""
+        x, cos, sin = x.contiguous(), cos.contiguous(), sin.contiguous()
+        out = torch.empty_like(x)
+        self._layer(
+            self._workers,
+            ctypes.byref(layer),
+            x.data_ptr(),
+            out.data_ptr(),
+            x.shape[1],
+            cos.data_ptr(),
+            sin.data_ptr(),
+            keys.data_ptr(),
+            values.data_ptr(),
+            slots.data_ptr(),
+            ctypes.byref(seen.pointers),
+        )
+        return out
 
 
 def _seconds(run: Callable[[], Tensor]) -> float:
@@ -234,3 +262,9 @@ class Seen:
     tree_starts: Tensor
     masks: Tensor
     table: Tensor
+    pointers: _Rows = field(init=False)
+
+    def __post_init__(self) -> None:
+        used = (self.rows, self.sequences, self.first, self.tree_starts, self.masks, self.table)
+        pointers = _Rows(*(one.data_ptr() for one in used), self.table.shape[1], len(self.rows))
+        object.__setattr__(self, "pointers", pointers)

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from engine.attention import prepare
 from engine.batch import Part, build_batch
 from engine.kernels.attention import KernelAttention
-from engine.kernels.cpu import Kernels
+from engine.kernels.cpu import Heads, Kernels
+from engine.kernels.layer import KernelLayer
 from engine.kernels.modules import KernelLinear, KernelMLP, KernelNorm
-from engine.kernels.rows import CpuAttention, FewRows
+from engine.kernels.rows import CpuAttention
 from engine.kv_cache import KVCache, KVShape
 
 _ROWS = 3
@@ -32,7 +33,8 @@ def install(model: nn.Module, kernels: Kernels) -> str:
     One layer at a time, so that a plain weight is freed before the next packed one is made.
     """
     done: Counter[str] = Counter()
-    for like in (attention_like, mlp_like, norm_like, linear_like):  # the whole before its parts
+    # The whole before its parts, but a layer is made of parts that are ours.
+    for like in (attention_like, mlp_like, norm_like, linear_like, layer_like):
         for parent in list(model.modules()):
             for name, child in list(parent.named_children()):
                 made = like(child, kernels)
@@ -75,25 +77,40 @@ def attention_like(layer: Any, kernels: Kernels) -> KernelAttention | None:
     if len({part.bias is None for part in parts[:3]}) > 1:  # no family known has some of them only
         return None
     dim = int(layer.head_dim)
-    shape = KVShape(int(layer.layer_idx) + 1, layer.k_proj.out_features // dim, dim, torch.float32)
-    order = np.arange(_ROWS)
-    batch = build_batch([Part(order, order, pages=[0], first=0)], _ROWS, torch.device("cpu"))
-    context = prepare(batch, KVCache(shape, 1, _ROWS, torch.device("cpu"), CpuAttention(kernels)))
-    angles = 6 * torch.rand(1, _ROWS, dim // 2, generator=torch.Generator().manual_seed(1)).repeat(1, 1, 2)
-    given = {
-        "hidden_states": _sample(layer.q_proj.in_features),
-        "position_embeddings": (angles.cos(), angles.sin()),
-        "attention_mask": None,
-        "context": context,
-    }
+    kv_heads = layer.k_proj.out_features // dim
+    given = _given(kernels, int(layer.layer_idx), kv_heads, dim, layer.q_proj.in_features)
     try:
         wanted, _ = layer(**given)
     except Exception:  # wants positions of another shape, or to be told more
         return None
-    assert isinstance(context.planned, FewRows)
-    (window,) = context.planned.windows
+    (window,) = given["context"].planned.windows
     made = KernelAttention(layer, window, kernels)
     return made if _same(made(**given)[0], wanted) else None
+
+
+@torch.inference_mode()
+def layer_like(layer: Any, kernels: Kernels) -> KernelLayer | None:
+    if not KernelLayer.fits(layer):
+        return None
+    heads: Heads = layer.self_attn.heads
+    given = _given(kernels, layer.self_attn.layer_idx, heads.kv, heads.dim, layer.self_attn.qkv.in_features)
+    wanted = layer(**given)
+    made = KernelLayer(layer, kernels)
+    return made if isinstance(wanted, Tensor) and _same(made(**given), wanted) else None
+
+
+def _given(kernels: Kernels, layer_idx: int, kv_heads: int, dim: int, hidden: int) -> dict[str, Any]:
+    """What a layer's forward takes, with a few random tokens of an empty sequence."""
+    shape = KVShape(layer_idx + 1, kv_heads, dim, torch.float32)
+    order = np.arange(_ROWS)
+    batch = build_batch([Part(order, order, pages=[0], first=0)], _ROWS, torch.device("cpu"))
+    angles = 6 * torch.rand(1, _ROWS, dim // 2, generator=torch.Generator().manual_seed(1)).repeat(1, 1, 2)
+    return {
+        "hidden_states": _sample(hidden),
+        "position_embeddings": (angles.cos(), angles.sin()),
+        "attention_mask": None,
+        "context": prepare(batch, KVCache(shape, 1, _ROWS, torch.device("cpu"), CpuAttention(kernels))),
+    }
 
 
 def _sample(size: int) -> Tensor:

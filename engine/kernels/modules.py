@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.kernels.cpu import Kernels, narrowest, pack, pack_pair
+from engine.kernels.cpu import Kernels, Product, narrowest, pack, pack_pair
 
 
 class KernelLinear(nn.Module):
@@ -20,9 +20,10 @@ class KernelLinear(nn.Module):
         self.out_features, self.in_features = weight.shape
         self._kernels, self._packed = kernels, pack(weight.detach(), narrowest(weight))
         self._bias = None if bias is None else bias.detach().float().contiguous()
+        self.product = Product.of(self._packed.blocks, self.out_features, self._bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self._kernels.linear(inputs, self._packed, self._bias)
+        return self._kernels.linear(inputs, self.product)
 
     def rows(self, chosen: Tensor) -> KernelLinear:
         """The layer with these outputs only, int64 ``[V]``."""
@@ -35,12 +36,12 @@ class KernelNorm(nn.Module):
 
     def __init__(self, norm: Any, kernels: Kernels) -> None:
         super().__init__()
-        self._kernels, self._weight = kernels, norm.weight.detach().float().contiguous()
+        self._kernels, self.weight = kernels, norm.weight.detach().float().contiguous()
         eps = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", None)
-        self._eps = float(torch.finfo(torch.float32).eps if eps is None else eps)
+        self.eps = float(torch.finfo(torch.float32).eps if eps is None else eps)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self._kernels.rms_norm(inputs, self._weight, self._eps)
+        return self._kernels.rms_norm(inputs, self.weight, self.eps)
 
 
 class KernelMLP(nn.Module):
@@ -51,6 +52,8 @@ class KernelMLP(nn.Module):
         gate, up, down = (part.weight.detach() for part in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
         kind = narrowest(gate, up, down)
         self._kernels, self._gate_up, self._down = kernels, pack_pair(gate, up, kind), pack(down, kind)
+        self.gate_up = Product.of(self._gate_up, len(gate))
+        self.down = Product.of(self._down.blocks, len(down))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self._kernels.gated_mlp(inputs, self._gate_up, self._down)
+        return self._kernels.gated_mlp(inputs, self.gate_up, self.down)

@@ -66,10 +66,13 @@ class FewRows:
         sliding_window: int | None,
     ) -> None:
         """Fill these rows of ``out`` ``[N, heads, dim]`` from ``query``, of the same shape."""
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        self._kernels.attend(query, keys, values, out, self.seen(sliding_window), scale)
+
+    def seen(self, sliding_window: int | None) -> Seen:
         if sliding_window not in self._seen:
             self._seen[sliding_window] = self._visible(sliding_window)
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        self._kernels.attend(query, keys, values, out, self._seen[sliding_window], scale)
+        return self._seen[sliding_window]
 
     @property
     def windows(self) -> set[int | None]:

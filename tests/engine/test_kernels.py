@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,21 +21,25 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import LlamaConfig
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaRMSNorm
 
 from engine.attention import ATTENTION_NAME, prepare, register
 from engine.batch import Part, build_batch
+from engine.cache_folder import cache_folder
 from engine.config import EngineConfig
 from engine.kernels import build
 from engine.kernels.attention import KernelAttention
 from engine.kernels.cpu import Kernels, Seen, narrowest
 from engine.kernels.install import attention_like, install
+from engine.kernels.layer import KernelLayer
 from engine.kernels.modules import KernelLinear, KernelMLP, KernelNorm
-from engine.kv_cache import KVCache
+from engine.kernels.rows import CpuAttention
+from engine.kv_cache import KVCache, KVShape
 from engine.target import TargetModel
 from tests.engine.own_kernels import own_kernels
 from tests.models import FAMILIES, Family
 
+CPU = torch.device("cpu")
 KINDS = [torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -115,6 +122,61 @@ def test_a_row_attends_to_the_same_bits_alone_and_in_a_tree(kernels: Kernels) ->
 
     in_tree = attend(order, sum(1 << node for node in path), beside=8)
     assert torch.equal(in_tree, attend(dense, (1 << len(path)) - 1, beside=0))
+
+
+def test_the_work_is_the_same_however_many_share_it(kernels: Kernels) -> None:
+    """Threads that are fast asleep, that come late or that never get a turn; two callers at a time."""
+    many = Kernels(build.load_library(cache_folder() / "kernels"), 5)
+    alone = Kernels(build.load_library(cache_folder() / "kernels"), 1)
+    weight = stored((700, 96), torch.bfloat16, 4)
+    x = torch.randn(3, 96)
+    layers = [KernelLinear(weight, None, own) for own in (alone, many)]
+    mlps = [KernelMLP(own_mlp, own) for own_mlp in [MLP(96, 300)] for own in (alone, many)]
+    wanted = layers[0](x), mlps[0](x)
+
+    def again(count: int) -> bool:
+        return all(
+            torch.equal(layers[1](x), wanted[0]) and torch.equal(mlps[1](x), wanted[1]) for _ in range(count)
+        )
+
+    assert again(300)
+    for _ in range(5):
+        time.sleep(0.005)  # longer than they wait for work
+        assert again(2)
+    with ThreadPoolExecutor(2) as callers:
+        assert all(callers.map(again, [200, 200]))
+
+
+def test_threads_end_with_their_owner() -> None:
+    before = psutil.Process().num_threads()
+    own = Kernels(build.load_library(cache_folder() / "kernels"), 4)
+    assert psutil.Process().num_threads() == before + 3
+    del own
+    assert psutil.Process().num_threads() == before
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40])
+def test_a_layer_at_once_gives_the_bits_of_its_parts(kernels: Kernels, rows: int) -> None:
+    """A sequence may run alone, and then beside a chunk of a prompt, which goes part by part."""
+    sizes = {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2, "intermediate_size": 90}
+    config = LlamaConfig(**sizes, num_hidden_layers=1, head_dim=8, attn_implementation=ATTENTION_NAME)
+    register()
+    model = nn.ModuleList([LlamaDecoderLayer(config, 0).eval()])
+    install(model, kernels)
+    (layer,) = model
+    assert isinstance(layer, KernelLayer)
+    order, cache = (
+        np.arange(rows),
+        KVCache(KVShape(1, 2, 8, torch.float32), 4, 16, CPU, CpuAttention(kernels)),
+    )
+    cos, sin = torch.randn(2, 1, rows, 8)
+    found = []
+    for module in (layer, layer.layer):
+        context = prepare(build_batch([Part(order, order, pages=[2, 0, 1], first=0)], 16, CPU), cache)
+        hidden = torch.randn(1, rows, 48, generator=torch.Generator().manual_seed(2))
+        with torch.inference_mode():
+            found.append(module(hidden, position_embeddings=(cos, sin), context=context))
+    assert torch.equal(found[0], found[1])
 
 
 def test_weights_are_kept_in_the_narrowest_type_that_holds_them() -> None:
@@ -226,6 +288,7 @@ def test_every_family_computes_the_same_with_kernels(family: Family, tiny: Calla
         hidden.append(torch.cat(rows))
         assert kinds[KernelMLP] == (3 if cpu_kernels else 0)
         assert kinds[KernelAttention] == (3 if cpu_kernels and family != "qwen3" else 0)  # norms of heads
+        assert kinds[KernelLayer] == kinds[KernelAttention]
         assert kinds[nn.Linear] == (0 if cpu_kernels else kinds[nn.Linear])
     torch.testing.assert_close(hidden[1], hidden[0], rtol=1e-3, atol=1e-3)
 

@@ -1,0 +1,97 @@
+// Vectors of floats as wide as this processor's registers, in the compiler's own notation; half-precision loads; exp.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+// A vector register of this processor, and how many rows' sums for a block of outputs fit into all of them.
+#if defined(__AVX512F__)
+constexpr int64_t LANES = 16, TILE = 12;
+#elif defined(__AVX__)
+constexpr int64_t LANES = 8, TILE = 3;
+#else
+constexpr int64_t LANES = 4, TILE = 2;
+#endif
+
+typedef float V __attribute__((vector_size(4 * LANES)));
+typedef int32_t VI __attribute__((vector_size(4 * LANES)));
+typedef uint16_t VH __attribute__((vector_size(2 * LANES)));
+
+struct F16 { uint16_t v; };
+struct BF16 { uint16_t v; };
+
+inline V load(const float* p) { V v; std::memcpy(&v, p, sizeof v); return v; }
+inline V load(const BF16* p) {
+  VH h;
+  std::memcpy(&h, p, sizeof h);
+  return (V)(__builtin_convertvector(h, VI) << 16);
+}
+inline V load(const F16* p) {
+#if defined(__AVX512F__)
+  return (V)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__F16C__)
+  return (V)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else  // exponent and mantissa moved, then scaled: right for subnormals too
+  VH h;
+  std::memcpy(&h, p, sizeof h);
+  VI i = __builtin_convertvector(h, VI), sign = (i & 0x8000) << 16, rest = (i & 0x7fff) << 13;
+  V scaled = (V)rest * 0x1p112f;
+  VI special = (i & 0x7c00) == 0x7c00;  // infinities and NaN
+  return (V)(((VI)scaled & ~special) | ((rest | 0x7f800000) & special) | sign);
+#endif
+}
+inline V splat(float x) { return x - V{}; }
+
+// Numbers below 1e-38 are zero in a kernel: a processor takes a hundred times as long over each of them, and attention
+// makes many, of keys that hardly matter. (Without F16C, load needs them.)
+inline void no_subnormals() {
+#if defined(__F16C__)
+  _mm_setcsr(_mm_getcsr() | 0x8040);
+#endif
+}
+struct NoSubnormals {  // while it lives, in the thread that called us
+#if defined(__F16C__)
+  const unsigned before = _mm_getcsr();
+  NoSubnormals() { no_subnormals(); }
+  ~NoSubnormals() { _mm_setcsr(before); }
+#endif
+};
+
+inline float total(V v) {
+  float s[LANES];
+  std::memcpy(s, &v, sizeof v);
+  for (int64_t n = LANES / 2; n > 0; n /= 2)
+    for (int64_t i = 0; i < n; i++) s[i] += s[i + n];
+  return s[0];
+}
+
+inline void put(float* out, V value, int64_t count) {
+  std::memcpy(out, &value, sizeof(float) * std::min(count, LANES));
+}
+
+// exp, to about 2 units in the last place (Cephes' polynomial). NaN stays NaN.
+inline V vexp(V x) {
+  x = x < splat(-87.0f) ? splat(-87.0f) : x;
+  x = x > splat(88.0f) ? splat(88.0f) : x;
+  const V scaled = x * 1.44269504088896341f + 12582912.0f;  // rounds to the nearest integer in the low bits
+  const V n = scaled - 12582912.0f;
+  const V r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  V p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const VI power = ((VI)scaled - 0x4b400000 + 127) << 23;
+  return p * (V)power;
+}
+
+}  // namespace
