@@ -164,15 +164,23 @@ class EngineCore:
         plan = self.scheduler.schedule(trees)
         encoding = bool(plan.encode)
         self._encode(plan)
+        sizes = _tree_sizes(plan)
         outputs, forward_seconds = self._execute(plan) if plan.spans else ([], 0.0)
         outputs, self._pending = [*outputs, *self._pending], []
         if not self.scheduler.has_work:
             self._check_no_leak()
         ended = time.monotonic()
         self._step_seconds += ended - started
-        if plan.spans and not encoding:
-            self._speculator.learn_costs(plan, forward_seconds, ended - drafted - forward_seconds)
-        return StepReport(outputs=outputs, stats=self.stats, num_tokens=plan.num_tokens)
+        if sizes and len(sizes) == len(plan.spans) and not encoding:
+            self._speculator.learn_costs(
+                plan.num_tokens, forward_seconds, ended - drafted - forward_seconds, speculating=any(sizes)
+            )
+        return StepReport(
+            outputs=outputs,
+            stats=self.stats,
+            num_tokens=plan.num_tokens,
+            tree_sizes=sizes if self.info.draft != "none" else [],
+        )
 
     def check(self) -> None:
         """Assert the integrity of pages, tables and pins."""
@@ -251,6 +259,13 @@ class EngineCore:
                 raise RuntimeError(
                     f"KV pages leaked: {pool.num_free} free + {pool.num_cached} cached != {pool.num_pages}"
                 )
+
+
+def _tree_sizes(plan: StepPlan) -> list[int]:
+    """Of the sequences that want one token: how many drafts each has verified; 0 is plain decoding. Asked
+    before the step is committed: what a span was is read off its sequence.
+    """
+    return [span.num_rows - 1 for span in plan.spans if span.samples and span.length == 1]
 
 
 def _failure(request_id: str, code: RejectCode, message: str) -> RequestOutput:

@@ -194,11 +194,15 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
 
 
 class StepReport(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
-    """Outcome of one engine step; an idle engine sends empty ones as heartbeats."""
+    """Outcome of one engine step; an idle engine sends empty ones as heartbeats.
+
+    ``tree_sizes``: drafts verified for each sequence that could have had some; 0 where it decoded plainly.
+    """
 
     outputs: list[RequestOutput]
     stats: EngineStats
     num_tokens: int = 0
+    tree_sizes: list[int] = []
 
 
 class LoadFailed(msgspec.Struct, frozen=True, kw_only=True, tag="load_failed"):

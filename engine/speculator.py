@@ -20,7 +20,7 @@ from engine.drafter import Drafter
 from engine.merge import merge
 from engine.messages import TracedRound
 from engine.runner import Outcome
-from engine.scheduler import Scheduler, Span, StepPlan
+from engine.scheduler import Scheduler, Span
 from engine.sequence import Sequence
 from engine.verify import Walk
 
@@ -89,14 +89,14 @@ class Speculator:
             bonus_token_id=walked.token_ids[-1],
         )
 
-    def learn_costs(self, plan: StepPlan, forward_seconds: float, host_seconds: float) -> None:
-        """Refine what a step costs: ``host_seconds`` are neither the target's forward nor drafting.
-
-        Steps with prompts in them are left out: their rows cost something else.
+    def learn_costs(
+        self, rows: int, forward_seconds: float, host_seconds: float, *, speculating: bool
+    ) -> None:
+        """Refine what a step of decoding costs: ``host_seconds`` are neither the target's forward nor
+        drafting. Steps with prompts in them are not for this: their rows cost something else.
         """
-        if self._budget is not None and all(span.samples and span.length == 1 for span in plan.spans):
-            speculating = any(span.tree is not None for span in plan.spans)
-            self._budget.observe_forward(plan.num_tokens, forward_seconds)
+        if self._budget is not None:
+            self._budget.observe_forward(rows, forward_seconds)
             self._budget.observe_host(host_seconds, speculating=speculating)
 
     def forget(self, sequence: Sequence) -> None:
