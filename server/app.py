@@ -38,6 +38,7 @@ def create_app(
 ) -> FastAPI:
     """The app starts ``client`` when it starts, and ends it with itself."""
     metrics = Metrics(settings.metrics_prefix, settings.names[0])
+    metrics.engine_up.set_function(lambda: client.state == "ready")
     client.add_listener(metrics.on_step)
     prompts = PromptBuilder(processor, media, settings.max_images)
     max_open = settings.max_num_seqs + settings.max_num_queued_reqs
@@ -77,5 +78,5 @@ def create_app(
     install_error_handlers(app)
     if keys:
         app.add_middleware(ApiKeyMiddleware, keys=keys)
-    app.add_middleware(RequestContextMiddleware)
+    app.add_middleware(RequestContextMiddleware, on_response=metrics.on_response)
     return app

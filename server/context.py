@@ -1,10 +1,13 @@
-"""The name of a request: honoured from ``X-Request-Id`` or drawn, returned, and bound to its log lines."""
+"""The name of a request: honoured from ``X-Request-Id`` or drawn, returned, and bound to its log lines. Where
+a request ends it is logged and counted.
+"""
 
 from __future__ import annotations
 
 import re
 import time
 import uuid
+from typing import Protocol
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,11 +20,16 @@ QUIET_PATHS = frozenset({"/health", "/ready", "/metrics"})
 log = structlog.get_logger("server.access")
 
 
+class OnResponse(Protocol):
+    def __call__(self, handler: str, status: int) -> None: ...
+
+
 class RequestContextMiddleware:
     """``scope["state"]["request_id"]`` is the id; a route may replace it before it answers."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, on_response: OnResponse) -> None:
         self._app = app
+        self._on_response = on_response
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -45,7 +53,10 @@ class RequestContextMiddleware:
             await self._app(scope, receive, send_named)
         finally:
             path = scope["path"].removeprefix(scope.get("root_path", ""))
-            write = log.debug if path in QUIET_PATHS else log.info
+            quiet = path in QUIET_PATHS
+            if not quiet:
+                self._on_response(route_of(scope), status)
+            write = log.debug if quiet else log.info
             write(
                 "request",
                 method=scope["method"],
@@ -54,6 +65,11 @@ class RequestContextMiddleware:
                 seconds=round(time.monotonic() - start, 4),
                 request_id=state["request_id"],
             )
+
+
+def route_of(scope: Scope) -> str:
+    """``/v1/models/{name}``; ``none`` where no route was found, or none was looked for."""
+    return getattr(scope.get("route"), "path", "none")
 
 
 def requested_id(scope: Scope) -> str | None:

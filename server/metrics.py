@@ -25,6 +25,7 @@ RECENT: Final = ("generation_tokens", "spec_rounds", "spec_draft_tokens", "spec_
 LATENCY_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 640)
 TOKEN_TIME_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 LENGTH_BUCKETS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
+TREE_BUCKETS: Final = (0, 1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 63)
 STEP_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 FINISH_REASONS: Final = ("stop", "length", "abort", "error")
 REJECTION_REASONS: Final = ("queue_full", "engine_unavailable", "shutting_down")
@@ -71,6 +72,9 @@ class Metrics:
         self.generation_len = self._histogram("request_generation_tokens", LENGTH_BUCKETS)
         self.iteration_tokens = self._histogram("iteration_tokens_total", STEP_BUCKETS)
 
+        self.tree_nodes = self._histogram("spec_decode_tree_nodes", TREE_BUCKETS)
+
+        self.engine_up = self._gauge("engine_up", "1 while the engine is loaded and answers, else 0.")
         self._running = self._gauge("num_requests_running", "Sequences being generated.")
         self._waiting = self._gauge("num_requests_waiting", "Sequences waiting for room.")
         self._kv_usage = self._gauge("kv_cache_usage_perc", "Share of KV pages in use, 0 to 1.")
@@ -96,6 +100,12 @@ class Metrics:
         ).labels(*self._labels)
         self._success = self._counter("request_success", "Answers by how they ended.", "finished_reason")
         self._rejections = self._counter("admission_rejections", "Requests turned away.", "reason")
+        self._http_requests = Counter(  # vLLM's, which has no prefix
+            "http_requests",
+            "HTTP requests by route and class of status; probes and scrapes are left out.",
+            ("handler", "status"),
+            registry=self.registry,
+        )
         for reason in FINISH_REASONS:
             self._success.labels(*self._labels, reason)
         for reason in REJECTION_REASONS:
@@ -118,12 +128,19 @@ class Metrics:
         self._last_stats = stats
         if report.num_tokens:
             self.iteration_tokens.observe(report.num_tokens)
+        for size in report.tree_sizes:
+            self.tree_nodes.observe(size)
 
     def on_finished(self, reason: str) -> None:
         self._success.labels(*self._labels, reason).inc()
 
     def on_rejected(self, reason: str) -> None:
         self._rejections.labels(*self._labels, reason).inc()
+
+    def on_response(self, handler: str, status: int) -> None:
+        """``handler``: the route's own pattern, never what a client wrote. ``status`` 0: the client was gone
+        before there was one."""
+        self._http_requests.labels(handler, f"{status // 100}xx" if status else "none").inc()
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

@@ -1,4 +1,4 @@
-"""Who may ask: a bearer key on every address except the exempt one. Knows nothing of routes or bodies."""
+"""Who may ask: a bearer key on every address except the exempt ones. Knows nothing of routes or bodies."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import unauthorized
 
-EXEMPT_PATH = "/health"
+# What probes of containers and load balancers ask, which say yes or no and nothing else.
+EXEMPT_PATHS = ("/health", "/ready")
 
 
 class ApiKeyMiddleware:
-    """Denies by default: whatever is not exactly the exempt path needs a key, existing route or not."""
+    """Denies by default: whatever is not exactly an exempt path needs a key, existing route or not."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
         self._app = app
@@ -32,7 +33,7 @@ class ApiKeyMiddleware:
     def _is_exempt(self, scope: Scope) -> bool:
         root_path: str = scope.get("root_path", "")
         path: str = scope["path"]
-        return scope["type"] == "http" and path == root_path + EXEMPT_PATH
+        return scope["type"] == "http" and path in [root_path + exempt for exempt in EXEMPT_PATHS]
 
     def _has_key(self, scope: Scope) -> bool:
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")

@@ -150,23 +150,32 @@ def addresses_of(live: Live) -> list[tuple[str, str]]:
     return found
 
 
-def test_every_address_but_health_needs_a_key(start_server: StartServer, tmp_path: Path) -> None:
+def test_every_address_but_probes_needs_a_key(start_server: StartServer, tmp_path: Path) -> None:
     key_file = tmp_path / "keys"
     key_file.write_text("third\n\nfourth\n")
     live = start_server(api_key="first,second", api_key_file=key_file)
     addresses = addresses_of(live)
     paths = {path for _, path in addresses}
     assert {CHAT, "/tokenize", "/metrics", "/openapi.json", "/health", "/v1/models"} <= paths
-    spellings = ["/nowhere", "/health/", "//health", "/health/../metrics", "/%68ealth/x", "/HEALTH", ""]
+    spellings = [
+        "/nowhere",
+        "/health/",
+        "//health",
+        "/health/../metrics",
+        "/%68ealth/x",
+        "/HEALTH",
+        "/ready/x",
+        "",
+    ]
     with live.http() as http:
         for method, path in [*addresses, *(("GET", path) for path in spellings)]:
-            if path == "/health":
+            if path in ("/health", "/ready"):
                 continue
             response = http.request(method, path)
             assert response.status_code == 401, (method, path)
             if method != "HEAD":
                 assert response.json()["error"]["code"] == "invalid_api_key"
-        assert http.get("/health").status_code == 200
+        assert http.get("/health").status_code == http.get("/ready").status_code == 200
         for key in ("first", "second", "third", "fourth"):
             headers = {"Authorization": f"Bearer {key}"}
             assert http.get("/v1/models", headers=headers).status_code == 200

@@ -1,0 +1,69 @@
+"""Metrics of HTTP and of the engine's choices; those of answers are in ``test_status``."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.messages import EngineStats, StepReport
+from server.metrics import Metrics
+from tests.server.conftest import MODEL, Live, StartServer
+
+CHAT = "/v1/chat/completions"
+LABELS = {"model_name": MODEL, "engine": "0"}
+
+
+def metrics_of(live: Live) -> Metrics:
+    found = live.server._app.state.server.metrics
+    assert isinstance(found, Metrics)
+    return found
+
+
+def test_http_requests_are_counted_by_route_and_never_by_what_a_client_wrote(
+    start_server: StartServer,
+) -> None:
+    live = start_server(api_key="k")
+    with live.http(headers={"Authorization": "Bearer k"}) as http:
+        assert http.get(f"/v1/models/{MODEL}").status_code == 200
+        assert http.get("/v1/models/other").status_code == 404
+        assert http.post(CHAT, json={"nonsense": 1}).status_code == 400
+        assert http.get("/nowhere/at/all").status_code == 404
+        assert http.get("/v1/models", headers={"Authorization": "Bearer no"}).status_code == 401
+        live.engine.state = "restarting"
+        body = {"messages": [{"role": "user", "content": "Hi"}]}
+        assert http.post(CHAT, json=body).status_code == 503
+        for quiet in ("/health", "/ready", "/metrics"):
+            http.get(quiet)
+    [family] = [f for f in metrics_of(live).registry.collect() if f.name == "http_requests"]
+    counted = {
+        (sample.labels["handler"], sample.labels["status"]): sample.value
+        for sample in family.samples
+        if sample.name == "http_requests_total"
+    }
+    assert counted == {
+        ("/v1/models/{model_id:path}", "2xx"): 1,
+        ("/v1/models/{model_id:path}", "4xx"): 1,
+        (CHAT, "4xx"): 1,
+        (CHAT, "5xx"): 1,
+        ("none", "4xx"): 2,
+    }
+
+
+def test_whether_the_engine_answers(start_server: StartServer) -> None:
+    live = start_server()
+    registry = metrics_of(live).registry
+    assert registry.get_sample_value("specvlm:engine_up", LABELS) == 1
+    live.engine.state = "restarting"
+    assert registry.get_sample_value("specvlm:engine_up", LABELS) == 0
+
+
+def test_sizes_of_trees_and_rounds_without_one() -> None:
+    metrics = Metrics("specvlm", MODEL)
+    metrics.on_step(StepReport(outputs=[], stats=EngineStats(), tree_sizes=[0, 0, 5, 32]))
+    metrics.on_step(StepReport(outputs=[], stats=EngineStats()))
+
+    def bucket(le: str) -> float | None:
+        return metrics.registry.get_sample_value("specvlm:spec_decode_tree_nodes_bucket", LABELS | {"le": le})
+
+    assert (bucket("0.0"), bucket("6.0"), bucket("32.0")) == (2, 3, 4)
+    total = metrics.registry.get_sample_value("specvlm:spec_decode_tree_nodes_sum", LABELS)
+    assert total == pytest.approx(37)
