@@ -111,7 +111,7 @@ def training_free(name: str, ratio: float) -> Compressor:
 
 
 def stepped(weights: Tensor) -> Tensor:
-    """``[B]`` that sum to 1 as multiples of 1 / ``WEIGHT_STEPS`` that do; largest remainders are rounded up."""
+    """``[B]`` summing to 1, as multiples of 1 / ``WEIGHT_STEPS`` that do; largest remainders go up."""
     wanted = weights * WEIGHT_STEPS
     whole = wanted.floor()
     left = WEIGHT_STEPS - int(whole.sum())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from compressors.elastic import Elastic, ElasticConfig
 from engine.eagle import EagleDraft
 from engine.errors import ModelLoadError
 
 CONFIG, WEIGHTS, VOCABULARY = "config.json", "model.safetensors", "vocabulary"
+COMPRESSOR = "compressor."
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
 
 
@@ -28,7 +31,8 @@ class DraftConfig(msgspec.Struct, frozen=True, kw_only=True):
     """``config.json`` of a draft folder.
 
     ``target`` and ``target_fingerprint`` name the model it was trained for (:func:`fingerprint`).
-    ``hidden_size`` and ``model_type`` are the target's text model's.
+    ``hidden_size`` and ``model_type`` are the target's text model's. ``compressor``: what the weights under
+    ``compressor.`` are, if there are any.
     """
 
     format: Literal["specvlm-eagle"] = "specvlm-eagle"
@@ -39,25 +43,42 @@ class DraftConfig(msgspec.Struct, frozen=True, kw_only=True):
     hidden_size: int
     input_norm: bool = True
     bias: bool = False
+    compressor: ElasticConfig | None = None
 
 
-def save_draft(folder: Path, draft: EagleDraft, config: DraftConfig, vocabulary: Tensor | None) -> None:
-    """Write ``draft`` in half precision. ``vocabulary``: int64 ``[V]``, the token ids that it can propose in
-    the order of its head's rows, ``None`` for all of the target's.
+@dataclass(frozen=True, slots=True)
+class OwnDraft:
+    """``vocabulary``: int64 ``[V]``, the token ids that it can propose in the order of its head's rows;
+    ``None`` for all of the target's. ``compressor``: trained with it, if one was.
     """
+
+    module: EagleDraft
+    vocabulary: Tensor | None
+    config: DraftConfig
+    compressor: Elastic | None = None
+
+
+def save_draft(
+    folder: Path,
+    draft: EagleDraft,
+    config: DraftConfig,
+    vocabulary: Tensor | None,
+    compressor: Elastic | None = None,
+) -> None:
+    """Write an :class:`OwnDraft` in half precision; the compressor's configuration goes into ``config``."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        name: value.detach().to(torch.float16).contiguous() for name, value in draft.state_dict().items()
-    }
+    state = dict(draft.state_dict())
+    if compressor is not None:
+        state.update({COMPRESSOR + name: value for name, value in compressor.state_dict().items()})
+    config = msgspec.structs.replace(config, compressor=None if compressor is None else compressor.config)
+    tensors = {name: value.detach().to(torch.float16).contiguous() for name, value in state.items()}
     if vocabulary is not None:
         tensors[VOCABULARY] = vocabulary.to(torch.int32).contiguous()
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=1) + b"\n")
 
 
-def load_draft(
-    folder: Path, text_config: PretrainedConfig, *, attn_implementation: str
-) -> tuple[EagleDraft, Tensor | None, DraftConfig]:
+def load_draft(folder: Path, text_config: PretrainedConfig, *, attn_implementation: str) -> OwnDraft:
     """The draft in ``folder`` for a target with this text configuration, float32 on the CPU.
 
     Raises ``ModelLoadError`` where config, names or shapes do not fit the target.
@@ -77,8 +98,22 @@ def load_draft(
     draft = EagleDraft(
         text_config, attn_implementation=attn_implementation, input_norm=config.input_norm, bias=config.bias
     )
+    compressor = _compressor(config, draft, folder)
+    own = {name: tensors.pop(name) for name in list(tensors) if compressor and name.startswith(COMPRESSOR)}
     fill(draft, tensors, folder)
-    return draft, check_vocabulary(vocabulary, int(text_config.vocab_size), folder), config
+    if compressor is not None:
+        fill(compressor, {name.removeprefix(COMPRESSOR): value for name, value in own.items()}, folder)
+    ids = check_vocabulary(vocabulary, int(text_config.vocab_size), folder)
+    return OwnDraft(draft, ids, config, compressor)
+
+
+def _compressor(config: DraftConfig, draft: EagleDraft, folder: Path) -> Elastic | None:
+    if config.compressor is None:
+        return None
+    try:
+        return Elastic(config.compressor, config.hidden_size, draft.feature_size)
+    except ValueError as error:
+        raise ModelLoadError(f"the compressor of the draft in {str(folder)!r}: {error}") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from compressors.elastic import Elastic
 from engine.draft_files import CONFIG, WEIGHTS, DraftConfig, check_shapes, load_draft, read_tensors
 from engine.eagle import EagleDraft
 from engine.eagle3 import AttentionParts, Eagle3Draft, fit_layer
@@ -46,9 +47,9 @@ class LoadedDraft:
 
     ``vocabulary``: int64 ``[D]``, target token ids in the order of the head's rows; ``None`` for all of them.
     ``head_weight``: ``[D, H]``; ``None``: the target's head, its rows of ``vocabulary``.
-    ``config``: of a draft in our own format. ``feature_layers``: the features are the hidden states that
-    *enter* these target layers, joined in this order (0: the embeddings; the number of layers: what leaves
-    the last one, before the final norm); ``None``: the one hidden state after the final norm.
+    ``config`` and ``compressor``: of a draft in our own format. ``feature_layers``: the features are the
+    hidden states that *enter* these target layers, joined in this order (0: the embeddings; the number of
+    layers: what leaves the last one, before the final norm); ``None``: the one after the final norm.
     """
 
     module: EagleDraft | Eagle3Draft
@@ -56,6 +57,7 @@ class LoadedDraft:
     head_weight: Tensor | None = None
     config: DraftConfig | None = None
     feature_layers: tuple[int, ...] | None = None
+    compressor: Elastic | None = None
 
 
 def load_any_draft(folder: Path, text_config: PretrainedConfig, *, attn_implementation: str) -> LoadedDraft:
@@ -64,8 +66,8 @@ def load_any_draft(folder: Path, text_config: PretrainedConfig, *, attn_implemen
     Raises ``ModelLoadError`` where it does not fit, with every difference found.
     """
     if _is_ours(folder):
-        draft, vocabulary, own = load_draft(folder, text_config, attn_implementation=attn_implementation)
-        return LoadedDraft(draft, vocabulary, config=own)
+        own = load_draft(folder, text_config, attn_implementation=attn_implementation)
+        return LoadedDraft(own.module, own.vocabulary, config=own.config, compressor=own.compressor)
     config = read_config(folder)
     tensors = _read_weights(folder)
     strange = sorted(name for name in tensors if name.startswith(_VISPEC))

@@ -39,7 +39,8 @@ class DenseDraft:
     def __init__(self, golden: Golden, folder: Path) -> None:
         self._model = golden.model
         config = golden.model.config.get_text_config()
-        self._module, self._vocabulary, _ = load_draft(folder, config, attn_implementation="sdpa")
+        loaded = load_draft(folder, config, attn_implementation="sdpa")
+        self._module, self._vocabulary = loaded.module, loaded.vocabulary
         self._module.eval()
         head = golden.model.get_output_embeddings()
         weight, ids = head.weight.detach(), self._vocabulary

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, Qwen2Config
 
-from engine.draft_files import DraftConfig, draft_config, fingerprint, load_draft, save_draft
+from compressors.elastic import BranchConfig, Elastic, ElasticConfig
+from engine.draft_files import DraftConfig, OwnDraft, draft_config, fingerprint, load_draft, save_draft
 from engine.eagle import EagleDraft
 from engine.errors import ModelLoadError
 
@@ -36,7 +37,14 @@ def config(**changes: Any) -> DraftConfig:
     return DraftConfig(**{**known, **changes})
 
 
-def load(folder: Path, text_config: Any = None) -> tuple[EagleDraft, torch.Tensor | None, DraftConfig]:
+def elastic() -> Elastic:
+    branches = (BranchConfig("pool", 5), BranchConfig("conv", 3), BranchConfig("resampler", 10))
+    made = Elastic(ElasticConfig("select", branches, num_queries=4), HIDDEN, HIDDEN)
+    made.reset(torch.Generator().manual_seed(2))
+    return made
+
+
+def load(folder: Path, text_config: Any = None) -> OwnDraft:
     return load_draft(folder, text_config or target(), attn_implementation="sdpa")
 
 
@@ -47,16 +55,44 @@ def test_what_is_saved_is_loaded(
 ) -> None:
     draft = drawn(**layout)
     save_draft(tmp_path / "deep" / "draft", draft, config(**layout), vocabulary)
-    loaded, ids, read = load(tmp_path / "deep" / "draft")
-    assert read == config(**layout)
-    assert (None if ids is None else ids.tolist()) == (None if vocabulary is None else vocabulary.tolist())
+    found = load(tmp_path / "deep" / "draft")
+    assert found.config == config(**layout)
+    ids = None if found.vocabulary is None else found.vocabulary.tolist()
+    assert ids == (None if vocabulary is None else vocabulary.tolist())
+    assert found.compressor is None
     halved = {name: value.half().float() for name, value in draft.state_dict().items()}
-    torch.testing.assert_close(dict(loaded.state_dict()), halved, rtol=0, atol=0)
+    torch.testing.assert_close(dict(found.module.state_dict()), halved, rtol=0, atol=0)
+
+
+def test_a_compressor_travels_with_its_draft(tmp_path: Path) -> None:
+    compressor = elastic()
+    save_draft(tmp_path, drawn(), config(), None, compressor)
+    found = load(tmp_path).compressor
+    assert found is not None
+    assert found.config == compressor.config
+    halved = {name: value.half().float() for name, value in compressor.state_dict().items()}
+    torch.testing.assert_close(dict(found.state_dict()), halved, rtol=0, atol=0)
+
+
+def test_a_compressor_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    save_draft(tmp_path, drawn(), config(), None, elastic())
+    raw = json.loads((tmp_path / "config.json").read_text())
+    raw["compressor"]["num_queries"] = 8
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(ModelLoadError, match=r"branches.resampler.queries \[4, 32\] instead of \[8, 32\]"):
+        load(tmp_path)
+    raw["compressor"]["branches"][1]["ratio"] = 9
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(ModelLoadError, match="conv must be at least 1 and at most 5"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"compressor": None}))
+    with pytest.raises(ModelLoadError, match=r"unknown .*compressor\.branches"):
+        load(tmp_path)
 
 
 def test_a_half_precision_target_still_gives_a_float32_draft(tmp_path: Path) -> None:
     save_draft(tmp_path, drawn(), config(), None)
-    loaded, _, _ = load(tmp_path, target(dtype="bfloat16"))
+    loaded = load(tmp_path, target(dtype="bfloat16")).module
     assert {value.dtype for value in loaded.parameters()} == {torch.float32}
     row = torch.ones(1, 3, HIDDEN)
     assert loaded(row, row, torch.arange(3)[None]).dtype == torch.float32

@@ -87,13 +87,14 @@ def test_a_draft_learns_and_is_published(reciting: Path, tmp_path: Path) -> None
     assert lengths[-1] > 3.0
 
     text_config = AutoConfig.from_pretrained(reciting)
-    draft, vocabulary, config = load_draft(folder, text_config, attn_implementation="sdpa")
-    assert config.target_fingerprint == fingerprint(reciting)
+    loaded = load_draft(folder, text_config, attn_implementation="sdpa")
+    vocabulary = loaded.vocabulary
+    assert loaded.config.target_fingerprint == fingerprint(reciting)
     assert vocabulary is not None
     assert len(vocabulary) == 40
     assert text_config.eos_token_id in vocabulary.tolist()
     trained = weights(tmp_path / "out")
-    assert same({n: v.float() for n, v in draft.state_dict().items()}, trained, atol=2e-3)  # float16
+    assert same({n: v.float() for n, v in loaded.module.state_dict().items()}, trained, atol=2e-3)  # float16
     card = (folder / "README.md").read_text()
     assert '| files | ["a.jsonl"] |' in card
     assert f"| {lengths[-1]:.2f} |" in card
