@@ -17,8 +17,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Triton's kernels run in its interpreter, without a GPU.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# In CI a test that skips is a test that does not run: there a skip fails, except where a GPU is missing.
+# In CI a test that skips is a test that does not run: there a skip fails, except where a GPU is missing, or a
+# program that pip cannot bring. The summary at the end names every skip.
 REQUIRE_ALL = os.environ.get("REQUIRE_ALL_TESTS") == "1"
+MAY_SKIP = ("gpu", "program")
 
 BuildCheckpoint = Callable[..., Path]
 
@@ -44,7 +46,7 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    expected = hasattr(report, "wasxfail") or item.get_closest_marker("gpu") is not None
+    expected = hasattr(report, "wasxfail") or any(item.get_closest_marker(name) for name in MAY_SKIP)
     if REQUIRE_ALL and report.skipped and not expected:
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} skipped, and REQUIRE_ALL_TESTS=1 allows none: {call.excinfo}"
