@@ -11,40 +11,61 @@ from server.metrics import Metrics
 
 
 class Admission:
-    """Counts open choices. ``admit`` and ``release`` come in pairs, see ``Ticket``."""
+    """Counts open answers, and the tokens of prompts that wait for the first token of their answer.
 
-    def __init__(self, client: EngineClient, metrics: Metrics, max_open: int) -> None:
+    ``admit`` and ``release`` come in pairs, see ``Ticket``.
+    """
+
+    def __init__(
+        self, client: EngineClient, metrics: Metrics, *, max_open: int, max_waiting_tokens: int
+    ) -> None:
         self._client = client
         self._metrics = metrics
         self._max_open = max_open
+        self._max_waiting_tokens = max_waiting_tokens
         self._num_open = 0
+        self._num_waiting_tokens = 0
         self._closed = False
 
     @property
     def num_open(self) -> int:
         return self._num_open
 
+    @property
+    def num_waiting_tokens(self) -> int:
+        return self._num_waiting_tokens
+
     def close(self) -> None:
         """Let nobody in any more."""
         self._closed = True
 
-    def admit(self, num_choices: int) -> Ticket:
-        """An idle server takes any request, however many choices it asks for."""
-        self.check()
-        if self._num_open and self._num_open + num_choices > self._max_open:
+    def admit(self, num_answers: int, *, needs_engine: bool = True) -> Ticket:
+        """An idle server takes any request, however many answers it asks for."""
+        self.check(needs_engine=needs_engine)
+        if self._num_open and self._num_open + num_answers > self._max_open:
             raise self._rejection("queue_full", queue_full())
-        self._num_open += num_choices
-        return Ticket(self, num_choices)
+        self._num_open += num_answers
+        return Ticket(self, num_answers)
 
-    def check(self) -> None:
-        """Raise unless the engine is there to answer. Worth repeating after a wait."""
+    def check(self, *, needs_engine: bool = True) -> None:
+        """Raise unless there is somebody to answer. Worth repeating after a wait."""
         if self._closed:
             raise self._rejection("shutting_down", shutting_down())
-        if self._client.state != "ready":
+        if needs_engine and self._client.state != "ready":
             raise self._rejection("engine_unavailable", engine_unavailable())
 
-    def release(self, num_choices: int) -> None:
-        self._num_open -= num_choices
+    def wait(self, num_tokens: int) -> None:
+        """A queue without tokens takes any prompt."""
+        if self._num_waiting_tokens and self._num_waiting_tokens + num_tokens > self._max_waiting_tokens:
+            raise self._rejection("queued_tokens", queue_full())
+        self._num_waiting_tokens += num_tokens
+
+    def started(self, num_tokens: int) -> None:
+        self._num_waiting_tokens -= num_tokens
+        assert self._num_waiting_tokens >= 0
+
+    def release(self, num_answers: int) -> None:
+        self._num_open -= num_answers
         assert self._num_open >= 0
 
     def _rejection(self, reason: str, error: ApiError) -> ApiError:
@@ -55,10 +76,23 @@ class Admission:
 class Ticket:
     """The right to generate; giving it back twice counts once."""
 
-    def __init__(self, admission: Admission, num_choices: int) -> None:
+    def __init__(self, admission: Admission, num_answers: int) -> None:
         self._admission = admission
-        self._num_choices = num_choices
+        self._num_answers = num_answers
+        self._waiting: list[int] = []
+
+    def wait(self, prompt_lens: list[int]) -> None:
+        """Count the tokens of all prompts as waiting. Raises ``ApiError`` where they are too many."""
+        self._admission.wait(sum(prompt_lens))
+        self._waiting = list(prompt_lens)
+
+    def started(self, prompt: int) -> None:
+        """An answer to prompt number ``prompt`` has begun; saying so again changes nothing."""
+        self._admission.started(self._waiting[prompt])
+        self._waiting[prompt] = 0
 
     def release(self) -> None:
-        self._admission.release(self._num_choices)
-        self._num_choices = 0
+        self._admission.release(self._num_answers)
+        self._num_answers = 0
+        for prompt in range(len(self._waiting)):
+            self.started(prompt)

@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -17,8 +18,9 @@ from engine.client import EngineClient
 from engine.messages import EngineInfo, GenerateRequest
 from processing.prompt import Prompt
 from processing.stop import StopMatcher
-from server.admission import Admission
+from server.admission import Admission, Ticket
 from server.choice import Choice, Piece
+from server.deadline import deadline_after, until
 from server.errors import bad_request, engine_unavailable
 from server.generation import Generation
 from server.logprobs import LogprobFormatter
@@ -30,6 +32,7 @@ from server.schemas.generation import GenerationFields
 from server.schemas.speculation import AnswerMetrics
 from server.speculation import TraceFormatter, answer_metrics, speculative_params
 from server.timeline import Timeline
+from server.version import system_fingerprint
 
 if TYPE_CHECKING:
     from processing.processor import Processor
@@ -48,6 +51,8 @@ class AnswerParts:
     admission: Admission
     metrics: Metrics
     allows_priorities: bool
+    timeout: float | None
+    """Seconds that a request may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,7 @@ class OpenAnswer:
     prompts: list[Prompt]
     choices: list[Choice]
     generation: Generation[Piece]
+    fingerprint: str
 
     async def wait_first(self, timeout: float) -> None:
         await self.generation.wait_first(timeout)
@@ -95,7 +101,7 @@ async def open_answer(
     request_id: str,
 ) -> OpenAnswer:
     """Let the request in and start its choices. Raises ``ApiError`` where it cannot be answered."""
-    arrival = time.monotonic()
+    arrival, deadline = time.monotonic(), deadline_after(parts.timeout)
     if request.priority and not parts.allows_priorities:
         raise bad_request(
             "'priority' needs a server that was started with '--scheduling-policy priority'.",
@@ -107,14 +113,16 @@ async def open_answer(
         info = parts.client.info
         if info is None:
             raise engine_unavailable()
-        prompts = await build(info)
+        async with until(deadline):
+            prompts = await build(info)
         parts.admission.check()
-        choices = make_choices(parts, request, prompts, info, request_id=request_id, arrival=arrival)
+        ticket.wait([len(prompt.token_ids) for prompt in prompts])
+        choices = make_choices(parts, request, prompts, info, ticket, request_id=request_id, arrival=arrival)
     except BaseException:
         ticket.release()
         raise
-    generation = Generation([choice.pieces() for choice in choices], on_end=ticket.release)
-    return OpenAnswer(prompts, choices, generation)
+    generation = Generation([choice.pieces() for choice in choices], ticket.release, deadline)
+    return OpenAnswer(prompts, choices, generation, system_fingerprint(info))
 
 
 def make_choices(
@@ -122,6 +130,7 @@ def make_choices(
     request: GenerationFields,
     prompts: list[Prompt],
     info: EngineInfo,
+    ticket: Ticket,
     *,
     request_id: str,
     arrival: float,
@@ -133,7 +142,7 @@ def make_choices(
     num_top = request.num_logprobs
     logprobs = None if num_top is None else LogprobFormatter(parts.processor, num_top)
     choices: list[Choice] = []
-    for prompt in prompts:
+    for number, prompt in enumerate(prompts):
         prompt_len = len(prompt.token_ids)
         sampling = builder.build(request, prompt_len)
         for choice_index in range(request.num_choices):
@@ -151,6 +160,7 @@ def make_choices(
                     parts.client,
                     generate,
                     index=index,
+                    on_first_token=partial(ticket.started, number),
                     detokenizer=parts.processor.detokenizer(
                         skip_special_tokens=request.skip_special_tokens, at_text_start=request.starts_text
                     ),

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastapi import Depends, FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.security import HTTPBearer
 
 from engine.client import EngineClient
@@ -41,15 +42,21 @@ def create_app(
     metrics.engine_up.set_function(lambda: client.state == "ready")
     client.add_listener(metrics.on_step)
     prompts = PromptBuilder(processor, media, settings.max_images)
-    max_open = settings.max_num_seqs + settings.max_num_queued_reqs
+    admission = Admission(
+        client,
+        metrics,
+        max_open=settings.max_num_seqs + settings.max_num_queued_reqs,
+        max_waiting_tokens=settings.max_num_queued_tokens,
+    )
     parts = AnswerParts(
         client=client,
         processor=processor,
         prompts=prompts,
         defaults=defaults or SamplingDefaults(),
-        admission=Admission(client, metrics, max_open),
+        admission=admission,
         metrics=metrics,
         allows_priorities=settings.scheduling_policy == "priority",
+        timeout=settings.request_timeout,
     )
 
     @asynccontextmanager
@@ -78,5 +85,13 @@ def create_app(
     install_error_handlers(app)
     if keys:
         app.add_middleware(ApiKeyMiddleware, keys=keys)
+    if settings.allowed_origins:  # outside of the keys, as a browser asks for leave without one
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
     app.add_middleware(RequestContextMiddleware, on_response=metrics.on_response)
     return app

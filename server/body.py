@@ -5,12 +5,16 @@ The framework's own limit answers in plain text, ours in the shape of every othe
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any
+from typing import Any, Final
 
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
+
+BODY_SECONDS: Final = 120.0
+"""For all of a body, so that a client which drips does not hold its connection for ever."""
 
 
 class StrictRequest(Request):
@@ -26,6 +30,13 @@ class StrictRequest(Request):
             if size > limit:
                 raise HTTPException(413)
             yield chunk
+
+    async def body(self) -> bytes:
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                return await super().body()
+        except TimeoutError:
+            raise HTTPException(408, headers={"Connection": "close"}) from None
 
     async def json(self) -> Any:
         return from_json(await self.body(), allow_inf_nan=False)

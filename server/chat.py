@@ -49,6 +49,7 @@ class ChatAnswer:
             reasons[piece.index] = piece.finish_reason or reasons[piece.index]
         return ChatCompletion(
             id=self._id,
+            system_fingerprint=self.opened.fingerprint,
             created=self._created,
             model=self._model,
             choices=[
@@ -95,10 +96,11 @@ class ChatAnswer:
     ) -> ChatCompletionChunk:
         return ChatCompletionChunk(
             id=self._id,
+            system_fingerprint=self.opened.fingerprint,
             created=self._created,
             model=self._model,
             choices=list(choices),
-            usage=usage,
+            usage=self.opened.usage() if self._request.continuous_usage else usage,
             metrics=metrics,
             speculative_trace=list(rounds) or None,
         )

@@ -6,7 +6,7 @@ are those of plain decoding. The token that stopped the engine is counted and no
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -48,6 +48,7 @@ class Choice:
         request: GenerateRequest,
         *,
         index: int,
+        on_first_token: Callable[[], None],
         detokenizer: Detokenizer,
         stop: StopMatcher,
         logprobs: LogprobFormatter | None,
@@ -57,6 +58,7 @@ class Choice:
         self._client = client
         self._request = request
         self._index = index
+        self._on_first_token = on_first_token
         self._detokenizer = detokenizer
         self._stop = stop
         self._logprobs = logprobs
@@ -73,6 +75,8 @@ class Choice:
             async with aclosing(outputs):
                 async for output in outputs:
                     self._timeline.on_output(output)
+                    if output.token_ids and not self.num_tokens:
+                        self._on_first_token()
                     piece = self._take(output)
                     end = piece.finish_reason or end
                     if piece:

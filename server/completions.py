@@ -78,7 +78,8 @@ class CompletionAnswer:
                 finish_reason=piece.finish_reason,
             )
             metrics = self.opened.metrics() if is_last else None
-            yield self._completion([choice], metrics=metrics, trace=piece.rounds or None)
+            usage = self.opened.usage() if self._request.continuous_usage else None
+            yield self._completion([choice], usage=usage, metrics=metrics, trace=piece.rounds or None)
         if self._request.include_usage:
             yield self._completion([], usage=self.opened.usage(), metrics=self.opened.metrics())
 
@@ -92,6 +93,7 @@ class CompletionAnswer:
     ) -> Completion:
         return Completion(
             id=self._id,
+            system_fingerprint=self.opened.fingerprint,
             created=self._created,
             model=self._model,
             choices=choices,

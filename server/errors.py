@@ -25,12 +25,14 @@ HTTP_TEXTS: Final = {
     400: ("The request body could not be read as JSON.", "invalid_json"),
     404: ("There is nothing at this address.", "not_found"),
     405: ("This address does not take this method.", "method_not_allowed"),
+    408: ("The request body did not arrive in time.", "request_timeout"),
     413: ("The request body is too large.", "request_too_large"),
 }
 
 ERROR_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     "4XX": {"model": ErrorAnswer, "description": "The request is refused, and why."},
     500: {"model": ErrorAnswer, "description": "The server or the model failed."},
+    504: {"model": ErrorAnswer, "description": "The answer took longer than `--request-timeout`."},
     503: {"model": ErrorAnswer, "description": "Not now; try again after `Retry-After` seconds."},
 }
 
@@ -111,6 +113,16 @@ def engine_unavailable() -> ApiError:
 
 def queue_full() -> ApiError:
     return ApiError(503, "Too many requests are waiting; try again soon.", code="queue_full")
+
+
+def request_timeout() -> ApiError:
+    """Clients are told not to try again: it would take as long."""
+    return ApiError(
+        504,
+        "The answer took longer than this server allows.",
+        code="request_timeout",
+        headers={"x-should-retry": "false"},
+    )
 
 
 def shutting_down() -> ApiError:

@@ -11,13 +11,24 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Generic, TypeVar
 
+from server.deadline import until
+
 T = TypeVar("T")
 
 
 class Generation(Generic[T]):
-    """Starts at once. Iterate over it once; call ``close`` in any case. ``on_end`` runs when all is quiet."""
+    """Starts at once. Iterate over it once; call ``close`` in any case. ``on_end`` runs when all is quiet.
 
-    def __init__(self, choices: Sequence[AsyncGenerator[T, None]], on_end: Callable[[], None]) -> None:
+    ``deadline``, in the event loop's time: what is open then ends with an error.
+    """
+
+    def __init__(
+        self,
+        choices: Sequence[AsyncGenerator[T, None]],
+        on_end: Callable[[], None],
+        deadline: float | None = None,
+    ) -> None:
+        self._deadline = deadline
         self._queue: asyncio.Queue[T | Exception | None] = asyncio.Queue()
         self._ahead: list[T] = []
         self._num_open = len(choices)
@@ -59,7 +70,7 @@ class Generation(Generic[T]):
 
     async def _pump(self, choice: AsyncGenerator[T, None]) -> None:
         try:
-            async with aclosing(choice):
+            async with until(self._deadline), aclosing(choice):
                 async for item in choice:
                     self._queue.put_nowait(item)
         except Exception as error:

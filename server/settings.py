@@ -67,11 +67,15 @@ class ServeSettings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     root_path: str = Field("", pattern=r"^(/.*[^/])?$", description="path prefix that a proxy strips")
+    allowed_origins: Names = Field(
+        [], description="web origin whose pages may ask, or '*'; repeat for several"
+    )
     ssl_keyfile: Path | None = Field(None, description="private key for https")
     ssl_certfile: Path | None = Field(None, description="certificate for https")
     api_key: Annotated[list[SecretStr], NoDecode] = Field([], description="accepted key; repeat for several")
     api_key_file: Path | None = Field(None, description="file with one accepted key a line")
     max_request_size: ByteSize = Field(ByteSize(64 * 2**20), gt=0, description="bound of a request's body")
+    request_timeout: float | None = Field(None, gt=0, description="seconds that a request may take in all")
     shutdown_timeout: float = Field(30.0, ge=0, description="seconds that open requests get after SIGTERM")
 
     draft: str = Field(
@@ -91,6 +95,9 @@ class ServeSettings(BaseSettings):
     max_num_seqs: int = Field(64, ge=1, description="answers generated at the same time")
     max_num_batched_tokens: int | None = Field(None, ge=1, description="most tokens in one forward pass")
     max_num_queued_reqs: int = Field(256, ge=0, description="answers that may wait; more get a 503")
+    max_num_queued_tokens: int = Field(
+        2**20, ge=0, description="tokens of prompts that may wait for an answer to begin; more get a 503"
+    )
     scheduling_policy: Literal["fcfs", "priority"] = Field(
         "fcfs", description="who goes first: the first to come, or the lowest 'priority' of a request"
     )
@@ -133,7 +140,9 @@ class ServeSettings(BaseSettings):
         from_file = InitSettingsSource(settings_cls, read_config(Path(path)) if path else {})
         return init_settings, env_settings, from_file
 
-    @field_validator("served_model_name", "api_key", "allowed_media_domains", mode="before")
+    @field_validator(
+        "served_model_name", "api_key", "allowed_media_domains", "allowed_origins", mode="before"
+    )
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         if isinstance(value, str):

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from fastapi import APIRouter
 
 from server.body import StrictRoute
+from server.errors import bad_request
+from server.prompts import num_characters
 from server.schemas.tokens import (
+    MAX_CHARACTERS,
     DetokenizeAnswer,
     DetokenizeRequest,
     TokenizeAnswer,
     TokenizeChat,
-    TokenizeText,
+    TokenizeRequest,
 )
-from server.state import State
+from server.state import ServerState, State
 
 router = APIRouter(route_class=StrictRoute)
 
 
 @router.post("/tokenize")
-async def tokenize(body: TokenizeChat | TokenizeText, state: State) -> TokenizeAnswer:
+async def tokenize(body: TokenizeRequest, state: State) -> TokenizeAnswer:
     """The token ids of a text, or of a conversation with its pictures' placeholders."""
-    state.served_name(body.model)
-    processor = state.parts.processor
-    if isinstance(body, TokenizeChat):
-        prompt = await state.parts.prompts.build(body.messages)
-        tokens = prompt.token_ids
-    else:
-        tokens = await state.parts.prompts.in_pool(processor.encode, body.prompt, body.add_special_tokens)
+    processor, prompts = state.parts.processor, state.parts.prompts
+    with admitted(state, body.model):
+        if isinstance(body, TokenizeChat):
+            if num_characters(body.messages) > MAX_CHARACTERS:
+                raise bad_request(f"At most {MAX_CHARACTERS} characters can be tokenized.", param="messages")
+            tokens = (await prompts.build(body.messages)).token_ids
+        else:
+            tokens = await prompts.in_pool(processor.encode, body.prompt, body.add_special_tokens)
     strings = [processor.token_text(token_id) for token_id in tokens] if body.return_token_strs else None
     return TokenizeAnswer(
         count=len(tokens), max_model_len=state.max_model_len, tokens=tokens, token_strs=strings
@@ -38,6 +44,17 @@ async def tokenize(body: TokenizeChat | TokenizeText, state: State) -> TokenizeA
 @router.post("/detokenize")
 async def detokenize(body: DetokenizeRequest, state: State) -> DetokenizeAnswer:
     """The text of token ids, special tokens included."""
-    state.served_name(body.model)
     decode = partial(state.parts.processor.decode, skip_special_tokens=False)
-    return DetokenizeAnswer(prompt=await state.parts.prompts.in_pool(decode, body.tokens))
+    with admitted(state, body.model):
+        return DetokenizeAnswer(prompt=await state.parts.prompts.in_pool(decode, body.tokens))
+
+
+@contextmanager
+def admitted(state: ServerState, model: str | None) -> Iterator[None]:
+    """These share the threads of those who want answers, so they share the queue too."""
+    state.served_name(model)
+    ticket = state.parts.admission.admit(1, needs_engine=False)
+    try:
+        yield
+    finally:
+        ticket.release()

@@ -65,6 +65,7 @@ class Extension(AnswerModel):
 
 class ChatCompletion(Extension):
     id: str
+    system_fingerprint: str
     object: Literal["chat.completion"] = "chat.completion"
     created: int
     model: str
@@ -88,6 +89,7 @@ class ChunkChoice(AnswerModel):
 
 class ChatCompletionChunk(Extension):
     id: str
+    system_fingerprint: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     created: int
     model: str

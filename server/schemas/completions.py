@@ -117,6 +117,7 @@ class CompletionChoice(AnswerModel):
 
 class Completion(Extension):
     id: str
+    system_fingerprint: str
     object: Literal["text_completion"] = "text_completion"
     created: int
     model: str

@@ -14,7 +14,18 @@ from server.schemas.speculation import SpeculativeFields
 
 class StreamOptions(ClientModel):
     include_usage: bool = False
+    continuous_usage_stats: bool = Field(False, description="With 'include_usage': so far, in every chunk.")
     include_obfuscation: bool | None = Field(None, description="Accepted; nothing is obfuscated.")
+
+    @model_validator(mode="after")
+    def _continuous_usage_is_usage(self) -> Self:
+        if self.continuous_usage_stats and not self.include_usage:
+            raise PydanticCustomError(
+                "invalid_combination",
+                "'{name}' needs 'include_usage' to be true.",
+                {"name": "stream_options.continuous_usage_stats"},
+            )
+        return self
 
 
 class GenerationFields(SamplingFields):
@@ -57,3 +68,7 @@ class GenerationFields(SamplingFields):
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def continuous_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated, Final
+
+from pydantic import Discriminator, Field, Tag
 
 from server.schemas.base import AnswerModel, ClientModel
 from server.schemas.messages import Message
 from server.schemas.sampling import TokenId
 
+MAX_CHARACTERS: Final = 4_000_000
+"""Of one request. Seconds of a thread that others wait for."""
+
 
 class TokenizeText(ClientModel):
     model: str | None = None
-    prompt: str
+    prompt: str = Field(max_length=MAX_CHARACTERS)
     add_special_tokens: bool = True
     return_token_strs: bool | None = None
 
@@ -20,6 +25,17 @@ class TokenizeChat(ClientModel):
     model: str | None = None
     messages: list[Message] = Field(min_length=1, max_length=4096)
     return_token_strs: bool | None = None
+
+
+def tokenize_kind(value: object) -> str:
+    return "[chat]" if isinstance(value, dict) and "messages" in value else "[text]"
+
+
+# In brackets the names of the two stay out of the names of parameters, see ``server.errors``.
+TokenizeRequest = Annotated[
+    Annotated[TokenizeChat, Tag("[chat]")] | Annotated[TokenizeText, Tag("[text]")],
+    Discriminator(tokenize_kind),
+]
 
 
 class TokenizeAnswer(AnswerModel):

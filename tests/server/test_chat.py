@@ -6,6 +6,7 @@ from typing import Any
 
 import openai
 import pytest
+from msgspec.structs import replace
 
 from tests.server.conftest import MODEL, Live, StartServer
 from tests.server.fakes import IMAGE_TOKENS
@@ -74,6 +75,26 @@ def test_usage_in_a_stream_only_if_asked_for(client: openai.OpenAI) -> None:
     assert all(chunk.usage is None for chunk in before)
     assert last.choices == []
     assert last.usage.completion_tokens == len("Hello, world!") + 1
+
+
+def test_usage_in_every_chunk(client: openai.OpenAI) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    counts = [chunk.usage.completion_tokens for chunk in streamed(client, stream_options=options)]
+    assert counts == sorted(counts)
+    assert counts[-1] == len("Hello, world!") + 1
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(client, stream=True, stream_options={"continuous_usage_stats": True})
+    assert caught.value.param == "stream_options.continuous_usage_stats"
+
+
+def test_the_fingerprint_is_that_of_the_model(live: Live, client: openai.OpenAI) -> None:
+    [first] = {ask(client).system_fingerprint, *(chunk.system_fingerprint for chunk in streamed(client))}
+    assert live.engine.info is not None
+    live.engine.info = replace(live.engine.info, dtype="bfloat16")
+    try:
+        assert ask(client).system_fingerprint != first
+    finally:
+        live.engine.info = replace(live.engine.info, dtype="float32")
 
 
 async def test_async_client_streams(live: Live) -> None:

@@ -23,6 +23,7 @@ FLAGS = (
     *("--allowed-local-media-path", "--chat-template", "--root-path", "--ssl-keyfile", "--ssl-certfile"),
     *("--shutdown-timeout", "--revision", "--metrics-prefix", "--trust-remote-code", "--log-level"),
     *("--scheduling-policy", "--max-image-pixels", "--draft", "--speculative-config"),
+    *("--max-num-queued-tokens", "--request-timeout", "--allowed-origins"),
 )
 
 

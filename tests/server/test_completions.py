@@ -69,6 +69,8 @@ def test_stream_says_what_the_whole_answer_says(live: Live, client: openai.OpenA
     assert chunks[-1].choices == []
     assert chunks[-1].usage.prompt_tokens == 2
     assert all(chunk.usage is None for chunk in chunks[:-1])
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    assert all(chunk.usage for chunk in streamed(client, stream_options=options))
 
 
 def test_a_prompt_is_a_text_or_token_ids_or_several_of_them(live: Live, client: openai.OpenAI) -> None:

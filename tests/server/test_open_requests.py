@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from typing import Any
 
@@ -16,6 +15,7 @@ import httpx
 import openai
 import pytest
 
+from tests.server.background import Background
 from tests.server.conftest import MODEL, Live, StartServer, wait_until
 
 CHAT = "/v1/chat/completions"
@@ -24,27 +24,6 @@ VALID = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
 
 def num_admitted(live: Live) -> int:
     return live.server._app.state.server.parts.admission.num_open
-
-
-class Background(threading.Thread):
-    """One request in a thread; ``result`` is its response, its text or its exception."""
-
-    def __init__(self, call: Any) -> None:
-        super().__init__(daemon=True)
-        self._call = call
-        self.result: Any = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self.result = self._call()
-        except Exception as error:
-            self.result = error
-
-    def wait(self) -> Any:
-        self.join(timeout=10)
-        assert not self.is_alive()
-        return self.result
 
 
 def test_hanging_up_in_a_stream_ends_the_work(live: Live, http: httpx.Client) -> None:
@@ -225,6 +204,7 @@ def test_shutdown_tells_those_who_do_not_finish(start_server: StartServer) -> No
 
 PROGRAM = """
 import sys
+from tests.server.background import Background
 from tests.server.conftest import FakeMedia, MODEL
 from tests.server.fakes import ByteProcessor, FakeEngineClient
 from server.app import create_app

@@ -98,7 +98,11 @@ def test_detokenize_shows_special_tokens_and_refuses_nonsense(live: Live, http: 
 
 @pytest.mark.parametrize("address", ["/tokenize", "/detokenize"])
 def test_token_addresses_refuse_as_all_others(http: httpx.Client, address: str) -> None:
-    assert http.post(address, json={"model": MODEL, "nonsense": 1}).status_code == 400
+    valid: dict[str, Any] = {"prompt": "x"} if address == "/tokenize" else {"tokens": []}
+    for fields in ({"nonsense": 1}, {"messages": [{"role": "user", "content": "x"}], "nonsense": 1}):
+        response = http.post(address, json=valid | fields)
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] in ("nonsense", "messages", "prompt")
     body: dict[str, Any] = {"model": "other", "prompt": "x"} if address == "/tokenize" else {"tokens": []}
     assert http.post(address, json=body | {"model": "other"}).status_code == 404
 
