@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.adapters.base import Adapter
+from engine.grammar import MAX_GRAMMAR_CHARS
 from engine.messages import GenerateRequest, RejectCode
 
 # Beyond these, float32 arithmetic on logits gives infinities or nothing that could be drawn.
@@ -100,3 +101,8 @@ class Admission:
             raise Rejected("invalid_request", f"at most {_MAX_STOP_IDS} stop_token_ids are allowed")
         if p.logprobs is not None and not 0 <= p.logprobs <= self.vocab_size:
             raise Rejected("invalid_request", f"logprobs must lie in 0..{self.vocab_size}")
+        if p.grammar is not None:
+            if len(p.grammar) > MAX_GRAMMAR_CHARS:
+                raise Rejected("invalid_grammar", f"a grammar has at most {MAX_GRAMMAR_CHARS} characters")
+            if p.ignore_eos:
+                raise Rejected("invalid_request", "with a grammar ignore_eos would leave no token to draw")

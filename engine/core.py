@@ -12,6 +12,9 @@ from engine.admission import Admission, Rejected
 from engine.config import EngineConfig
 from engine.drafts import MakeDrafter, choose_drafter, no_drafter
 from engine.encoder_cache import EncoderCache
+from engine.grammar import GrammarCompiler, GrammarError, GrammarState
+from engine.grammar_queue import GrammarQueue
+from engine.grammar_tokenizer import load_grammar_tokenizer
 from engine.kv_cache import KVCache
 from engine.measure import MakeBudget, measured_budget
 from engine.memory import reserved_bytes
@@ -46,8 +49,11 @@ class EngineCore:
         eos_token_ids: frozenset[int],
         make_drafter: MakeDrafter = no_drafter,
         make_budget: MakeBudget | None = None,
+        grammars: GrammarCompiler | None = None,
     ) -> None:
-        """Without ``make_budget`` every tree is as large as the limits allow."""
+        """Without ``make_budget`` every tree is as large as the limits allow; without ``grammars`` a request
+        with a grammar is refused.
+        """
         started = time.monotonic()
         block = target.adapter.longest_block
         sizes = choose_sizes(
@@ -74,6 +80,7 @@ class EngineCore:
         self._admission = Admission(
             target.adapter, target.vocab_size, sizes.max_model_len, config.encoder_cache_tokens
         )
+        self._compiling = None if grammars is None else GrammarQueue(grammars)
         self._arrivals = itertools.count()
         self._pending: list[RequestOutput] = []  # ends that no step has reported yet
         self._prompt_tokens = 0
@@ -102,12 +109,14 @@ class EngineCore:
         """Load the model. Raises ``ModelLoadError`` where it cannot be served."""
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
+        eos_token_ids = read_eos_token_ids(config)
+        grammars = GrammarCompiler(partial(load_grammar_tokenizer, config, eos_token_ids))
         target = TargetModel.load(config)
-        return cls(config, target, read_eos_token_ids(config), make_drafter, measured_budget)
+        return cls(config, target, eos_token_ids, make_drafter, measured_budget, grammars)
 
     @property
     def has_work(self) -> bool:
-        return bool(self._pending) or self.scheduler.has_work
+        return bool(self._pending or self._compiling) or self.scheduler.has_work
 
     @property
     def stats(self) -> EngineStats:
@@ -138,6 +147,15 @@ class EngineCore:
         except Rejected as error:
             self._pending.append(_failure(request.request_id, error.code, str(error)))
             return
+        if request.sampling.grammar is None:
+            self._queue(request)
+        elif self._compiling is not None:
+            self._compiling.put(request)
+        else:
+            message = "this engine was started without grammars"
+            self._pending.append(_failure(request.request_id, "invalid_grammar", message))
+
+    def _queue(self, request: GenerateRequest, grammar: GrammarState | None = None) -> None:
         sequence = Sequence.from_request(
             request,
             arrival=next(self._arrivals),
@@ -147,6 +165,7 @@ class EngineCore:
             limits=self._speculator.limits,
             prompt_positions=self.target.adapter.positions(request.prompt),
             both_ways=self.target.adapter.longest_block > 0,
+            grammar=grammar,
         )
         self.scheduler.add(sequence)
 
@@ -155,9 +174,12 @@ class EngineCore:
         for sequence in self.scheduler.find(request_ids):
             self.scheduler.finish(sequence, "abort")
             self._pending.append(self._output(sequence, []))
+        for request_id in self._compiling.remove(request_ids) if self._compiling is not None else ():
+            self._pending.append(RequestOutput(request_id=request_id, token_ids=[], finish_reason="abort"))
 
     def step(self) -> StepReport:
         """Run one step. Raises only if the engine itself is broken."""
+        self._queue_compiled()
         started = time.monotonic()
         trees = self._speculator.draft(self.scheduler)
         drafted = time.monotonic()
@@ -186,6 +208,17 @@ class EngineCore:
         """Assert the integrity of pages, tables and pins."""
         self.scheduler.check()
 
+    def _queue_compiled(self) -> None:
+        """Queue the requests whose grammars are ready; refuse those whose grammars never will be."""
+        if not self._compiling:
+            return
+        for request, grammar in self._compiling.take(idle=not (self._pending or self.scheduler.has_work)):
+            if isinstance(grammar, GrammarError):
+                message = f"the grammar cannot be used: {grammar}"
+                self._pending.append(_failure(request.request_id, "invalid_grammar", message))
+            else:
+                self._queue(request, grammar)
+
     def _encode(self, plan: StepPlan) -> None:
         for key in self._runner.encode(plan.encode):
             self._fail_users(plan, key)
@@ -198,10 +231,17 @@ class EngineCore:
         plan.num_tokens = sum(span.num_rows for span in plan.spans)
         self._embeddings.drop(key)
 
-    def _fail(self, sequence: Sequence, message: str) -> None:
+    def _fail_draw(self, sequence: Sequence) -> None:
+        """No token can be drawn for it."""
+        if sequence.grammar is not None and sequence.grammar.error is not None:
+            self._fail(sequence, f"the grammar cannot go on: {sequence.grammar.error}", "invalid_grammar")
+        else:
+            self._fail(sequence, "the model gave no usable probabilities")
+
+    def _fail(self, sequence: Sequence, message: str, code: RejectCode = "internal_error") -> None:
         self.scheduler.finish(sequence, "error")
         self._speculator.forget(sequence)
-        self._pending.append(_failure(sequence.request_id, "internal_error", message))
+        self._pending.append(_failure(sequence.request_id, code, message))
 
     def _execute(self, plan: StepPlan) -> tuple[list[RequestOutput], float]:
         """Forward, walk, commit; the outputs, and the seconds of the first two."""
@@ -214,7 +254,7 @@ class EngineCore:
             if walked is None:
                 self.scheduler.commit(span, [], span.end)
             elif not walked.token_ids:
-                self._fail(span.sequence, "the model gave no usable probabilities")
+                self._fail_draw(span.sequence)
             else:
                 outputs.append(self._commit(span, walked))
         return outputs, seconds

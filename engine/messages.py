@@ -12,7 +12,9 @@ import msgspec
 from processing.prompt import Prompt
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-RejectCode = Literal["context_length_exceeded", "invalid_request", "out_of_memory", "internal_error"]
+RejectCode = Literal[
+    "context_length_exceeded", "invalid_request", "invalid_grammar", "out_of_memory", "internal_error"
+]
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -20,7 +22,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     ``seed`` and ``choice_index`` key the counter-based noise: the same pair draws the same text whatever
     else is in the batch. ``temperature`` 0 is greedy. ``top_k`` 0 is off. ``logprobs`` is how many of the
-    likeliest tokens to report beside the chosen one (``None``: report nothing).
+    likeliest tokens to report beside the chosen one (``None``: report nothing). ``grammar``: what the answer
+    must be, up to ``max_tokens``, in the language of ``engine.grammar``.
     """
 
     max_tokens: int
@@ -38,6 +41,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     ignore_eos: bool = False
     stop_token_ids: list[int] = []
     logprobs: int | None = None
+    grammar: str | None = None
 
 
 class SpeculativeParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -1,8 +1,9 @@
 """Draws the next token of many rows at once. Stateless: everything comes from logits, context and noise.
 
-Order of what is applied, as in vLLM: logit bias and the mask of ``min_tokens``, penalties, temperature,
-then ``min_p``, ``top_k``, ``top_p``. A token is drawn by inverting the cumulative distribution *in vocabulary
-order* at one uniform number, so that rounding can move a draw only at a boundary between two tokens.
+Order of what is applied, as in vLLM: logit bias and the mask of ``min_tokens``, penalties, the grammar's
+mask, temperature, then ``min_p``, ``top_k``, ``top_p``. A token is drawn by inverting the cumulative
+distribution *in vocabulary order* at one uniform number, so that rounding can move a draw only at a boundary
+between two tokens.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from engine.grammar import Mask
 from engine.messages import SamplingParams
 from engine.noise import uniforms
 from engine.truncation import truncate
@@ -28,13 +30,14 @@ class DrawRow:
     """What one row of logits is drawn with.
 
     ``context_ids``: prompt and output before the new token; ``num_prompt_tokens`` of them are the prompt.
-    ``forbidden_ids``: stop tokens while ``min_tokens`` is not reached.
+    ``forbidden_ids``: stop tokens while ``min_tokens`` is not reached. ``allowed``: the grammar's mask.
     """
 
     params: SamplingParams
     context_ids: Seq[int]
     num_prompt_tokens: int
     forbidden_ids: frozenset[int] = frozenset()
+    allowed: Mask | None = None
 
     @property
     def greedy(self) -> bool:
@@ -74,7 +77,9 @@ def draw(logits: torch.Tensor, rows: Seq[DrawRow]) -> Drawn:
 
 
 def _adjust(logits: torch.Tensor, rows: Seq[DrawRow]) -> torch.Tensor:
-    """Bias, forbidden tokens and penalties; ``logits`` itself is left alone. Touches only rows that ask."""
+    """Bias, forbidden tokens, penalties and grammars; ``logits`` itself is left alone. Touches only rows that
+    ask.
+    """
     adjusted = logits
     for i, row in enumerate(rows):
         p = row.params
@@ -91,7 +96,20 @@ def _adjust(logits: torch.Tensor, rows: Seq[DrawRow]) -> torch.Tensor:
             line[torch.tensor(sorted(row.forbidden_ids), device=line.device)] = float("-inf")
         if penalised:
             _penalise(line, row)
+    constrained = [i for i, row in enumerate(rows) if row.allowed is not None]
+    if constrained:
+        index = torch.tensor(constrained, device=logits.device)
+        allowed = _unpacked([mask for row in rows if (mask := row.allowed) is not None], logits)
+        adjusted = adjusted.index_copy(0, index, adjusted[index].masked_fill(~allowed, float("-inf")))
     return adjusted
+
+
+def _unpacked(masks: list[Mask], logits: torch.Tensor) -> torch.Tensor:
+    """Bool ``[M, vocab]`` of bits. A model's vocabulary may be wider or narrower than its tokenizer's."""
+    packed = torch.from_numpy(np.stack(masks).view(np.uint8)).to(logits.device)
+    bits = packed[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=logits.device) & 1
+    flat = bits.flatten(1)[:, : logits.shape[1]].bool()
+    return F.pad(flat, (0, logits.shape[1] - flat.shape[1]))
 
 
 def _penalise(line: torch.Tensor, row: DrawRow) -> None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from engine.config import NO_SPECULATION, SpeculativeConfig
 from engine.draft_kv import DraftKV
+from engine.grammar import GrammarState
 from engine.hashing import extend_hashes, root_hash
 from engine.messages import (
     FinishReason,
@@ -36,7 +37,8 @@ class Sequence:
     already applied; all 0 without speculation. ``draft``: only while running, and only where a draft with KV
     serves the sequence. ``prompt_positions``: rotary positions ``[3, num_prompt_tokens]`` of a family with
     three axes, ``None`` where they are the tokens' indices. ``blocks``: runs of placeholders (start, end)
-    whose tokens see each other in both directions, so that they run together.
+    whose tokens see each other in both directions, so that they run together. ``grammar``: says what may
+    follow the output, where that is not free.
     """
 
     request_id: str
@@ -55,6 +57,7 @@ class Sequence:
     root: bytes
     prompt_positions: Positions | None = None
     blocks: tuple[tuple[int, int], ...] = ()
+    grammar: GrammarState | None = None
     hashes: list[bytes] = field(default_factory=list)
     num_computed: int = 0
     num_cached: int | None = None
@@ -82,6 +85,7 @@ class Sequence:
         limits: SpeculativeConfig,
         prompt_positions: Positions | None = None,
         both_ways: bool = False,
+        grammar: GrammarState | None = None,
     ) -> Sequence:
         """Build from a request that was checked (``engine.admission``). ``both_ways``: the tokens of a
         picture see each other.
@@ -105,6 +109,7 @@ class Sequence:
             root=root,
             prompt_positions=prompt_positions,
             blocks=tuple((s, s + n) for image in prompt.images for s, n in image.spans) if both_ways else (),
+            grammar=grammar,
         )
         sequence.update_hashes()
         return sequence
@@ -189,6 +194,8 @@ class Sequence:
             self.first_token_at = time.monotonic()
         stops = token_id in self.stop_token_ids and not self.must_not_stop()
         self.token_ids.append(token_id)
+        if self.grammar is not None:
+            self.grammar.consume(token_id)
         if stops:
             self.finish_reason, self.stop_token_id = "stop", token_id
         elif self.num_output_tokens >= self.max_tokens:

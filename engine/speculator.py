@@ -17,6 +17,7 @@ from engine.budget import SpeculationBudget, best_first
 from engine.candidates import Candidates, DraftTree, pick
 from engine.config import NO_SPECULATION, SpeculativeConfig
 from engine.drafter import Drafter
+from engine.grammar import prune
 from engine.merge import merge
 from engine.messages import TracedRound
 from engine.runner import Outcome
@@ -117,7 +118,7 @@ class Speculator:
         if not sequences:
             return {}
         if self._budget is None:
-            candidates = drafter.propose(sequences, num_steps, topk)
+            candidates = _constrained(drafter.propose(sequences, num_steps, topk), sequences)
             chosen = _best(candidates, [s.limits.num_draft_tokens for s in sequences])
         else:
             proposed = self._within_budget(self._budget, drafter, scheduler, sequences)
@@ -149,6 +150,7 @@ class Speculator:
         if drafter.lookup is not None:
             found = drafter.lookup.propose(sequences, self.limits.num_steps, self.limits.topk)
             candidates = merge(candidates, found, budget.translate)
+        candidates = _constrained(candidates, sequences)
         chosen = budget.choose(plan, candidates)
         budget.observe_draft(plan, time.monotonic() - started)
         return candidates, chosen
@@ -171,6 +173,13 @@ class Speculator:
                 _WATCHED_ROUNDS,
                 rate,
             )
+
+
+def _constrained(candidates: Candidates, sequences: Seq[Sequence]) -> Candidates:
+    """Without what grammars forbid: it would never be accepted."""
+    if all(sequence.grammar is None for sequence in sequences):
+        return candidates
+    return prune(candidates, [sequence.grammar for sequence in sequences])
 
 
 def _best(candidates: Candidates, caps: Seq[int]) -> npt.NDArray[np.bool_]:

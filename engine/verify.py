@@ -82,6 +82,7 @@ def _is_plain(sequence: Sequence) -> bool:
         and free
         and not p.logit_bias
         and p.logprobs is None
+        and sequence.grammar is None
         and not sequence.must_not_stop()
     )
 
@@ -122,7 +123,12 @@ def _draw_row(sequence: Sequence, path_ids: list[int]) -> DrawRow:
     """``path_ids``: tokens accepted in this step, part of the context of the next draw."""
     forbidden = sequence.stop_token_ids if sequence.must_not_stop(len(path_ids)) else frozenset[int]()
     context = [*sequence.token_ids, *path_ids] if path_ids else sequence.token_ids
-    return DrawRow(sequence.sampling, context, sequence.num_prompt_tokens, forbidden)
+    allowed = None
+    if sequence.grammar is not None:
+        allowed = sequence.grammar.mask(path_ids)
+        if forbidden and not sequence.grammar.allows_besides(allowed, forbidden):
+            forbidden = frozenset()  # the grammar is through: it may end before ``min_tokens``
+    return DrawRow(sequence.sampling, context, sequence.num_prompt_tokens, forbidden, allowed)
 
 
 def _logprobs(sequence: Sequence, drawn: Drawn, row: int) -> TokenLogprobs:

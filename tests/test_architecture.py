@@ -39,6 +39,8 @@ TORCH_FREE_ENGINE = (
         "draft_kv",
         "encoder_cache",
         "errors",
+        "grammar",
+        "grammar_queue",
         "hashing",
         "inproc",
         "logs",

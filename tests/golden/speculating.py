@@ -17,6 +17,7 @@ from engine.draft_model import DraftModel
 from engine.drafter import Drafter
 from engine.eagle import EagleDraft
 from engine.eagle_drafter import EagleDrafter
+from engine.grammar import GrammarCompiler
 from engine.messages import (
     GenerateRequest,
     RequestOutput,
@@ -67,7 +68,9 @@ def target_of(folder: Path, cpu_kernels: bool = True) -> tuple[TargetModel, froz
     return TargetModel.load(config), read_eos_token_ids(config)
 
 
-def core_of(golden: Golden, make: MakeDraft, **settings: Any) -> EngineCore:
+def core_of(
+    golden: Golden, make: MakeDraft, grammars: GrammarCompiler | None = None, **settings: Any
+) -> EngineCore:
     """A core of its own around the shared target."""
     defaults = {
         "max_num_seqs": 4,
@@ -77,7 +80,7 @@ def core_of(golden: Golden, make: MakeDraft, **settings: Any) -> EngineCore:
         "speculative": LIMITS,
     }
     config = EngineConfig(model=str(golden.folder), device="cpu", **(defaults | settings))
-    return EngineCore(config, *target_of(golden.folder, config.cpu_kernels), make)
+    return EngineCore(config, *target_of(golden.folder, config.cpu_kernels), make, grammars=grammars)
 
 
 def plain_core(golden: Golden, **settings: Any) -> EngineCore:

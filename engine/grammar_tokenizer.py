@@ -1,0 +1,19 @@
+"""What a grammar's parser knows of a model's vocabulary: the bytes of each token, and which end an answer."""
+
+from __future__ import annotations
+
+from llguidance import LLTokenizer
+from transformers import AutoTokenizer
+
+from engine.config import EngineConfig
+
+
+def load_grammar_tokenizer(config: EngineConfig, eos_token_ids: frozenset[int]) -> LLTokenizer:
+    """Takes a second with the largest vocabularies. Raises where the model has no tokenizer.json."""
+    tokenizer = AutoTokenizer.from_pretrained(
+        config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    return LLTokenizer(backend.to_str(), eos_token=sorted(eos_token_ids))
