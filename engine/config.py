@@ -49,7 +49,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ``None`` takes ``gpu_memory_utilization`` of a GPU, or a share of the free memory of a CPU.
     ``draft``: ``none``, ``ngram``, a folder or hub id of draft weights, or ``auto``: the model's own draft
     (folder ``draft`` inside the model's), else ``ngram``. ``cpu_kernels``: compile and use our own kernels
-    where they apply (a CPU, float32, a C++ compiler); ``triton_kernels``: Triton's attention on CUDA.
+    where they apply (a CPU, a C++ compiler); they compute in float32, from weights rounded to ``dtype``.
+    ``triton_kernels``: Triton's attention on CUDA.
     """
 
     model: str

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 
 from engine.admission import Admission, Rejected
+from engine.checkpoint import read_eos_token_ids
 from engine.config import EngineConfig
 from engine.drafts import MakeDrafter, choose_drafter, no_drafter
 from engine.encoder_cache import EncoderCache
@@ -35,7 +36,7 @@ from engine.scheduler import Scheduler, Span, StepPlan
 from engine.sequence import Sequence
 from engine.sizing import choose_sizes
 from engine.speculator import Speculator
-from engine.target import TargetModel, read_eos_token_ids
+from engine.target import TargetModel
 from engine.verify import Walk
 
 

@@ -6,21 +6,27 @@ scheduling and no sampling.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from engine import attention
 from engine.adapters import adapter_for
 from engine.adapters.base import Adapter
 from engine.attention import AttentionContext
 from engine.cache_folder import cache_folder
+from engine.checkpoint import (
+    load_narrow,
+    load_weights,
+    read_config,
+    refuse_row_dependent,
+    resolve_device,
+    resolve_dtype,
+)
 from engine.config import EngineConfig
 from engine.errors import ModelLoadError
 from engine.kernels.choose import attention_kernels
@@ -33,10 +39,6 @@ from engine.packing import PackedLinear, can_pack, pack_linears, packing_pays
 from processing.prompt import ImageInput
 
 log = logging.getLogger(__name__)
-
-# A packed row holds many sequences: a scale that depends on the longest position would mix them up.
-_ROW_DEPENDENT_ROPE = {"dynamic", "longrope"}
-_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
 class TargetOutput(NamedTuple):
@@ -92,27 +94,21 @@ class TargetModel:
     def load(cls, config: EngineConfig) -> TargetModel:
         """Load safetensors weights; raises ``ModelLoadError`` where the model cannot be served right."""
         started = time.monotonic()
-        hf_config = _read_config(config)
+        hf_config = read_config(config)
         adapter_type = adapter_for(hf_config.model_type)
         device, dtype = resolve_device(config.device), resolve_dtype(config, hf_config)
         attention.register()
-        try:
-            model = adapter_type.load(
-                config.model,
-                revision=config.revision,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=config.trust_remote_code,
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ModelLoadError(f"cannot load weights of {config.model!r}: {error}") from error
-        model.eval().requires_grad_(False).to(device)
+        kernels = _kernels(config, device)
+        if kernels is None:
+            model = load_weights(config, adapter_type, dtype).to(device)
+        else:
+            model, dtype = load_narrow(config, adapter_type, dtype), torch.float32
         adapter = adapter_type(model)
-        _refuse_row_dependent(adapter.text_config)
+        refuse_row_dependent(adapter.text_config)
         model.set_attn_implementation(adapter.attn_implementation)
-        kernels = _kernels(config, device, dtype)
         if kernels is not None:
             log.info("CPU kernels in place of %s", install(adapter.text_model, kernels))
+            model.float()  # what they did not replace
         elif can_pack(device, dtype):
             log.info("packed %d linear layers of the text model", pack_linears(adapter.text_model))
         shape, heads = KVShape.of(adapter.text_config, dtype), adapter.text_config.num_attention_heads
@@ -207,68 +203,7 @@ def _rows_of(head: torch.nn.Module, vocabulary: torch.Tensor) -> torch.nn.Linear
     return rows
 
 
-def _kernels(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Kernels | None:
-    if not config.cpu_kernels or device.type != "cpu" or dtype != torch.float32:
+def _kernels(config: EngineConfig, device: torch.device) -> Kernels | None:
+    if not config.cpu_kernels or device.type != "cpu":
         return None
     return Kernels.load(cache_folder() / "kernels")
-
-
-def resolve_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ModelLoadError(
-            "--device cuda was asked for, but torch finds no CUDA device; use --device cpu or auto"
-        )
-    return torch.device(name)
-
-
-def resolve_dtype(config: EngineConfig, hf_config: PretrainedConfig) -> torch.dtype:
-    """``auto``: the checkpoint's own type on a GPU, float32 on a CPU."""
-    if config.dtype != "auto":
-        dtype = getattr(torch, config.dtype)
-        assert isinstance(dtype, torch.dtype)
-        return dtype
-    if resolve_device(config.device).type == "cpu":
-        return torch.float32
-    own = hf_config.get_text_config().dtype or hf_config.dtype
-    return own if isinstance(own, torch.dtype) else torch.bfloat16
-
-
-def read_eos_token_ids(config: EngineConfig) -> frozenset[int]:
-    """Tokens that end an answer: all that the generation config and the model's configs name."""
-    hf_config = _read_config(config)
-    owners: list[Any] = [hf_config, hf_config.get_text_config()]
-    with contextlib.suppress(OSError):  # many models have none
-        owners.append(GenerationConfig.from_pretrained(config.model, revision=config.revision))
-    found: set[int] = set()
-    for owner in owners:
-        own = getattr(owner, "eos_token_id", None)
-        found.update(own if isinstance(own, list) else [] if own is None else [own])
-    return frozenset(found)
-
-
-def _read_config(config: EngineConfig) -> PretrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(
-            config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
-    except (OSError, ValueError, KeyError) as error:
-        kind = "folder" if Path(config.model).is_dir() else "folder or hub id"
-        raise ModelLoadError(
-            f"{config.model!r} is not a {kind} with a readable config.json: {error}"
-        ) from error
-
-
-def _refuse_row_dependent(config: PretrainedConfig) -> None:
-    """Raise for layers and position schemes that a packed row would silently falsify."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = {part.get("rope_type", "default") for part in ([rope, *rope.values()]) if isinstance(part, dict)}
-    if kinds & _ROW_DEPENDENT_ROPE:
-        raise ModelLoadError(
-            f"rope type {sorted(kinds & _ROW_DEPENDENT_ROPE)} scales with the longest position in a row, "
-            "which a row of many sequences would falsify; this model cannot be served"
-        )
-    layers = set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS
-    if layers:
-        raise ModelLoadError(f"attention layers of type {sorted(layers)} are not supported")

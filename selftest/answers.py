@@ -10,12 +10,13 @@ from typing import Any
 from PIL import Image
 
 from demo.pictures import sample
+from engine.checkpoint import read_eos_token_ids
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.drafts import choose_drafter
 from engine.measure import measured_budget
 from engine.messages import GenerateRequest, SamplingParams, SpeculativeParams
-from engine.target import TargetModel, read_eos_token_ids
+from engine.target import TargetModel
 from processing.chat import ChatMessage, ContentPart, ImagePart, TextPart
 from processing.processor import Processor
 from processing.prompt import Prompt

@@ -18,9 +18,9 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from engine.adapters import adapter_for
 from engine.adapters.base import Adapter
+from engine.checkpoint import read_eos_token_ids, resolve_dtype
 from engine.config import Device, DType, EngineConfig
 from engine.errors import ModelLoadError
-from engine.target import read_eos_token_ids, resolve_dtype
 from processing.pictures import split_runs
 from processing.prompt import Prompt
 from training.batches import Batch

@@ -28,7 +28,7 @@ _CLOSE = 1e-4
 
 
 def install(model: nn.Module, kernels: Kernels) -> str:
-    """Replace what can be below ``model``, float32; says what was replaced.
+    """Replace what can be below ``model``, which makes it float32; says what was replaced.
 
     One layer at a time, so that a plain weight is freed before the next packed one is made.
     """
@@ -53,7 +53,7 @@ def norm_like(layer: nn.Module, kernels: Kernels) -> KernelNorm | None:
     weight = getattr(layer, "weight", None)
     if not type(layer).__name__.endswith("RMSNorm") or not isinstance(weight, Tensor):
         return None
-    made, sample = KernelNorm(layer, kernels), _sample(len(weight))
+    made, sample = KernelNorm(layer.float(), kernels), _sample(len(weight))
     return made if _same(made(sample), layer(sample)) else None
 
 
@@ -62,7 +62,7 @@ def mlp_like(layer: Any, kernels: Kernels) -> KernelMLP | None:
     parts = [getattr(layer, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     if not all(type(part) is nn.Linear and part.bias is None for part in parts):
         return None
-    made, sample = KernelMLP(layer, kernels), _sample(layer.gate_proj.in_features)
+    made, sample = KernelMLP(layer.float(), kernels), _sample(layer.gate_proj.in_features)
     return made if _same(made(sample), layer(sample)) else None
 
 
@@ -76,6 +76,7 @@ def attention_like(layer: Any, kernels: Kernels) -> KernelAttention | None:
         return None
     if len({part.bias is None for part in parts[:3]}) > 1:  # no family known has some of them only
         return None
+    layer.float()
     dim = int(layer.head_dim)
     kv_heads = layer.k_proj.out_features // dim
     given = _given(kernels, int(layer.layer_idx), kv_heads, dim, layer.q_proj.in_features)

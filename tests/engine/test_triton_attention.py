@@ -17,13 +17,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.checkpoint import read_eos_token_ids
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.kernels.check import CLOSE, Spans, difference
 from engine.kernels.choose import attention_kernels
 from engine.kernels.rows import CpuAttention
 from engine.kv_cache import KVShape
-from engine.target import TargetModel, read_eos_token_ids
+from engine.target import TargetModel
 from tests.conftest import BuildCheckpoint
 from tests.engine.own_kernels import own_kernels
 from tests.engine.test_attention import Scene

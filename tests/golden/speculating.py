@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from engine.checkpoint import read_eos_token_ids
 from engine.config import EngineConfig, SpeculativeConfig
 from engine.core import EngineCore
 from engine.draft_files import draft_config, save_draft
@@ -26,7 +27,7 @@ from engine.messages import (
     TracedRound,
 )
 from engine.sizing import Sizes
-from engine.target import TargetModel, read_eos_token_ids
+from engine.target import TargetModel
 from processing.prompt import Prompt
 from tests.golden.reference import Golden, request
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from engine.candidates import Candidates
+from engine.checkpoint import read_eos_token_ids
 from engine.config import EngineConfig, SpeculativeConfig
 from engine.core import EngineCore
 from engine.drafter import Drafter
@@ -16,7 +17,7 @@ from engine.drafts import choose_drafter
 from engine.eagle_drafter import EagleDrafter
 from engine.sequence import Sequence
 from engine.sizing import Sizes
-from engine.target import TargetModel, read_eos_token_ids
+from engine.target import TargetModel
 from tests.conftest import BuildCheckpoint
 from tests.engine import published_layouts as layouts
 from tests.golden.reference import Golden, load_golden

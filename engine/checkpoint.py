@@ -1,0 +1,138 @@
+"""Reads a checkpoint: its configuration, its weights in the right type, the tokens that end an answer."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
+
+from engine.adapters.base import Adapter
+from engine.config import EngineConfig
+from engine.errors import ModelLoadError
+
+# A packed row holds many sequences: a scale that depends on the longest position would mix them up.
+_ROW_DEPENDENT_ROPE = {"dynamic", "longrope"}
+_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+_HALVES = {"BF16": torch.bfloat16, "F16": torch.float16}
+_WHOLE = ("F32", "F64")
+
+
+def resolve_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ModelLoadError(
+            "--device cuda was asked for, but torch finds no CUDA device; use --device cpu or auto"
+        )
+    return torch.device(name)
+
+
+def resolve_dtype(config: EngineConfig, hf_config: PretrainedConfig) -> torch.dtype:
+    """``auto``: the checkpoint's own type on a GPU, float32 on a CPU."""
+    if config.dtype != "auto":
+        dtype = getattr(torch, config.dtype)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+    if resolve_device(config.device).type == "cpu":
+        return torch.float32
+    own = hf_config.get_text_config().dtype or hf_config.dtype
+    return own if isinstance(own, torch.dtype) else torch.bfloat16
+
+
+def read_eos_token_ids(config: EngineConfig) -> frozenset[int]:
+    """Tokens that end an answer: all that the generation config and the model's configs name."""
+    hf_config = read_config(config)
+    owners: list[Any] = [hf_config, hf_config.get_text_config()]
+    with contextlib.suppress(OSError):  # many models have none
+        owners.append(GenerationConfig.from_pretrained(config.model, revision=config.revision))
+    found: set[int] = set()
+    for owner in owners:
+        own = getattr(owner, "eos_token_id", None)
+        found.update(own if isinstance(own, list) else [] if own is None else [own])
+    return frozenset(found)
+
+
+def read_config(config: EngineConfig) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(
+            config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        kind = "folder" if Path(config.model).is_dir() else "folder or hub id"
+        raise ModelLoadError(
+            f"{config.model!r} is not a {kind} with a readable config.json: {error}"
+        ) from error
+
+
+def refuse_row_dependent(config: PretrainedConfig) -> None:
+    """Raise for layers and position schemes that a packed row would silently falsify."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = {part.get("rope_type", "default") for part in ([rope, *rope.values()]) if isinstance(part, dict)}
+    if kinds & _ROW_DEPENDENT_ROPE:
+        raise ModelLoadError(
+            f"rope type {sorted(kinds & _ROW_DEPENDENT_ROPE)} scales with the longest position in a row, "
+            "which a row of many sequences would falsify; this model cannot be served"
+        )
+    layers = set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS
+    if layers:
+        raise ModelLoadError(f"attention layers of type {sorted(layers)} are not supported")
+
+
+def load_weights(config: EngineConfig, adapter_type: type[Adapter], dtype: torch.dtype) -> PreTrainedModel:
+    try:
+        model = adapter_type.load(
+            config.model,
+            revision=config.revision,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=config.trust_remote_code,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelLoadError(f"cannot load weights of {config.model!r}: {error}") from error
+    return model.eval().requires_grad_(False)
+
+
+def load_narrow(config: EngineConfig, adapter_type: type[Adapter], dtype: torch.dtype) -> PreTrainedModel:
+    """Weights for arithmetic in float32, in the half precision that they are stored in, or in ``dtype`` if
+    that is asked for: kernels keep them so, and a float32 copy of everything would be twice as large.
+    """
+    if dtype != torch.float32:
+        return load_weights(config, adapter_type, dtype)
+    try:
+        stored = stored_half(config.model, config.revision)
+    except (OSError, SafetensorError) as error:
+        raise ModelLoadError(f"cannot read weights of {config.model!r}: {error}") from error
+    if stored is not None:
+        model = load_weights(config, adapter_type, stored)
+        if not has_own_buffers(model, stored):
+            return model
+        del model
+    return load_weights(config, adapter_type, dtype)
+
+
+def stored_half(model: str, revision: str | None) -> torch.dtype | None:
+    """The half-precision type that every floating weight of ``model``, a folder or hub id, is stored in;
+    ``None`` if they are stored otherwise or there are none. Raises ``OSError`` where files cannot be read.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(model, revision=revision, allow_patterns=["*.safetensors", "*.json"]))
+    found: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            found.update(file.get_slice(name).get_dtype() for name in file.keys())  # noqa: SIM118 (no mapping)
+    kinds = found.intersection((*_HALVES, *_WHOLE))
+    return _HALVES.get(kinds.pop()) if len(kinds) == 1 else None
+
+
+def has_own_buffers(model: torch.nn.Module, dtype: torch.dtype) -> bool:
+    """Whether the model made numbers of its own in ``dtype`` while it was loaded: they are rounded, though no
+    weight of the checkpoint is.
+    """
+    stored = model.state_dict().keys()
+    return any(buffer.dtype == dtype for name, buffer in model.named_buffers() if name not in stored)
