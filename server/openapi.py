@@ -10,6 +10,8 @@ from pydantic.json_schema import models_json_schema
 from server.schemas.answers import ChatCompletionChunk
 from server.schemas.base import AnswerModel
 from server.schemas.completions import Completion
+from server.schemas.errors import ErrorAnswer
+from server.sse import END_OF_STREAM
 
 REF_TEMPLATE = "#/components/schemas/{model}"
 STREAMED: tuple[type[AnswerModel], ...] = (ChatCompletionChunk, Completion)
@@ -21,9 +23,19 @@ def answers(whole: type[AnswerModel], streamed: type[AnswerModel]) -> dict[int |
         200: {
             "model": whole,
             "description": "The answer; with `stream`, server-sent events.",
-            "content": {"text/event-stream": {"itemSchema": reference(streamed)}},
+            "content": {"text/event-stream": {"itemSchema": event_of(streamed)}},
         },
     }
+
+
+def event_of(model: type[AnswerModel]) -> dict[str, Any]:
+    """Of OpenAPI 3.2: an item of an event stream is an event with its fields, and ``data`` holds text."""
+    told = [
+        {"type": "string", "contentMediaType": "application/json", "contentSchema": reference(one)}
+        for one in (model, ErrorAnswer)
+    ]
+    data = {"anyOf": [*told, {"const": END_OF_STREAM}]}
+    return {"type": "object", "required": ["data"], "properties": {"data": data}}
 
 
 def reference(model: type[AnswerModel]) -> dict[str, str]:
@@ -32,6 +44,7 @@ def reference(model: type[AnswerModel]) -> dict[str, str]:
 
 def describe_streams(app: FastAPI) -> None:
     """Add the schemas that only streams hold to the document."""
+    app.openapi_version = "3.2.0"  # the first that can describe events
     derive = app.openapi
 
     def derive_and_add() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from typing import Final
 
 from sse_starlette import EventSourceResponse
 from sse_starlette.sse import AppStatus
@@ -10,6 +11,8 @@ from starlette.types import Receive, Scope, Send
 
 from server.errors import as_api_error
 from server.schemas.base import AnswerModel
+
+END_OF_STREAM: Final = "[DONE]"
 
 Event = dict[str, str]
 """The fields of one event: ``data``, and ``event`` where events have names."""
@@ -41,7 +44,7 @@ async def chunk_events(chunks: AsyncIterator[AnswerModel], *, show_usage: bool) 
     except Exception as error:
         yield data(as_api_error(error).answer)
     else:
-        yield {"data": "[DONE]"}
+        yield {"data": END_OF_STREAM}
 
 
 def data(model: AnswerModel, hidden: set[str] | None = None) -> Event:
