@@ -18,7 +18,7 @@ from server.errors import ERROR_RESPONSES, install_error_handlers
 from server.metrics import Metrics
 from server.openapi import describe_streams
 from server.prompts import ImageLoader, PromptBuilder
-from server.routes import chat, completions, models, status, tokens
+from server.routes import chat, completions, models, page, status, tokens
 from server.sampling import SamplingDefaults
 from server.security import ApiKeyMiddleware
 from server.settings import ServeSettings
@@ -81,10 +81,11 @@ def create_app(
     app.state.server = ServerState(settings=settings, client=client, parts=parts, metrics=metrics)
     for module in (chat, completions, models, tokens, status):
         app.include_router(module.router, responses=ERROR_RESPONSES)
+    app.include_router(page.router)
     describe_streams(app)
     install_error_handlers(app)
     if keys:
-        app.add_middleware(ApiKeyMiddleware, keys=keys)
+        app.add_middleware(ApiKeyMiddleware, keys=keys, public_paths=page.PUBLIC_PATHS)
     if settings.allowed_origins:  # outside of the keys, as a browser asks for leave without one
         app.add_middleware(
             CORSMiddleware,

@@ -95,7 +95,7 @@ class DrainingServer(uvicorn.Server):
 
 def greeting(url: str, model: str) -> str:
     return f"""
-SpecVLM serves '{model}' at {url}/v1
+SpecVLM serves '{model}' at {url}/v1, with a page for people at {url}/
 
   curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\
     -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'

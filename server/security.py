@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from hashlib import sha256
 
 from starlette.datastructures import Headers
@@ -12,14 +12,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from server.errors import unauthorized
 
 # What probes of containers and load balancers ask, which say yes or no and nothing else.
-EXEMPT_PATHS = ("/health", "/ready")
+PROBE_PATHS = ("/health", "/ready")
 
 
 class ApiKeyMiddleware:
     """Denies by default: whatever is not exactly an exempt path needs a key, existing route or not."""
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
+    def __init__(self, app: ASGIApp, keys: Sequence[str], public_paths: Collection[str] = ()) -> None:
         self._app = app
+        self._exempt = (*PROBE_PATHS, *public_paths)
         self._digests = [sha256(key.encode()).digest() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -33,7 +34,7 @@ class ApiKeyMiddleware:
     def _is_exempt(self, scope: Scope) -> bool:
         root_path: str = scope.get("root_path", "")
         path: str = scope["path"]
-        return scope["type"] == "http" and path in [root_path + exempt for exempt in EXEMPT_PATHS]
+        return scope["type"] == "http" and path in [root_path + exempt for exempt in self._exempt]
 
     def _has_key(self, scope: Scope) -> bool:
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")

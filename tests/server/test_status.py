@@ -12,6 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.messages import EngineStats
+from server.routes.page import PUBLIC_PATHS
 from tests.server.conftest import MODEL, Live, StartServer
 from tests.server.fakes import EOS_TEXT, IMAGE_TOKENS, MAX_MODEL_LEN
 
@@ -154,32 +155,27 @@ def addresses_of(live: Live) -> list[tuple[str, str]]:
     return found
 
 
-def test_every_address_but_probes_needs_a_key(start_server: StartServer, tmp_path: Path) -> None:
+def test_every_address_but_probes_and_the_page_needs_a_key(start_server: StartServer, tmp_path: Path) -> None:
     key_file = tmp_path / "keys"
     key_file.write_text("third\n\nfourth\n")
     live = start_server(api_key="first,second", api_key_file=key_file)
     addresses = addresses_of(live)
     paths = {path for _, path in addresses}
     assert {CHAT, "/tokenize", "/metrics", "/openapi.json", "/health", "/v1/models"} <= paths
-    spellings = [
-        "/nowhere",
-        "/health/",
-        "//health",
-        "/health/../metrics",
-        "/%68ealth/x",
-        "/HEALTH",
-        "/ready/x",
-        "",
-    ]
+    spellings = ["/nowhere", "/health/", "//health", "/health/../metrics", "/%68ealth/x", "/HEALTH"]
+    spellings += ["//", "/page", "/page/", "/page/nowhere.js", "/page/app.js/", "//page/app.js", "/ready/x"]
+    spellings += ["/index.html", "/page/../metrics", "/page/%2e%2e/metrics", "/page/app.js%2f..%2fmetrics"]
+    public = {"/health", "/ready", *PUBLIC_PATHS}
     with live.http() as http:
         for method, path in [*addresses, *(("GET", path) for path in spellings)]:
-            if path in ("/health", "/ready"):
+            if path in public:
                 continue
-            response = http.request(method, path)
+            response = http.request(method, live.url + path)  # as it stands: not joined, not resolved
             assert response.status_code == 401, (method, path)
             if method != "HEAD":
                 assert response.json()["error"]["code"] == "invalid_api_key"
-        assert http.get("/health").status_code == http.get("/ready").status_code == 200
+        for path in public:
+            assert http.get(path).status_code == 200, path
         for key in ("first", "second", "third", "fourth"):
             headers = {"Authorization": f"Bearer {key}"}
             assert http.get("/v1/models", headers=headers).status_code == 200

@@ -1,0 +1,83 @@
+/** What a request says beside its messages. An empty field is left out, and the server chooses. */
+
+import { byId, el } from "./dom.js";
+
+const STORE = "specvlm.settings";
+const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
+
+export class Settings {
+  #form = byId("settings-form", HTMLFormElement);
+  #onWrong;
+
+  /** @param {() => void} onWrong a field cannot be sent: bring it into view */
+  constructor(onWrong) {
+    this.#onWrong = onWrong;
+    this.#restore();
+    this.#form.addEventListener("submit", (event) => event.preventDefault());
+    this.#form.addEventListener("change", () => this.#store());
+    this.#form.addEventListener("reset", () => sessionStorage.removeItem(STORE));
+  }
+
+  /** Shows what is wrong, if anything is. */
+  check() {
+    if (this.#form.checkValidity()) return true;
+    this.#onWrong();
+    return this.#form.reportValidity();
+  }
+
+  get system() {
+    return this.#value("system").trim();
+  }
+
+  /** @returns {Record<string, unknown>} */
+  request() {
+    /** @type {Record<string, unknown>} */
+    const request = { stream: true, stream_options: { include_usage: true } };
+    if (this.#value("model")) request.model = this.#value("model");
+    for (const name of NUMBERS) if (this.#value(name)) request[name] = Number(this.#value(name));
+    const enabled = /** @type {HTMLInputElement} */ (this.#field("enabled")).checked;
+    /** @type {Record<string, unknown>} */
+    const speculative = { enabled, trace: enabled };
+    if (this.#value("num_draft_tokens")) speculative.num_draft_tokens = Number(this.#value("num_draft_tokens"));
+    if (this.#value("compressor")) speculative.compressor = this.#value("compressor");
+    return { ...request, speculative };
+  }
+
+  /** @param {{id: string}[]} models */
+  setModels(models) {
+    const select = /** @type {HTMLSelectElement} */ (this.#field("model"));
+    const chosen = select.value;
+    select.replaceChildren(...models.map(({ id }) => el("option", { value: id, selected: id === chosen }, id)));
+  }
+
+  /** @param {number} limit the server's own, of which a request may only ask for less */
+  setLimit(limit) {
+    const field = /** @type {HTMLInputElement} */ (this.#field("num_draft_tokens"));
+    field.max = String(limit);
+    field.placeholder = `up to ${limit}`;
+  }
+
+  /** @param {string} name */
+  #value(name) {
+    return this.#field(name).value;
+  }
+
+  /** @param {string} name */
+  #field(name) {
+    return /** @type {HTMLInputElement | HTMLSelectElement | HTMLTextAreaElement} */ (this.#form.elements.namedItem(name));
+  }
+
+  #store() {
+    const values = Object.fromEntries(new FormData(this.#form));
+    sessionStorage.setItem(STORE, JSON.stringify(values));
+  }
+
+  /** After a reload of the page. The list of models comes later, and its choice is not kept. */
+  #restore() {
+    const stored = sessionStorage.getItem(STORE);
+    if (stored === null) return;
+    const { model, ...values } = JSON.parse(stored);
+    for (const [name, value] of Object.entries(values)) this.#field(name).value = value;
+    /** @type {HTMLInputElement} */ (this.#field("enabled")).checked = "enabled" in values;
+  }
+}

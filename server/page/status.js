@@ -1,0 +1,125 @@
+/** How the server is doing, from its `/metrics`. */
+
+import { byId, el, number, percent, showFigures, svg } from "./dom.js";
+
+/** @typedef {import("./api.js").Api} Api */
+
+const SECONDS = 2; // between two looks
+const KEPT = 60; // looks in the line
+const SAMPLE = /^[^\s{:]+:([^\s{]+)(?:\{(.*)\})? (\S+)$/;
+
+/** Samples of Prometheus' text format, whatever their prefix; those that differ by labels are summed. */
+export class Samples {
+  /** @type {Map<string, number>} */
+  #values = new Map();
+
+  /** @param {string} text */
+  constructor(text) {
+    for (const line of text.split("\n")) {
+      const [, name, labels = "", value] = SAMPLE.exec(line) ?? [];
+      if (name === undefined) continue;
+      this.#add(name, Number(value));
+      for (const [label] of labels.matchAll(/(finished_reason|reason)="[^"]*"/g)) this.#add(`${name} ${label}`, Number(value));
+    }
+  }
+
+  /** @param {string} name of a sample, with one label behind it where that matters @returns {number} NaN if it is not there */
+  get(name) {
+    return this.#values.get(name) ?? NaN;
+  }
+
+  /** @param {string} part @param {string} whole */
+  share(part, whole) {
+    return this.get(part) / this.get(whole);
+  }
+
+  /** @param {string} name @param {number} value */
+  #add(name, value) {
+    this.#values.set(name, (this.#values.get(name) ?? 0) + value);
+  }
+}
+
+export class Status {
+  /** @type {number[]} */
+  #speeds = [];
+  /** @type {number | undefined} */
+  #timer;
+  #api;
+
+  /** @param {Api} api */
+  constructor(api) {
+    this.#api = api;
+  }
+
+  /** Look now and then while it is shown. @param {boolean} isShown */
+  show(isShown) {
+    clearInterval(this.#timer);
+    if (!isShown) return;
+    this.#look();
+    this.#timer = setInterval(() => document.hidden || this.#look(), SECONDS * 1000);
+  }
+
+  /** @param {[name: string, value: string][]} rows */
+  setServer(rows) {
+    showFigures(byId("status-server", HTMLElement), rows);
+  }
+
+  async #look() {
+    const complaint = byId("status-complaint", HTMLElement);
+    try {
+      this.#draw(new Samples(await (await this.#api.get("metrics")).text()));
+      complaint.hidden = true;
+    } catch (error) {
+      complaint.textContent = /** @type {Error} */ (error).message;
+      complaint.hidden = false;
+    }
+  }
+
+  /** @param {Samples} samples */
+  #draw(samples) {
+    const speed = samples.get("tokens_per_second");
+    this.#speeds = [...this.#speeds, speed].slice(-KEPT);
+    showFigures(byId("status-now", HTMLElement), [
+      ["running", number(samples.get("num_requests_running")), "Answers being generated"],
+      ["waiting", number(samples.get("num_requests_waiting")), "Answers waiting for room"],
+      ["tokens a second", number(speed, 1), "Over the last 10 seconds"],
+      ["tokens a round", number(samples.get("mean_acceptance_length"), 2), "Acceptance length over the last 10 seconds"],
+      ["drafts accepted", percent(samples.get("acceptance_rate")), "Over the last 10 seconds"],
+      ["time spent drafting", percent(samples.share("draft_seconds_total", "engine_step_seconds_total")), "Since the start"],
+    ]);
+    byId("status-line", HTMLElement).replaceChildren(line(this.#speeds));
+    byId("status-meters", HTMLElement).replaceChildren(
+      ...meter("KV cache in use", samples.get("kv_cache_usage_perc")),
+      ...meter("Prompt tokens found in the cache", samples.share("prefix_cache_hits_total", "prefix_cache_queries_total")),
+      ...meter("Pictures found in the cache", samples.share("mm_cache_hits_total", "mm_cache_queries_total")),
+    );
+    const ended = (/** @type {string} */ how) => number(samples.get(`request_success_total finished_reason="${how}"`));
+    showFigures(byId("status-totals", HTMLElement), [
+      ["answers", ended("stop"), "Ended by themselves"],
+      ["cut by a limit", ended("length")],
+      ["stopped by clients", ended("abort")],
+      ["failed", ended("error")],
+      ["turned away", number(samples.get("admission_rejections_total"))],
+      ["tokens read", number(samples.get("prompt_tokens_total")), "Tokens of prompts, those found in the cache included"],
+      ["tokens written", number(samples.get("generation_tokens_total"))],
+      ["first token", `${number(samples.share("time_to_first_token_seconds_sum", "time_to_first_token_seconds_count"), 2)} s`, "On average"],
+      ["preemptions", number(samples.get("num_preemptions_total")), "Answers that gave their memory back and began again"],
+    ]);
+  }
+}
+
+/** @param {string} name @param {number} share 0 to 1, NaN where there is nothing to divide by */
+function meter(name, share) {
+  const bar = el("meter", { min: 0, max: 1, value: share || 0, "aria-label": name });
+  return [el("p", { class: "meter" }, el("span", {}, name), el("span", {}, percent(share))), bar];
+}
+
+/** @param {number[]} values the newest at the right */
+function line(values) {
+  const most = Math.max(10, ...values);
+  const points = values.map((value, i) => `${KEPT - values.length + i},${(1 - value / most) * 100}`);
+  const size = { viewBox: `0 0 ${KEPT - 1} 100`, preserveAspectRatio: "none" };
+  const label = `From ${number(values[0], 1)} to ${number(values.at(-1), 1)} tokens a second; the scale ends at ${number(most)}`;
+  const drawing = svg("svg", { ...size, role: "img", "aria-label": label }, svg("polyline", { points: points.join(" ") }));
+  return el("figure", {}, drawing, el("figcaption", {}, `top: ${number(most)}`));
+}

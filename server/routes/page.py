@@ -1,0 +1,84 @@
+"""``/``: a page for people, and the files that it is made of.
+
+They are read once, lie in memory, and are found by exact name only. They are the same for everybody and hold
+nothing of this server, so they need no key (``PUBLIC_PATHS``): the page asks its user for one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+from fastapi import APIRouter, Request, Response
+from starlette.exceptions import HTTPException
+
+FOLDER: Final = Path(__file__).parent.parent / "page"
+INDEX: Final = "index.html"
+MEDIA_TYPES: Final = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+}
+
+# Scripts and styles are the server's own files, pictures those and what users drop in; nothing is inline,
+# nothing comes from or goes to another host, and no script can turn text into HTML.
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
+)
+HEADERS: Final = {
+    "Cache-Control": "no-cache",  # ask each time whether it changed: a new server, a new page
+    "Content-Security-Policy": POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PageFile:
+    content: bytes
+    media_type: str
+    etag: str
+
+
+def read_files(folder: Path) -> dict[str, PageFile]:
+    """By name. A file of a kind that is not served is an error: nothing gets in by accident."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        etag = f'"{sha256(content).hexdigest()[:32]}"'
+        files[path.name] = PageFile(content, MEDIA_TYPES[path.suffix], etag)
+    return files
+
+
+FILES: Final = read_files(FOLDER)
+PUBLIC_PATHS: Final = frozenset({"/", *(f"/page/{name}" for name in FILES)})
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.api_route("/", methods=["GET", "HEAD"])
+async def page(request: Request) -> Response:
+    return page_file(INDEX, request)
+
+
+@router.api_route("/page/{name}", methods=["GET", "HEAD"])
+async def part_of_page(name: str, request: Request) -> Response:
+    return page_file(name, request)
+
+
+def page_file(name: str, request: Request) -> Response:
+    file = FILES.get(name)
+    if file is None:
+        raise HTTPException(404)
+    headers = HEADERS | {"ETag": file.etag}
+    if request.headers.get("If-None-Match") == file.etag:
+        return Response(status_code=304, headers=headers)
+    return Response(file.content, media_type=file.media_type, headers=headers)
