@@ -18,7 +18,7 @@ from server.errors import ERROR_RESPONSES, install_error_handlers
 from server.metrics import Metrics
 from server.openapi import describe_streams
 from server.prompts import ImageLoader, PromptBuilder
-from server.routes import chat, completions, models, page, status, tokens
+from server.routes import chat, completions, models, page, responses, status, tokens
 from server.sampling import SamplingDefaults
 from server.security import ApiKeyMiddleware
 from server.settings import ServeSettings
@@ -79,7 +79,7 @@ def create_app(
     )
     app.state.max_request_size = settings.max_request_size
     app.state.server = ServerState(settings=settings, client=client, parts=parts, metrics=metrics)
-    for module in (chat, completions, models, tokens, status):
+    for module in (chat, completions, responses, models, tokens, status):
         app.include_router(module.router, responses=ERROR_RESPONSES)
     app.include_router(page.router)
     describe_streams(app)

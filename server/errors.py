@@ -5,6 +5,8 @@ Knows HTTP status codes and how pydantic reports a bad field. Does not know what
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any, Final
 
 import structlog
@@ -60,6 +62,17 @@ class ApiError(Exception):
         kind: ErrorType = type_ or ("invalid_request_error" if status < 500 else "server_error")
         text = message.encode("utf-8", "replace").decode()[:MAX_MESSAGE_LEN]
         self.answer = ErrorAnswer(error=ErrorDetail(message=text, type=kind, param=param, code=code))
+
+    def renamed(self, names: Mapping[str, str]) -> ApiError:
+        """The same complaint where a request was translated: ``names`` of fields there → here."""
+        error = self.answer.error
+        for name, given in names.items():
+            if error.param is not None and re.match(rf"{name}\b", error.param):
+                param = re.sub(rf"{name}(\[\d+\].*)?", given, error.param)
+                message = error.message.replace(f"'{error.param}'", f"'{param}'")
+                code = error.code or "invalid_value"
+                return ApiError(self.status, message, code=code, param=param, headers=self.headers)
+        return self
 
     def response(self) -> Response:
         return JSONResponse(self.answer.model_dump(), self.status, self.headers)

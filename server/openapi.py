@@ -11,10 +11,11 @@ from server.schemas.answers import ChatCompletionChunk
 from server.schemas.base import AnswerModel
 from server.schemas.completions import Completion
 from server.schemas.errors import ErrorAnswer
+from server.schemas.response_answers import ResponseEvent
 from server.sse import END_OF_STREAM
 
 REF_TEMPLATE = "#/components/schemas/{model}"
-STREAMED: tuple[type[AnswerModel], ...] = (ChatCompletionChunk, Completion)
+STREAMED: tuple[type[AnswerModel], ...] = (ChatCompletionChunk, Completion, ResponseEvent)
 
 
 def answers(whole: type[AnswerModel], streamed: type[AnswerModel]) -> dict[int | str, dict[str, Any]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.schemas.base import ClientModel
-from server.schemas.sampling import INT32_MAX, SamplingFields
+from server.schemas.sampling import INT32_MAX, MaxTokens, SamplingFields
 from server.schemas.speculation import SpeculativeFields
 
 
@@ -28,20 +28,27 @@ class StreamOptions(ClientModel):
         return self
 
 
-class GenerationFields(SamplingFields):
-    """``prompt_field`` holds the prompt, in error messages."""
-
-    prompt_field: ClassVar[str]
+class CommonFields(SamplingFields):
+    """Of every endpoint that generates."""
 
     model: str | None = Field(None, description="A served model; the first one by default.")
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
     speculative: SpeculativeFields | None = None
     cache_salt: str = Field("", max_length=256, description="Separates prefix caches.")
     priority: int = Field(
         0, ge=-INT32_MAX, le=INT32_MAX, description="Lower runs first, where the server allows priorities."
     )
     request_id: str | None = Field(None, pattern=r"^[\x21-\x7e]{1,128}$")
+
+
+class GenerationFields(CommonFields):
+    """``prompt_field`` holds the prompt, in error messages."""
+
+    prompt_field: ClassVar[str]
+
+    max_tokens: MaxTokens | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = Field(None, description="How many answers; 1 by default.")
+    stream_options: StreamOptions | None = None
 
     @model_validator(mode="after")
     def _options_need_a_stream(self) -> Self:
@@ -50,6 +57,15 @@ class GenerationFields(SamplingFields):
                 "invalid_combination", "'{name}' needs 'stream' to be true.", {"name": "stream_options"}
             )
         return self
+
+    @property
+    def token_limit(self) -> int | None:
+        """Most tokens of an answer; ``None`` takes what fits."""
+        return self.max_tokens
+
+    @property
+    def num_choices(self) -> int:
+        return self.n or 1
 
     @property
     def num_logprobs(self) -> int | None:

@@ -13,6 +13,7 @@ from pydantic import Field
 from server.schemas.base import ClientModel
 
 JsonObject = dict[str, Any]
+ImageDetail = Literal["auto", "low", "high", "original"]
 
 
 class TextPart(ClientModel):
@@ -28,7 +29,7 @@ class RefusalPart(ClientModel):
 
 class ImageUrl(ClientModel):
     url: str = Field(min_length=1, description="An http(s), data or file URL; the last only where allowed.")
-    detail: Literal["auto", "low", "high", "original"] = Field(
+    detail: ImageDetail = Field(
         "auto", description="Accepted. The model's own processor decides the resolution."
     )
 

@@ -31,26 +31,15 @@ class SamplingFields(ClientModel):
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     logit_bias: dict[TokenIdKey, Bias] | None = Field(None, max_length=1024, description="Token id to bias.")
     seed: int | None = Field(None, ge=-INT64_MAX - 1, le=INT64_MAX)
-    max_tokens: MaxTokens | None = None
     min_tokens: int = Field(0, ge=0, le=INT32_MAX)
     ignore_eos: bool = False
     stop: StopString | Annotated[list[StopString], Field(max_length=16)] | None = None
     stop_token_ids: list[TokenId] | None = Field(None, max_length=128)
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
-    n: Annotated[int, Field(ge=1, le=128)] | None = Field(None, description="How many answers; 1 by default.")
 
     @property
     def stop_strings(self) -> list[str]:
         if self.stop is None:
             return []
         return [self.stop] if isinstance(self.stop, str) else self.stop
-
-    @property
-    def token_limit(self) -> int | None:
-        """Most tokens of an answer; ``None`` takes what fits."""
-        return self.max_tokens
-
-    @property
-    def num_choices(self) -> int:
-        return self.n or 1

@@ -28,6 +28,7 @@ ADDRESSES = {
     ("post", "/tokenize"): MANY,
     ("post", "/v1/chat/completions"): MANY,
     ("post", "/v1/completions"): MANY,
+    ("post", "/v1/responses"): MANY,
 }
 
 

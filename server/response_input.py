@@ -1,0 +1,127 @@
+"""From a request to ``/v1/responses`` to the chat that it is. Knows both schemas and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+
+from server.errors import bad_request, validation_error
+from server.schemas.chat import ChatRequest
+from server.schemas.generation import CommonFields
+from server.schemas.messages import JsonObject
+from server.schemas.responses import (
+    FunctionCall,
+    FunctionCallOutput,
+    InputImage,
+    InputItem,
+    InputMessage,
+    InputText,
+    OutputText,
+    Refusal,
+    ResponsesRequest,
+)
+
+RENAMED: Final = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "max_completion_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "verbosity": "text.verbosity",
+}
+"""Fields of a chat, and what complaints about them name here."""
+
+
+def to_chat(request: ResponsesRequest) -> ChatRequest:
+    """Raises ``ApiError``, in the names of ``/v1/responses``."""
+    given = request.model_dump(include=request.model_fields_set & set(CommonFields.model_fields))
+    text = request.text
+    chat = {
+        "messages": messages(request),
+        "max_completion_tokens": request.max_output_tokens,
+        "logprobs": request.wants_logprobs,
+        "top_logprobs": request.top_logprobs,
+        "response_format": response_format(text.format) if text and text.format else None,
+        "verbosity": text.verbosity if text else None,
+        "tools": [tool(one, number) for number, one in enumerate(request.tools)] if request.tools else None,
+        "tool_choice": tool_choice(request.tool_choice),
+        "parallel_tool_calls": request.parallel_tool_calls,
+    }
+    given |= {name: value for name, value in chat.items() if value is not None}
+    try:
+        return ChatRequest.model_validate(given)
+    except ValidationError as error:
+        located = [{**detail, "loc": ("body", *detail["loc"])} for detail in error.errors()]
+        raise validation_error(RequestValidationError(located)).renamed(RENAMED) from None
+
+
+def messages(request: ResponsesRequest) -> list[JsonObject]:
+    found: list[JsonObject] = []
+    if request.instructions is not None:
+        found.append({"role": "system", "content": request.instructions})
+    if isinstance(request.input, str):
+        return [*found, {"role": "user", "content": request.input}]
+    return [*found, *merge_calls(request.input)]
+
+
+def merge_calls(items: Iterable[InputItem]) -> Iterable[JsonObject]:
+    """A chat has the calls of a turn in the assistant's message, where here each is an item of its own."""
+    speaking: JsonObject | None = None
+    for item in items:
+        if isinstance(item, FunctionCall):
+            if speaking is None:
+                speaking = {"role": "assistant", "content": None}
+                yield speaking
+            function = {"name": item.name, "arguments": item.arguments}
+            calls = speaking.setdefault("tool_calls", [])
+            calls.append({"id": item.call_id, "type": "function", "function": function})
+            continue
+        said = message(item)
+        speaking = said if said["role"] == "assistant" else None
+        yield said
+
+
+def message(item: InputMessage | FunctionCallOutput) -> JsonObject:
+    if isinstance(item, FunctionCallOutput):
+        return {"role": "tool", "tool_call_id": item.call_id, "content": content(item.output)}
+    return {"role": item.role, "content": content(item.content)}
+
+
+def content(parts: str | Sequence[InputText | InputImage | OutputText | Refusal]) -> Any:
+    return parts if isinstance(parts, str) else [part(one) for one in parts]
+
+
+def part(given: InputText | InputImage | OutputText | Refusal) -> JsonObject:
+    match given:
+        case InputText() | OutputText():
+            return {"type": "text", "text": given.text}
+        case InputImage():
+            image = {"url": given.image_url, "detail": given.detail or "auto"}
+            return {"type": "image_url", "image_url": image}
+        case Refusal():
+            return {"type": "refusal", "refusal": given.refusal}
+
+
+def response_format(given: JsonObject) -> JsonObject:
+    if given.get("type") != "json_schema":
+        return given
+    return {"type": "json_schema", "json_schema": {k: v for k, v in given.items() if k != "type"}}
+
+
+def tool(given: JsonObject, number: int) -> JsonObject:
+    kind = given.get("type")
+    if kind != "function":
+        raise bad_request(
+            f"Tools of the type '{kind}' are not supported by this server; functions are.",
+            param=f"tools[{number}]",
+            code="unsupported_parameter",
+        )
+    return {"type": "function", "function": {k: v for k, v in given.items() if k != "type"}}
+
+
+def tool_choice(given: str | JsonObject | None) -> str | JsonObject | None:
+    if isinstance(given, dict) and given.get("type") == "function":
+        return {"type": "function", "function": {k: v for k, v in given.items() if k != "type"}}
+    return given

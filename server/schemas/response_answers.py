@@ -1,0 +1,109 @@
+"""Answers of ``/v1/responses`` and the events that tell of one while it is made."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from server.schemas.answers import Extension, TokenLogprob, is_absent
+from server.schemas.base import AnswerModel
+from server.schemas.messages import JsonObject
+
+
+class OutputTextPart(AnswerModel):
+    type: Literal["output_text"] = "output_text"
+    text: str
+    annotations: list[JsonObject] = Field(default_factory=list)
+    logprobs: list[TokenLogprob] = Field(default_factory=list)
+
+
+ItemStatus = Literal["in_progress", "completed", "incomplete"]
+
+
+class MessageItem(AnswerModel):
+    type: Literal["message"] = "message"
+    id: str
+    role: Literal["assistant"] = "assistant"
+    status: ItemStatus
+    content: list[OutputTextPart]
+
+
+class InputTokensDetails(AnswerModel):
+    cached_tokens: int
+    cache_write_tokens: int = 0
+    image_tokens: int
+
+
+class OutputTokensDetails(AnswerModel):
+    reasoning_tokens: int = 0
+
+
+class ResponseUsage(AnswerModel):
+    input_tokens: int
+    input_tokens_details: InputTokensDetails
+    output_tokens: int
+    output_tokens_details: OutputTokensDetails
+    total_tokens: int
+
+
+class NoReasoning(AnswerModel):
+    effort: None = None
+    summary: None = None
+
+
+class ResponseError(AnswerModel):
+    code: str
+    message: str
+
+
+class IncompleteDetails(AnswerModel):
+    reason: Literal["max_output_tokens"]
+
+
+class Response(Extension):
+    """Beside what became of the request, it repeats what was asked, as the OpenAI API does."""
+
+    id: str
+    object: Literal["response"] = "response"
+    created_at: int
+    completed_at: int | None = None
+    status: Literal["in_progress", "completed", "incomplete", "failed"]
+    error: ResponseError | None = None
+    incomplete_details: IncompleteDetails | None = None
+    model: str
+    output: list[MessageItem]
+    usage: ResponseUsage | None = None
+
+    background: Literal[False] = False
+    instructions: str | None
+    max_output_tokens: int | None
+    metadata: dict[str, str]
+    parallel_tool_calls: bool
+    previous_response_id: None = None
+    reasoning: NoReasoning = NoReasoning()
+    store: Literal[False] = False
+    temperature: float | None
+    text: JsonObject
+    tool_choice: str | JsonObject
+    tools: list[JsonObject]
+    top_logprobs: int
+    top_p: float | None
+    truncation: Literal["disabled"] = "disabled"
+    user: str | None
+
+
+class ResponseEvent(AnswerModel):
+    """One of a stream; which fields it has goes with its type, as the OpenAI API has it."""
+
+    type: str
+    sequence_number: int
+    response: Response | None = Field(default=None, exclude_if=is_absent)
+    output_index: int | None = Field(default=None, exclude_if=is_absent)
+    content_index: int | None = Field(default=None, exclude_if=is_absent)
+    item_id: str | None = Field(default=None, exclude_if=is_absent)
+    item: MessageItem | None = Field(default=None, exclude_if=is_absent)
+    part: OutputTextPart | None = Field(default=None, exclude_if=is_absent)
+    delta: str | None = Field(default=None, exclude_if=is_absent)
+    text: str | None = Field(default=None, exclude_if=is_absent)
+    logprobs: list[TokenLogprob] | None = Field(default=None, exclude_if=is_absent)

@@ -1,0 +1,170 @@
+"""A request to ``/v1/responses``.
+
+Every field of the OpenAI schema is here. What would need a store of responses, tools of the server's own, or
+reasoning, is accepted only with a value that asks for nothing; any other value is refused by name.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
+
+from server.schemas.base import ClientModel
+from server.schemas.generation import CommonFields
+from server.schemas.messages import ImageDetail, JsonObject
+from server.schemas.sampling import MaxTokens
+
+LOGPROBS: Final = "message.output_text.logprobs"
+
+RESPONSES_NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
+    "access_programs": (None,),
+    "background": (None, False),
+    "background_options": (None,),
+    "context_management": (None, []),
+    "conversation": (None,),
+    "image": (None,),
+    "moderation": (None,),
+    "previous_response_id": (None,),
+    "prompt": (None,),
+    "store": (None, False),
+    "truncation": (None, "disabled"),
+}
+
+
+class InputText(ClientModel):
+    type: Literal["input_text"]
+    text: str
+    prompt_cache_breakpoint: JsonObject | None = None
+
+
+class InputImage(ClientModel):
+    type: Literal["input_image"]
+    image_url: str = Field(min_length=1, description="An http(s), data or file URL; the last where allowed.")
+    detail: ImageDetail | None = Field("auto", description="Accepted, without effect.")
+    file_id: None = Field(None, description="Refused: no files are stored.")
+    prompt_cache_breakpoint: JsonObject | None = None
+
+
+class OutputText(ClientModel):
+    type: Literal["output_text"]
+    text: str
+    annotations: list[JsonObject] | None = None
+    logprobs: list[JsonObject] | None = None
+
+
+class Refusal(ClientModel):
+    type: Literal["refusal"]
+    refusal: str
+
+
+Part = Annotated[InputText | InputImage | OutputText | Refusal, Field(discriminator="type")]
+Status = Literal["in_progress", "completed", "incomplete"]
+
+
+class InputMessage(ClientModel):
+    """A message as clients write it, and as they send back what we answered."""
+
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: str | list[Part]
+    id: str | None = None
+    status: Status | None = None
+    phase: str | None = None
+
+
+class FunctionCall(ClientModel):
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+    id: str | None = None
+    status: Status | None = None
+
+
+class FunctionCallOutput(ClientModel):
+    type: Literal["function_call_output"]
+    call_id: str
+    output: str | list[InputText]
+    id: str | None = None
+    status: Status | None = None
+
+
+def item_kind(value: Any) -> str:
+    """What has no type is a message. In brackets, names of kinds stay out of the names of parameters."""
+    kind = value.get("type", "message") if isinstance(value, dict) else "message"
+    return f"[{kind}]"
+
+
+InputItem = Annotated[
+    Annotated[InputMessage, Tag("[message]")]
+    | Annotated[FunctionCall, Tag("[function_call]")]
+    | Annotated[FunctionCallOutput, Tag("[function_call_output]")],
+    Discriminator(
+        item_kind,
+        custom_error_type="unsupported_item",
+        custom_error_message="items are messages, function calls and their outputs",
+    ),
+]
+
+
+class TextConfig(ClientModel):
+    format: JsonObject | None = Field(None, description="As 'response_format' of a chat, one level flatter.")
+    verbosity: str | None = None
+
+
+class ResponseStreamOptions(ClientModel):
+    include_obfuscation: bool | None = Field(None, description="Accepted; nothing is obfuscated.")
+
+
+class ResponsesRequest(CommonFields):
+    input: str | Annotated[list[InputItem], Field(min_length=1, max_length=4096)]
+    instructions: str | None = Field(None, description="A system message before the input.")
+    max_output_tokens: MaxTokens | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    include: list[str] | None = Field(
+        None, description=f"'{LOGPROBS}'. Others name what is never part of an answer here."
+    )
+    stream_options: ResponseStreamOptions | None = None
+    text: TextConfig | None = None
+    tools: list[JsonObject] | None = Field(None, description="Functions.")
+    tool_choice: str | JsonObject | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning: JsonObject | None = Field(None, description="Refused unless it asks for none.")
+    metadata: dict[str, str] | None = Field(None, description="Comes back with the response.")
+
+    max_tool_calls: int | None = Field(None, description="Accepted: it counts tools that servers run.")
+    prompt_cache_key: str | None = None
+    prompt_cache_options: JsonObject | None = None
+    prompt_cache_retention: str | None = None
+    safety_identifier: str | None = None
+    service_tier: str | None = None
+    user: str | None = None
+
+    access_programs: JsonObject | None = None
+    background: bool | None = None
+    background_options: JsonObject | None = None
+    context_management: list[JsonObject] | None = None
+    conversation: str | JsonObject | None = None
+    image: JsonObject | None = None
+    moderation: JsonObject | None = None
+    previous_response_id: str | None = None
+    prompt: JsonObject | None = None
+    store: bool | None = Field(None, description="Refused if true: no response is stored.")
+    truncation: str | None = Field(None, description="'disabled': what is too long is refused.")
+
+    @model_validator(mode="after")
+    def _asks_for_nothing_unbuilt(self) -> Self:
+        refused = [name for name, ok in RESPONSES_NEUTRAL.items() if getattr(self, name) not in ok]
+        if any(value not in (None, "none") for value in (self.reasoning or {}).values()):
+            refused.append("reasoning")
+        if refused:
+            raise PydanticCustomError(
+                "unsupported_parameter", "'{name}' is not supported by this server.", {"name": refused[0]}
+            )
+        return self
+
+    @property
+    def wants_logprobs(self) -> bool:
+        return bool(self.top_logprobs) or LOGPROBS in (self.include or ())
