@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__F16C__)
 #include <immintrin.h>
@@ -70,6 +71,29 @@ inline float total(V v) {
   for (int64_t n = LANES / 2; n > 0; n /= 2)
     for (int64_t i = 0; i < n; i++) s[i] += s[i + n];
   return s[0];
+}
+
+// For each J: number J of a where J's bit S is as HIGH says, else of b, `S` places away.
+template <size_t S, bool HIGH, size_t... J>
+inline V mixed(V a, V b, std::index_sequence<J...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, (int)(HIGH ? (J & S ? LANES + J : J + S) : (J & S ? LANES + J - S : J))...);
+#else
+  return __builtin_shuffle(a, b, VI{(int)(HIGH ? (J & S ? LANES + J : J + S) : (J & S ? LANES + J - S : J))...});
+#endif
+}
+
+// Swaps ever smaller squares across the diagonal.
+template <size_t S = LANES / 2>
+inline void transpose(V (&rows)[LANES]) {
+  constexpr auto all = std::make_index_sequence<LANES>{};
+  for (size_t i = 0; i < LANES; i++)
+    if (!(i & S)) {
+      const V a = rows[i], b = rows[i + S];
+      rows[i] = mixed<S, false>(a, b, all);
+      rows[i + S] = mixed<S, true>(a, b, all);
+    }
+  if constexpr (S > 1) transpose<S / 2>(rows);
 }
 
 inline void put(float* out, V value, int64_t count) {

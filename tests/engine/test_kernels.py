@@ -112,16 +112,19 @@ def test_a_row_attends_to_the_same_bits_alone_and_in_a_tree(kernels: Kernels) ->
     query, order = torch.randn(1, 6, 24, generator=generator), torch.arange(80)
     dense = torch.cat([order[:prefix], torch.tensor(path) + prefix, order[prefix + len(path) :]])
 
-    def attend(table: torch.Tensor, mask: int, beside: int) -> torch.Tensor:
+    def attend(table: torch.Tensor, prefix: int, mask: int, beside: int) -> torch.Tensor:
         one = torch.ones(1 + beside, dtype=torch.int64)
         rows = torch.cat([query, torch.randn(beside, 6, 24, generator=generator)])
-        seen = Seen(torch.arange(1 + beside), 0 * one, 0 * one, prefix * one, mask * one, table[None])
+        masks = torch.randint(1, 1 << 18, (1 + beside,), generator=generator)
+        masks[0] = mask
+        seen = Seen(torch.arange(1 + beside), 0 * one, 0 * one, prefix * one, masks, table[None])
         out = torch.empty_like(rows)
         kernels.attend(rows, keys, values, out, seen, 0.2)
         return out[0]
 
-    in_tree = attend(order, sum(1 << node for node in path), beside=8)
-    assert torch.equal(in_tree, attend(dense, (1 << len(path)) - 1, beside=0))
+    in_tree = attend(order, prefix, sum(1 << node for node in path), beside=8)
+    assert torch.equal(in_tree, attend(dense, prefix, (1 << len(path)) - 1, beside=0))
+    assert torch.equal(in_tree, attend(dense, prefix + len(path) - 1, 1, beside=0)), "decoded one by one"
 
 
 def test_the_work_is_the_same_however_many_share_it(kernels: Kernels) -> None:
