@@ -95,10 +95,12 @@ class DrainingServer(uvicorn.Server):
 
 def greeting(url: str, model: str) -> str:
     return f"""
-SpecVLM serves '{model}' at {url}/v1, with a page for people at {url}/
+SpecVLM serves '{model}' at {url}/v1
 
   curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\
     -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+
+A page to try it: {url}/
 """
 
 
