@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import psutil
 import torch
 
 from engine.config import EngineConfig
 from engine.errors import ModelLoadError
+from engine.host_memory import available_memory
 from engine.kv_cache import KVShape
 from engine.scheduler import Limits
 
 _GIB = 1 << 30
 _MAX_CPU_KV = 4 * _GIB
-_CPU_SHARE = 0.25  # of the free memory: a CPU's memory belongs to others too
+_CPU_SHARE = 0.25  # of what the weights left: encoded pictures, steps and other programs have the rest
 
 
 @dataclass(slots=True, frozen=True)
@@ -43,12 +43,13 @@ def choose_sizes(
     page_bytes = shape.bytes_per_token * config.page_size
     if config.kv_cache_memory is not None:
         memory = config.kv_cache_memory
-    elif device.type == "cuda":
-        memory = _free_gpu_memory(config, device) - reserved(limits)
+    else:
+        if device.type == "cuda":
+            memory = _free_gpu_memory(config, device) - reserved(limits)
+        else:
+            memory = min(_MAX_CPU_KV, int(available_memory() * _CPU_SHARE))
         if config.draft not in ("none", "ngram"):  # a draft has as many pages, of one layer
             page_bytes += page_bytes // shape.num_layers
-    else:
-        memory = min(_MAX_CPU_KV, int(psutil.virtual_memory().available * _CPU_SHARE))
     num_pages = max(0, memory) // page_bytes
     wanted = config.max_model_len or model_len
     if wanted > model_len:

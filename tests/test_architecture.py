@@ -42,6 +42,7 @@ TORCH_FREE_ENGINE = (
         "grammar",
         "grammar_queue",
         "hashing",
+        "host_memory",
         "inproc",
         "logs",
         "loop",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from engine.config import EngineConfig
 from engine.draft_model import DraftModel
 from engine.eagle import EagleDraft
 from engine.errors import ModelLoadError
+from engine.host_memory import available_memory
 from engine.kv_cache import KVCache, KVShape
 from engine.memory import encode_most, forward_most
 from engine.sizing import choose_sizes
@@ -36,6 +38,43 @@ def test_kv_gets_what_its_share_of_a_gpu_leaves(monkeypatch: pytest.MonkeyPatch)
     assert pages(monkeypatch, 2 * GIB, "folder") == 3 * GIB // (page_bytes * 9 // 8), "a draft's layer more"
     with pytest.raises(ModelLoadError, match="there are"):
         pages(monkeypatch, 6 * GIB)
+
+
+def test_kv_on_a_cpu_leaves_room_for_pictures_and_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    page_bytes = 16 * SHAPE.bytes_per_token
+
+    def on_cpu(free: int, draft: str = "none") -> int:
+        monkeypatch.setattr("engine.sizing.available_memory", lambda: free)
+        config = EngineConfig(model="m", draft=draft, max_num_seqs=4096, max_num_batched_tokens=4096)
+        return choose_sizes(config, SHAPE, 4096, torch.device("cpu")).num_pages
+
+    assert on_cpu(8 * GIB) == 2 * GIB // page_bytes
+    assert on_cpu(8 * GIB, "folder") == 2 * GIB // (page_bytes * 9 // 8), "a draft's layer more"
+    assert on_cpu(100 * GIB) == 4 * GIB // page_bytes
+
+
+def cgroup(folder: Path, limit: str, current: int, inactive_file: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text(f"{current}\n")
+    (folder / "memory.stat").write_text(f"anon 5\ninactive_file {inactive_file}\n")
+
+
+def test_a_containers_limit_counts_and_that_of_the_groups_around_it(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.write_text("4:memory:/else\n0::/outer/inner\n")
+    root = tmp_path / "cgroup"
+    cgroup(root / "outer" / "inner", "max", 100, 0)
+    free = psutil.virtual_memory().available
+    assert available_memory(root, own) > free // 2, "no limit: what the machine has"
+    cgroup(root / "outer", "5000", 3000, 1000)
+    assert available_memory(root, own) == 3000, "what is in use, less what files can give back"
+    cgroup(root / "outer" / "inner", "2500", 100, 0)
+    assert available_memory(root, own) == 2400
+    cgroup(root / "outer" / "inner", "50", 100, 0)
+    assert available_memory(root, own) == 0
+    own.write_text("4:memory:/else\n")
+    assert available_memory(root, own) > free // 2, "version 1 is not looked at"
 
 
 @pytest.mark.parametrize("family", ["llava", "llama"])
