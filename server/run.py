@@ -22,6 +22,9 @@ from server.settings import ServeSettings
 LAST_WORDS_SECONDS: Final = 5.0
 """After the drain: for open requests to hear that they were cut, and for the engine to end."""
 
+GOODBYE_SECONDS: Final = 2.0
+"""For a client to answer the end of its TLS connection, and to read what was sent before it."""
+
 LOOPBACK_HOSTS: Final = ("127.0.0.1", "::1", "localhost")
 WATCH_SECONDS: Final = 0.5
 
@@ -51,7 +54,11 @@ class DrainingServer(uvicorn.Server):
             self._watching.cancel()
         self._app.state.server.parts.admission.close()
         draining = asyncio.create_task(self._drain())
-        await super().shutdown(sockets)
+        hanging_up = asyncio.create_task(self._hang_up())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            hanging_up.cancel()
         if self.force_exit:  # a second Ctrl-C; the engine's process ends with ours
             draining.cancel()
         else:
@@ -86,11 +93,20 @@ class DrainingServer(uvicorn.Server):
         log.info("draining", open_answers=admission.num_open, seconds=self._drain_timeout)
         await self._client.shutdown(self._drain_timeout)
 
+    async def _hang_up(self) -> None:
+        """Over TLS what we closed stays open until the client says goodbye; one that is idle may never."""
+        while True:
+            closing = [one.transport for one in self.server_state.connections if one.transport.is_closing()]
+            await asyncio.sleep(GOODBYE_SECONDS)
+            for transport in closing:
+                transport.abort()
+
     def url(self) -> str:
+        """Where the server itself answers: a proxy's prefix is not part of that."""
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         scheme = "https" if self.config.is_ssl else "http"
         shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104
-        return f"{scheme}://{shown}:{port}{self.config.root_path}"
+        return f"{scheme}://{shown}:{port}"
 
 
 def greeting(url: str, model: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -238,7 +239,8 @@ def start_program(mode: str, pause: float = 0.05) -> subprocess.Popen[str]:
 
 def url_of(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
-    return next(line for line in process.stdout if "serves" in line).rsplit(" ", 1)[1].strip()
+    greeting = next(line for line in process.stdout if "serves" in line)
+    return re.findall(r" at (\S+/v1)\b", greeting)[0]
 
 
 def test_sigterm_drains_a_real_process() -> None:

@@ -189,9 +189,8 @@ def test_every_address_but_probes_and_the_page_needs_a_key(start_server: StartSe
 
 def test_behind_a_proxy_that_strips_a_prefix(start_server: StartServer) -> None:
     live = start_server(root_path="/vlm", api_key="k")
-    url = live.url.removesuffix("/vlm")
     headers = {"Authorization": "Bearer k"}
-    with httpx.Client(base_url=url) as http:
+    with live.http() as http:
         assert http.get("/health").status_code == 200
         assert http.get("/v1/models").status_code == 401
         assert http.get("/v1/models", headers=headers).status_code == 200
