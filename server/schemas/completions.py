@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Final, Literal, LiteralString, Self
+from typing import Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.schemas.answers import Extension, FinishReason, Usage
-from server.schemas.base import AnswerModel
+from server.schemas.base import NO_EFFECT, AnswerModel, Refused, refusal
 from server.schemas.generation import GenerationFields
 from server.schemas.sampling import MaxTokens, TokenId
 
@@ -53,19 +53,18 @@ class CompletionRequest(GenerationFields):
     max_tokens: MaxTokens | None = Field(None, description=f"{DEFAULT_MAX_TOKENS} by default.")
     echo: bool | None = Field(None, description="Put the prompt before each answer.")
     logprobs: int | None = Field(None, ge=0, le=20, description="How many of the likeliest tokens to tell.")
-    best_of: int | None = Field(None, ge=1, le=128, description="Refused unless it equals 'n'.")
-    suffix: str | None = Field(None, description="Refused unless empty.")
-    user: str | None = Field(None, description="Accepted, without effect.")
     add_special_tokens: bool = Field(True, description="Begin a text as the tokenizer would, with BOS.")
 
+    user: Annotated[str | None, NO_EFFECT] = None
+    best_of: int | None = Field(None, ge=1, le=128, description="Refused unless it equals 'n'.")
+    suffix: Annotated[str | None, Refused((None, ""))] = None
+
     @model_validator(mode="after")
-    def _asks_for_nothing_unbuilt(self) -> Self:
-        if self.suffix:
-            raise refusal("'{name}' is not supported by this server.", "suffix")
+    def _fields_agree(self) -> Self:
         if self.best_of is not None and self.best_of != self.num_choices:
-            raise refusal("'{name}' is not supported by this server unless it equals 'n'.", "best_of")
+            raise refusal("best_of", "Leave it out, or send what 'n' is.")
         if self.echo and self.logprobs is not None:
-            raise refusal("'{name}' together with 'logprobs' is not supported by this server.", "echo")
+            raise refusal("echo", "Not together with 'logprobs': those of a prompt are not computed.")
         if len(self.prompts) * self.num_choices > MAX_CHOICES:
             raise PydanticCustomError(
                 "invalid_combination",
@@ -93,10 +92,6 @@ class CompletionRequest(GenerationFields):
     @property
     def num_logprobs(self) -> int | None:
         return self.logprobs
-
-
-def refusal(message: LiteralString, name: str) -> PydanticCustomError:
-    return PydanticCustomError("unsupported_parameter", message, {"name": name})
 
 
 class CompletionLogprobs(AnswerModel):

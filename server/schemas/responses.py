@@ -6,31 +6,23 @@ reasoning, is accepted only with a value that asks for nothing; any other value 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Discriminator, Field, Tag
 
-from server.schemas.base import ClientModel
+from server.schemas.base import NO_EFFECT, ClientModel, Refused
 from server.schemas.generation import CommonFields
 from server.schemas.messages import ImageDetail, JsonObject
 from server.schemas.sampling import MaxTokens
 
 LOGPROBS: Final = "message.output_text.logprobs"
-
-RESPONSES_NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
-    "access_programs": (None,),
-    "background": (None, False),
-    "background_options": (None,),
-    "context_management": (None, []),
-    "conversation": (None,),
-    "image": (None,),
-    "moderation": (None,),
-    "previous_response_id": (None,),
-    "prompt": (None,),
-    "store": (None, False),
-    "truncation": (None, "disabled"),
-}
+NO_REASONING: Final[tuple[object, ...]] = (
+    None,
+    {},
+    {"effort": None},
+    {"effort": "none"},
+    {"effort": None, "summary": None},
+)
 
 
 class InputText(ClientModel):
@@ -42,7 +34,7 @@ class InputText(ClientModel):
 class InputImage(ClientModel):
     type: Literal["input_image"]
     image_url: str = Field(min_length=1, description="An http(s), data or file URL; the last where allowed.")
-    detail: ImageDetail | None = Field("auto", description="Accepted, without effect.")
+    detail: Annotated[ImageDetail | None, NO_EFFECT] = "auto"
     file_id: None = Field(None, description="Refused: no files are stored.")
     prompt_cache_breakpoint: JsonObject | None = None
 
@@ -126,44 +118,35 @@ class ResponsesRequest(CommonFields):
     include: list[str] | None = Field(
         None, description=f"'{LOGPROBS}'. Others name what is never part of an answer here."
     )
-    stream_options: ResponseStreamOptions | None = None
     text: TextConfig | None = None
     tools: list[JsonObject] | None = Field(None, description="Functions.")
     tool_choice: str | JsonObject | None = None
     parallel_tool_calls: bool | None = None
-    reasoning: JsonObject | None = Field(None, description="Refused unless it asks for none.")
     metadata: dict[str, str] | None = Field(None, description="Comes back with the response.")
 
-    max_tool_calls: int | None = Field(None, description="Accepted: it counts tools that servers run.")
-    prompt_cache_key: str | None = None
-    prompt_cache_options: JsonObject | None = None
-    prompt_cache_retention: str | None = None
-    safety_identifier: str | None = None
-    service_tier: str | None = None
-    user: str | None = None
+    max_tool_calls: Annotated[int | None, NO_EFFECT] = Field(None, description="Of tools that servers run.")
+    prompt_cache_key: Annotated[str | None, NO_EFFECT] = None
+    prompt_cache_options: Annotated[JsonObject | None, NO_EFFECT] = None
+    prompt_cache_retention: Annotated[str | None, NO_EFFECT] = None
+    safety_identifier: Annotated[str | None, NO_EFFECT] = None
+    service_tier: Annotated[str | None, NO_EFFECT] = None
+    stream_options: Annotated[ResponseStreamOptions | None, NO_EFFECT] = None
+    user: Annotated[str | None, NO_EFFECT] = None
 
-    access_programs: JsonObject | None = None
-    background: bool | None = None
-    background_options: JsonObject | None = None
-    context_management: list[JsonObject] | None = None
-    conversation: str | JsonObject | None = None
-    image: JsonObject | None = None
-    moderation: JsonObject | None = None
-    previous_response_id: str | None = None
-    prompt: JsonObject | None = None
-    store: bool | None = Field(None, description="Refused if true: no response is stored.")
-    truncation: str | None = Field(None, description="'disabled': what is too long is refused.")
-
-    @model_validator(mode="after")
-    def _asks_for_nothing_unbuilt(self) -> Self:
-        refused = [name for name, ok in RESPONSES_NEUTRAL.items() if getattr(self, name) not in ok]
-        if any(value not in (None, "none") for value in (self.reasoning or {}).values()):
-            refused.append("reasoning")
-        if refused:
-            raise PydanticCustomError(
-                "unsupported_parameter", "'{name}' is not supported by this server.", {"name": refused[0]}
-            )
-        return self
+    access_programs: Annotated[JsonObject | None, Refused()] = None
+    background: Annotated[bool | None, Refused((None, False))] = None
+    background_options: Annotated[JsonObject | None, Refused()] = None
+    context_management: Annotated[list[JsonObject] | None, Refused((None, []))] = None
+    conversation: Annotated[str | JsonObject | None, Refused()] = None
+    image: Annotated[JsonObject | None, Refused()] = None
+    moderation: Annotated[JsonObject | None, Refused()] = None
+    previous_response_id: Annotated[
+        str | None, Refused(instead="Nothing is stored: send the conversation in 'input'.")
+    ] = None
+    prompt: Annotated[JsonObject | None, Refused()] = None
+    reasoning: Annotated[JsonObject | None, Refused(NO_REASONING)] = None
+    store: Annotated[bool | None, Refused((None, False), "Responses are not stored.")] = None
+    truncation: Annotated[str | None, Refused((None, "disabled"))] = None
 
     @property
     def wants_logprobs(self) -> bool:

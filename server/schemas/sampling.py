@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from server.schemas.base import ClientModel
+from server.schemas.base import RequestModel
 
 INT64_MAX = 2**63 - 1
 INT32_MAX = 2**31 - 1
@@ -21,7 +21,7 @@ StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 MaxTokens = Annotated[int, Field(ge=1, le=INT32_MAX)]
 
 
-class SamplingFields(ClientModel):
+class SamplingFields(RequestModel):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=INT32_MAX, description="0 and -1 consider all tokens.")
