@@ -52,7 +52,10 @@ const colour = byId("colour", HTMLInputElement);
 colour.addEventListener("change", () => document.body.classList.toggle("coloured", colour.checked));
 document.body.classList.toggle("coloured", colour.checked);
 
-byId("give-key", HTMLButtonElement).addEventListener("click", () => dialog.ask(api, false).then(watch));
+byId("give-key", HTMLButtonElement).addEventListener("click", () => {
+  asksForKey = true;
+  watch();
+});
 
 /** @param {"ready" | "loading" | "locked" | "away"} state @param {string} text */
 function showServer(state, text) {

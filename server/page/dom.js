@@ -79,3 +79,16 @@ export function number(value, digits = 0) {
 export function percent(share) {
   return share === null || share === undefined || Number.isNaN(share) ? "–" : `${number(share * 100)} %`;
 }
+
+/**
+ * A share as a bar, under its name.
+ * @param {string} name
+ * @param {number} share 0 to 1; NaN where there is nothing to divide by
+ */
+export function meter(name, share) {
+  const bar = el("div");
+  bar.style.width = `${(share || 0) * 100}%`;
+  const aria = { role: "meter", "aria-label": name, "aria-valuemin": 0, "aria-valuemax": 1, "aria-valuenow": share || 0 };
+  const title = el("p", {}, el("span", {}, name), el("span", {}, percent(share)));
+  return el("div", { class: "meter" }, title, el("div", { ...aria, "aria-valuetext": percent(share) }, bar));
+}

@@ -1,6 +1,6 @@
 /** How an answer came about: its rounds, one round's tree, its speed, and what the draft saw of the pictures. */
 
-import { byId, el, number, percent, showFigures, svg } from "./dom.js";
+import { byId, el, meter, number, percent, showFigures, svg } from "./dom.js";
 import { drawTree } from "./tree.js";
 
 /** @typedef {import("./answer.js").Answer} Answer */
@@ -134,13 +134,9 @@ function bars(answer, shown) {
 function seen(answer) {
   const total = answer.speculation?.visual_tokens ?? answer.usage?.prompt_tokens_details.image_tokens;
   if (!total) return [];
+  const shown = el("p", {}, `The model saw ${number(total)} visual tokens.`);
   const kept = answer.speculation?.draft_visual_tokens;
-  const lines = [el("p", {}, `The model read them as ${number(total)} visual tokens.`)];
-  if (kept !== null && kept !== undefined) {
-    const how = answer.speculation?.compressor;
-    const text = `Its draft was shown ${number(kept)} of them (${percent(kept / total)})${how ? `, by “${how}”` : ""}.`;
-    lines.push(el("p", {}, text));
-    return [...lines, el("meter", { min: 0, max: total, value: kept, "aria-label": "Share that the draft was shown" })];
-  }
-  return lines;
+  if (kept === null || kept === undefined) return [shown];
+  const how = answer.speculation?.compressor ? ` (${answer.speculation.compressor})` : "";
+  return [shown, meter(`The draft saw ${number(kept)} of them${how}`, kept / total)];
 }

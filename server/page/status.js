@@ -1,6 +1,6 @@
 /** How the server is doing, from its `/metrics`. */
 
-import { byId, el, number, percent, showFigures, svg } from "./dom.js";
+import { byId, el, meter, number, percent, showFigures, svg } from "./dom.js";
 
 /** @typedef {import("./api.js").Api} Api */
 
@@ -89,9 +89,9 @@ export class Status {
     ]);
     byId("status-line", HTMLElement).replaceChildren(line(this.#speeds));
     byId("status-meters", HTMLElement).replaceChildren(
-      ...meter("KV cache in use", samples.get("kv_cache_usage_perc")),
-      ...meter("Prompt tokens found in the cache", samples.share("prefix_cache_hits_total", "prefix_cache_queries_total")),
-      ...meter("Pictures found in the cache", samples.share("mm_cache_hits_total", "mm_cache_queries_total")),
+      meter("KV cache in use", samples.get("kv_cache_usage_perc")),
+      meter("Prompt tokens found in the cache", samples.share("prefix_cache_hits_total", "prefix_cache_queries_total")),
+      meter("Pictures found in the cache", samples.share("mm_cache_hits_total", "mm_cache_queries_total")),
     );
     const ended = (/** @type {string} */ how) => number(samples.get(`request_success_total finished_reason="${how}"`));
     showFigures(byId("status-totals", HTMLElement), [
@@ -106,12 +106,6 @@ export class Status {
       ["preemptions", number(samples.get("num_preemptions_total")), "Answers that gave their memory back and began again"],
     ]);
   }
-}
-
-/** @param {string} name @param {number} share 0 to 1, NaN where there is nothing to divide by */
-function meter(name, share) {
-  const bar = el("meter", { min: 0, max: 1, value: share || 0, "aria-label": name });
-  return [el("p", { class: "meter" }, el("span", {}, name), el("span", {}, percent(share))), bar];
 }
 
 /** @param {number[]} values the newest at the right */
