@@ -72,7 +72,9 @@ class Metrics:
         self.generation_len = self._histogram("request_generation_tokens", LENGTH_BUCKETS)
         self.iteration_tokens = self._histogram("iteration_tokens_total", STEP_BUCKETS)
 
-        self.tree_nodes = self._histogram("spec_decode_tree_nodes", TREE_BUCKETS)
+        self.tree_nodes = self._histogram(
+            "spec_decode_tree_nodes", TREE_BUCKETS, "Drafts verified with a token; 0 is plain decoding."
+        )
 
         self.engine_up = self._gauge("engine_up", "1 while the engine is loaded and answers, else 0.")
         self._running = self._gauge("num_requests_running", "Sequences being generated.")
@@ -155,8 +157,8 @@ class Metrics:
         rounds = self._recent["spec_rounds"].value()
         return ratio(self._recent["spec_accepted_tokens"].value() + rounds, rounds)
 
-    def _histogram(self, name: str, buckets: tuple[float, ...]) -> Histogram:
-        text = name.replace("_", " ").capitalize() + "."
+    def _histogram(self, name: str, buckets: tuple[float, ...], text: str = "") -> Histogram:
+        text = text or name.replace("_", " ").capitalize() + "."
         made = Histogram(f"{self._prefix}:{name}", text, LABELS, buckets=buckets, registry=self.registry)
         return made.labels(*self._labels)
 

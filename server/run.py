@@ -78,6 +78,8 @@ class DrainingServer(uvicorn.Server):
                 device=info.device,
                 draft=info.draft,
                 seconds=info.load_seconds,
+                max_model_len=info.max_model_len,
+                kv_tokens=info.num_pages * info.page_size,
             )
             print(greeting(self.url(), self._app.state.server.settings.names[0]), flush=True)
             while self._client.state != "failed":  # noqa: ASYNC110 - the engine's client has no event for it

@@ -13,6 +13,7 @@ from tests.imports import ROOT
 DOCKER = ROOT / "docker"
 DASHBOARD = DOCKER / "grafana" / "dashboards" / "specvlm.json"
 ALERTS = DOCKER / "prometheus" / "alerts.yml"
+GUIDE = ROOT / "docs" / "operating.md"
 # With colons, as ours; those of Prometheus and of the process have none. Functions end in a bracket.
 METRIC = re.compile(r"\b(?:specvlm:\w+|http_requests_total|process_\w+|up)\b(?!\()")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 
 from tests.conftest import BuildCheckpoint
 from tests.deploy.conftest import API_KEY, Prometheus, program, prometheus
-from tests.deploy.files import ALERTS, DOCKER, alert_rules, dashboard, dashboard_queries, metrics_in
+from tests.deploy.files import ALERTS, DOCKER, GUIDE, alert_rules, dashboard, dashboard_queries, metrics_in
 from tests.http.conftest import LiveServer, serve
 from tests.http.test_live_openai import question
 from tests.imports import ROOT
@@ -117,6 +118,14 @@ def test_the_dashboard_tells_what_happened(watched: Prometheus) -> None:
         s["metric"]["status"]: s["value"][1] for s in watched.query("sum by (status) (http_requests_total)")
     }
     assert counts == {"2xx": "6", "4xx": "6"}
+
+
+def test_the_questions_of_the_guide_have_answers(watched: Prometheus) -> None:
+    [block] = re.findall(r"```promql\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    questions = [line for line in block.splitlines() if not line.startswith("#")]
+    assert len(questions) >= 5
+    for question_asked in questions:
+        assert math.isfinite(watched.value(question_asked)), question_asked
 
 
 def test_the_dashboards_variables_find_the_server(watched: Prometheus) -> None:
