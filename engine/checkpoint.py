@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from engine.adapters.base import Adapter
 from engine.config import EngineConfig
@@ -45,11 +45,19 @@ def resolve_dtype(config: EngineConfig, hf_config: PretrainedConfig) -> torch.dt
 
 
 def read_eos_token_ids(config: EngineConfig) -> frozenset[int]:
-    """Tokens that end an answer: all that the generation config and the model's configs name."""
+    """Tokens that end an answer: all that the generation config, the model's configs and its tokenizer name.
+
+    Fine-tuned for chats, a model may end its turns with a token that its tokenizer alone knows of.
+    """
     hf_config = read_config(config)
     owners: list[Any] = [hf_config, hf_config.get_text_config()]
     with contextlib.suppress(OSError):  # many models have none
         owners.append(GenerationConfig.from_pretrained(config.model, revision=config.revision))
+    with contextlib.suppress(OSError, ValueError):  # the server's process says what is wrong with a tokenizer
+        tokenizer = AutoTokenizer.from_pretrained(
+            config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+        owners.append(tokenizer)
     found: set[int] = set()
     for owner in owners:
         own = getattr(owner, "eos_token_id", None)
