@@ -71,34 +71,46 @@ inline void rotate_and_write(Team& team, float* qkv, const float* cos, const flo
 // [slots, kv_heads, dim].
 class Group {
  public:
-  Group(const Seen& seen, const Heads& heads, int64_t first, int64_t end, int64_t h)
+  // Room that a thread keeps.
+  struct Room {
+    std::vector<int64_t> at;
+    std::vector<float> query, block, scores;
+  };
+
+  Group(Room& room, const Seen& seen, const Heads& heads, int64_t first, int64_t end, int64_t h)
       : seen_(seen), first_(first), share_(heads.queries / heads.kv), queries_((end - first) * share_), dim_(heads.dim) {
     const int64_t slot = heads.kv * dim_, *slots = seen.table + seen.seq[first] * seen.stride;
     start_ = *std::min_element(seen.first + first, seen.first + end);
     const int64_t tree = seen.tree[first];
     for (int64_t r = first; r < end; r++) nodes_ |= (uint64_t)seen.mask[r];
-    at_.clear();
-    for (int64_t i = start_; i < tree; i++) at_.push_back(slots[i] * slot + h * dim_);
-    prefix_ = (int64_t)at_.size();
+    room.at.clear();
+    for (int64_t i = start_; i < tree; i++) room.at.push_back(slots[i] * slot + h * dim_);
+    prefix_ = (int64_t)room.at.size();
     for (uint64_t bits = nodes_; bits; bits &= bits - 1)
-      at_.push_back(slots[tree + __builtin_ctzll(bits)] * slot + h * dim_);
-    keys_ = (int64_t)at_.size();
-    room_ = (keys_ + WIDE - 1) / WIDE * WIDE + LANES;
-    scores_.resize(queries_ * room_);
-    block_.resize(std::max(dim_, keys_) * WIDE);
+      room.at.push_back(slots[tree + __builtin_ctzll(bits)] * slot + h * dim_);
+    keys_ = (int64_t)room.at.size();
+    apart_ = (keys_ + WIDE - 1) / WIDE * WIDE + LANES;
+    room.query.resize(queries_ * dim_);
+    room.scores.resize(queries_ * apart_);
+    room.block.resize(std::max(dim_, keys_) * WIDE);
+    at_ = room.at.data();
+    query_ = room.query.data(), scores_ = room.scores.data(), block_ = room.block.data();
   }
 
-  void score(const float* q, int64_t q_row, int64_t q_head, const float* keys, int64_t h) const {
-    query_.resize(queries_ * dim_);
+  void score(const float* q, int64_t q_row, int64_t q_head, const float* keys, const float* values, int64_t h) const {
     for (int64_t i = 0; i < queries_; i++)
       std::memcpy(&query_[i * dim_], q + seen_.row[first_ + i / share_] * q_row + (h * share_ + i % share_) * q_head,
                   sizeof(float) * dim_);
     for (int64_t i = 0; i < keys_; i += WIDE) {
+      for (int64_t k = std::min(i + WIDE, keys_); k < std::min(i + 2 * WIDE, keys_); k++)
+        for (int64_t d = 0; d < dim_; d += 16) __builtin_prefetch(keys + at_[k] + d);
+      for (int64_t k = i; k < std::min(i + WIDE, keys_); k++)  // needed soon, and far more than the nearest cache holds
+        for (int64_t d = 0; d < dim_; d += 16) __builtin_prefetch(values + at_[k] + d, 0, 2);
       turn(keys, i);
       in_tiles(queries_, [&](auto count, int64_t r) {
         V sum[count()][PARTS];
-        tile<count()>(&query_[r * dim_], dim_, dim_, block_.data(), sum);
-        for (int j = 0; j < count(); j++) std::memcpy(&scores_[(r + j) * room_ + i], sum[j], sizeof sum[j]);
+        tile<count()>(query_ + r * dim_, dim_, dim_, Packed<float>{block_}, sum);
+        for (int j = 0; j < count(); j++) std::memcpy(&scores_[(r + j) * apart_ + i], sum[j], sizeof sum[j]);
       });
     }
   }
@@ -109,7 +121,7 @@ class Group {
     for (int64_t i = 0; i < queries_; i++) {
       const int64_t r = first_ + i / share_, before = seen_.first[r] - start_;
       const uint64_t own = (uint64_t)seen_.mask[r];
-      float* const s = &scores_[i * room_];
+      float* const s = &scores_[i * apart_];
       int64_t last = prefix_, node = prefix_;
       for (uint64_t bits = nodes_; bits; bits &= bits - 1, node++)
         if (own & bits & -bits) s[last++] = s[node];
@@ -126,20 +138,29 @@ class Group {
   void sum(const float* values, float* out, int64_t heads, int64_t h) const {
     for (int64_t d = 0; d < dim_; d += WIDE) {
       const int64_t wide = std::min(WIDE, dim_ - d);
-      for (int64_t i = 0; i < keys_; i++) std::memcpy(&block_[i * WIDE], values + at_[i] + d, sizeof(float) * wide);
-      in_tiles(queries_, [&](auto count, int64_t r) {
-        V sum[count()][PARTS];
-        tile<count()>(&scores_[r * room_], room_, keys_, block_.data(), sum);
-        for (int j = 0; j < count(); j++) {
-          const int64_t row = seen_.row[first_ + (r + j) / share_], head = h * share_ + (r + j) % share_;
-          for (int64_t p = 0, left = wide; p < PARTS && left > 0; p++, left -= LANES)
-            put(out + (row * heads + head) * dim_ + d + p * LANES, sum[j][p], left);
-        }
-      });
+      if (wide == WIDE) {
+        sum(Scattered{values + d, at_, keys_ - 1}, out + d, wide, heads, h);
+      } else {  // what is behind a head's last number is not ours to read
+        for (int64_t i = 0; i < keys_; i++) std::memcpy(block_ + i * WIDE, values + at_[i] + d, sizeof(float) * wide);
+        sum(Packed<float>{block_}, out + d, wide, heads, h);
+      }
     }
   }
 
  private:
+  template <class Values>
+  void sum(const Values& values, float* out, int64_t wide, int64_t heads, int64_t h) const {
+    in_tiles(queries_, [&](auto count, int64_t r) {
+      V sum[count()][PARTS];
+      tile<count()>(scores_ + r * apart_, apart_, keys_, values, sum);
+      for (int j = 0; j < count(); j++) {
+        const int64_t row = seen_.row[first_ + (r + j) / share_], head = h * share_ + (r + j) % share_;
+        for (int64_t p = 0, left = wide; p < PARTS && left > 0; p++, left -= LANES)
+          put(out + (row * heads + head) * dim_ + p * LANES, sum[j][p], left);
+      }
+    });
+  }
+
   // Keys i to i + 31 as a block [dim, 32]; what is past the last is that one again.
   void turn(const float* keys, int64_t i) const {
     for (int64_t j = 0; j < WIDE; j += LANES) {
@@ -148,8 +169,10 @@ class Group {
       int64_t d = 0;
       for (; d + LANES <= dim_; d += LANES) {
         V square[LANES];
+#pragma GCC unroll 16
         for (int64_t k = 0; k < LANES; k++) square[k] = load(own[k] + d);
         transpose(square);
+#pragma GCC unroll 16
         for (int64_t k = 0; k < LANES; k++) put(&block_[(d + k) * WIDE + j], square[k], LANES);
       }
       for (; d < dim_; d++)
@@ -158,13 +181,12 @@ class Group {
   }
 
   const Seen& seen_;
-  int64_t first_, share_, queries_, dim_, start_, prefix_, keys_, room_;
+  int64_t first_, share_, queries_, dim_, start_, prefix_, keys_;
+  int64_t apart_;  // of one query's scores from the next one's
   uint64_t nodes_ = 0;
-  static thread_local std::vector<int64_t> at_;  // offsets of the keys that any of the rows sees
-  static thread_local std::vector<float> query_, block_, scores_;
+  const int64_t* at_;  // offsets of the keys that any of the rows sees
+  float *query_, *block_, *scores_;
 };
-thread_local std::vector<int64_t> Group::at_;
-thread_local std::vector<float> Group::query_, Group::block_, Group::scores_;
 
 // `starts`: room for the first row of each group.
 inline void attend(Team& team, const float* q, int64_t q_row, int64_t q_head, const float* keys, const float* values,
@@ -176,8 +198,9 @@ inline void attend(Team& team, const float* q, int64_t q_row, int64_t q_head, co
   starts.push_back(seen.rows);
   team.run(groups * heads.kv, [&](int64_t i) {
     const int64_t g = i / heads.kv, h = i % heads.kv;
-    const Group group(seen, heads, starts[g], starts[g + 1], h);
-    group.score(q, q_row, q_head, keys, h);
+    static thread_local Group::Room room;
+    const Group group(room, seen, heads, starts[g], starts[g + 1], h);
+    group.score(q, q_row, q_head, keys, values, h);
     group.weigh(heads.scale);
     group.sum(values, out, heads.queries, h);
   });

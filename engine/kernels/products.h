@@ -13,20 +13,38 @@ namespace {
 
 constexpr int64_t WIDE = 32, PARTS = WIDE / LANES;
 constexpr int64_t AHEAD = 128;  // twice the speed of none on a Sapphire Rapids; 32 to 128 differ little
+constexpr int64_t NEAR_AHEAD = 16;
 constexpr int64_t CHUNKS = 6;  // of a product, for each thread
 
-// ROWS rows (`next` apart) times one block of 32 outputs, all inputs: sums stay in registers. Memory is the bottleneck, so it is
-// asked for AHEAD inputs before its turn, over the end of a block into the next.
-template <int ROWS, class W>
-inline void tile(const float* x, int64_t next, int64_t inputs, const W* w, V (&sum)[ROWS][PARTS]) {
+// Where the weights of input k are, for one block of 32 outputs: side by side …
+template <class W>
+struct Packed {
+  const W* w;
+  const W* at(int64_t k) const { return w + k * WIDE; }
+  const W* later(int64_t k) const { return at(k + AHEAD); }  // over the end of a block into the next
+};
+// … or scattered.
+struct Scattered {
+  const float* w;
+  const int64_t* places;
+  int64_t last;
+  const float* at(int64_t k) const { return w + places[k]; }
+  const float* later(int64_t k) const { return at(std::min(k + NEAR_AHEAD, last)); }
+};
+
+// ROWS rows (`next` apart) times one block of 32 outputs, all inputs: sums stay in registers. Memory is the bottleneck,
+// so it is asked for before its turn.
+template <int ROWS, class Weights>
+inline void tile(const float* x, int64_t next, int64_t inputs, const Weights& weights, V (&sum)[ROWS][PARTS]) {
   for (int r = 0; r < ROWS; r++)
     for (int p = 0; p < PARTS; p++) sum[r][p] = V{};
   for (int64_t k = 0; k < inputs; k++) {
-    __builtin_prefetch(w + (k + AHEAD) * WIDE);
+    const auto* const w = weights.at(k);
+    __builtin_prefetch(weights.later(k));
     // What is fewer waits in registers.
     if constexpr (PARTS < ROWS) {
       V own[PARTS];
-      for (int p = 0; p < PARTS; p++) own[p] = load(w + k * WIDE + p * LANES);
+      for (int p = 0; p < PARTS; p++) own[p] = load(w + p * LANES);
       for (int r = 0; r < ROWS; r++) {
         const V in = splat(x[r * next + k]);
         for (int p = 0; p < PARTS; p++) sum[r][p] += in * own[p];
@@ -35,7 +53,7 @@ inline void tile(const float* x, int64_t next, int64_t inputs, const W* w, V (&s
       V in[ROWS];
       for (int r = 0; r < ROWS; r++) in[r] = splat(x[r * next + k]);
       for (int p = 0; p < PARTS; p++) {
-        const V own = load(w + k * WIDE + p * LANES);
+        const V own = load(w + p * LANES);
         for (int r = 0; r < ROWS; r++) sum[r][p] += in[r] * own;
       }
     }
@@ -67,7 +85,7 @@ void linear(Team& team, const float* x, const W* w, const float* bias, const flo
       if (bias) std::memcpy(same, bias + first, sizeof(float) * std::min(outputs - first, WIDE));
       in_tiles(rows, [&](auto count, int64_t r) {
         V sum[count()][PARTS];
-        tile<count()>(x + r * inputs, inputs, inputs, w + first * inputs, sum);
+        tile<count()>(x + r * inputs, inputs, inputs, Packed<W>{w + first * inputs}, sum);
         for (int i = 0; i < count(); i++)
           for (int64_t p = 0, at = first; p < PARTS && at < outputs; p++, at += LANES) {
             V value = sum[i][p] + same[p];
@@ -93,7 +111,7 @@ void gated(Team& team, const float* x, const W* w, float* out, int64_t rows, int
       const int64_t first = block * WIDE / 2;
       in_tiles(rows, [&](auto count, int64_t r) {
         V sum[count()][PARTS];
-        tile<count()>(x + r * inputs, inputs, inputs, w + 2 * first * inputs, sum);
+        tile<count()>(x + r * inputs, inputs, inputs, Packed<W>{w + 2 * first * inputs}, sum);
         for (int i = 0; i < count(); i++)
           for (int64_t p = 0, at = first; p < HALF && at < outputs; p++, at += LANES) {
             const V silu = sum[i][p] / (1.0f + vexp(-sum[i][p]));

@@ -83,10 +83,11 @@ inline V mixed(V a, V b, std::index_sequence<J...>) {
 #endif
 }
 
-// Swaps ever smaller squares across the diagonal.
+// Swaps ever smaller squares across the diagonal. Unrolled, or the rows would not stay in registers.
 template <size_t S = LANES / 2>
 inline void transpose(V (&rows)[LANES]) {
   constexpr auto all = std::make_index_sequence<LANES>{};
+#pragma GCC unroll 16
   for (size_t i = 0; i < LANES; i++)
     if (!(i & S)) {
       const V a = rows[i], b = rows[i + S];
