@@ -11,6 +11,21 @@ from tests.server.conftest import MODEL, Live, StartServer
 CHAT = "/v1/chat/completions"
 LABELS = {"model_name": MODEL, "engine": "0"}
 
+# What vLLM's own dashboards and alerts read, as of 0.32.
+OF_VLLM = (
+    *("time_to_first_token_seconds_bucket", "inter_token_latency_seconds_bucket"),
+    *("request_time_per_output_token_seconds_bucket", "e2e_request_latency_seconds_bucket"),
+    *("request_queue_time_seconds_bucket", "request_prefill_time_seconds_bucket"),
+    *("request_decode_time_seconds_bucket", "request_inference_time_seconds_bucket"),
+    *("request_prompt_tokens_bucket", "request_generation_tokens_bucket", "iteration_tokens_total_bucket"),
+    *("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "num_preemptions_total"),
+    *("prompt_tokens_total", "prompt_tokens_cached_total", "generation_tokens_total"),
+    *("request_success_total", "prefix_cache_queries_total", "prefix_cache_hits_total"),
+    *("mm_cache_queries_total", "mm_cache_hits_total", "spec_decode_num_drafts_total"),
+    *("spec_decode_num_draft_tokens_total", "spec_decode_num_accepted_tokens_total"),
+    "spec_decode_num_accepted_tokens_per_pos_total",
+)
+
 
 def metrics_of(live: Live) -> Metrics:
     found = live.server._app.state.server.metrics
@@ -67,3 +82,20 @@ def test_sizes_of_trees_and_rounds_without_one() -> None:
     assert (bucket("0.0"), bucket("6.0"), bucket("32.0")) == (2, 3, 4)
     total = metrics.registry.get_sample_value("specvlm:spec_decode_tree_nodes_sum", LABELS)
     assert total == pytest.approx(37)
+
+
+def test_under_vllms_prefix_its_dashboards_find_their_names_and_labels() -> None:
+    metrics = Metrics("vllm", MODEL)
+    metrics.on_step(StepReport(outputs=[], stats=EngineStats(spec_accepted_per_depth=[1])))
+    metrics.on_finished("stop")
+    metrics.on_response("/v1/models", 200)
+    labels: dict[str, set[str]] = {}
+    for family in metrics.registry.collect():
+        for sample in family.samples:
+            labels.setdefault(sample.name, set()).update(sample.labels)
+    assert {f"vllm:{name}" for name in OF_VLLM} <= set(labels)
+    assert all({"model_name", "engine"} <= labels[f"vllm:{name}"] for name in OF_VLLM)
+    assert "finished_reason" in labels["vllm:request_success_total"]
+    assert "position" in labels["vllm:spec_decode_num_accepted_tokens_per_pos_total"]
+    assert labels["http_requests_total"] == {"handler", "status"}
+    assert not [name for name in labels if name.startswith("specvlm")]
