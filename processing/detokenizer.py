@@ -18,14 +18,19 @@ class Detokenizer:
     """The pieces that ``feed`` and ``finish`` return, joined, are the text of all ids.
 
     ``at_text_start`` false keeps the space that SentencePiece vocabularies write before a first word: for
-    text that continues other text.
+    text that continues other text. ``shown_ids``: special tokens that are not skipped.
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, *, skip_special_tokens: bool = True, at_text_start: bool = True
+        self,
+        vocabulary: Vocabulary,
+        *,
+        skip_special_tokens: bool = True,
+        at_text_start: bool = True,
+        shown_ids: frozenset[int] = frozenset(),
     ) -> None:
         self._vocabulary = vocabulary
-        self._skipped = vocabulary.special_ids if skip_special_tokens else frozenset()
+        self._skipped = vocabulary.special_ids - shown_ids if skip_special_tokens else frozenset()
         self._first = at_text_start
         self._to_strip = vocabulary.strip_start if at_text_start else 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")

@@ -30,13 +30,16 @@ from processing.pictures import (
 )
 from processing.prompt import ImageInput, Prompt
 from processing.template import ChatTemplate
+from processing.tools.support import ToolSupport
 from processing.vocabulary import Vocabulary
 
 
 class Processor:
     """Use ``Processor.from_pretrained``; the constructor takes what transformers has loaded."""
 
-    def __init__(self, loaded: Any, config: Any, chat_template: str | None) -> None:
+    def __init__(
+        self, loaded: Any, config: Any, chat_template: str | None, tool_parser: str = "auto"
+    ) -> None:
         self._vlm = loaded if hasattr(loaded, "image_processor") else None
         tokenizer = loaded if self._vlm is None else loaded.tokenizer
         self._bos_token: str | None = tokenizer.bos_token
@@ -45,6 +48,7 @@ class Processor:
             raise UnsupportedModelError("this model has no tokenizer.json, which is needed")
         backend.no_truncation()
         backend.no_padding()
+        self._backend = backend
         source = _template_source(loaded, tokenizer, chat_template)
         self._image_token: str = "" if self._vlm is None else self._vlm.image_token
         picture_tokens = [] if self._vlm is None else self._vlm.all_special_multimodal_tokens
@@ -53,6 +57,12 @@ class Processor:
         self._template = template if source else None
         self._control = ControlTokenizer(backend, template.tokens)
         self.vocabulary = Vocabulary(backend)
+        self.tools = ToolSupport(
+            source or "",
+            takes_tools="tools" in template.variables,
+            special_id=self._special_id,
+            parser=tool_parser,
+        )
         self.image_token_id = _image_token_id(self._vlm, config)
         if self._vlm is not None:
             merged = self._vlm._merge_kwargs(tokenizer_init_kwargs=tokenizer.init_kwargs)
@@ -66,13 +76,21 @@ class Processor:
         revision: str | None = None,
         trust_remote_code: bool = False,
         chat_template: str | None = None,
+        tool_parser: str = "auto",
     ) -> Processor:
-        """``chat_template``: a file, or the template itself; default is the model's own."""
+        """``chat_template``: a file, or the template itself; default is the model's own. ``tool_parser``: as
+        ``ToolSupport`` has it.
+        """
         from transformers import AutoConfig
 
         where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         config = AutoConfig.from_pretrained(model, **where)
-        return cls(load_processor(model, config, **where), config, _read_template(chat_template))
+        return cls(load_processor(model, config, **where), config, _read_template(chat_template), tool_parser)
+
+    @property
+    def template_arguments(self) -> frozenset[str]:
+        """Names that the chat template reads besides what every template is given."""
+        return self._template.arguments if self._template is not None else frozenset()
 
     @property
     def supports_images(self) -> bool:
@@ -126,10 +144,21 @@ class Processor:
         detokenizer = self.detokenizer(skip_special_tokens=skip_special_tokens)
         return detokenizer.feed(token_ids) + detokenizer.finish()
 
-    def detokenizer(self, *, skip_special_tokens: bool = True, at_text_start: bool = True) -> Detokenizer:
-        """A fresh stream. ``at_text_start`` false for text that continues a prompt."""
+    def detokenizer(
+        self,
+        *,
+        skip_special_tokens: bool = True,
+        at_text_start: bool = True,
+        shown_ids: frozenset[int] = frozenset(),
+    ) -> Detokenizer:
+        """A fresh stream. ``at_text_start`` false for text that continues a prompt. ``shown_ids``: special
+        tokens that are not skipped.
+        """
         return Detokenizer(
-            self.vocabulary, skip_special_tokens=skip_special_tokens, at_text_start=at_text_start
+            self.vocabulary,
+            skip_special_tokens=skip_special_tokens,
+            at_text_start=at_text_start,
+            shown_ids=shown_ids,
         )
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -138,6 +167,10 @@ class Processor:
 
     def token_text(self, token_id: int) -> str:
         return self.vocabulary.token_text(token_id)
+
+    def _special_id(self, text: str) -> int | None:
+        token_id = self._backend.token_to_id(text)
+        return token_id if token_id in self.vocabulary.special_ids else None
 
     def _encode(self, sections: Sequence[Section]) -> list[int]:
         ids = self._control.encode_sections(sections)

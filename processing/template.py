@@ -13,7 +13,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jinja2 import Environment
 from jinja2.exceptions import TemplateError
+from jinja2.meta import find_undeclared_variables
 
 from processing.chat import ChatMessage, ImagePart, TextPart
 from processing.control import Marks, Range, TokenSet
@@ -24,6 +26,9 @@ ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function
 PROBE = "specvlm-probe-0d1f"
 MAX_REASON_LEN = 200
 
+# What transformers gives every template, and Jinja itself.
+_GLOBALS = {"raise_exception", "strftime_now", "dict", "namespace", "range", "lipsum", "cycler", "joiner"}
+
 _MARKUP = re.compile(r"[<\[]\S+[>\]]")  # <|fim_prefix|>, <tool_call>, [INST]: tokens even where not "special"
 
 
@@ -33,6 +38,9 @@ class ChatTemplate:
     def __init__(self, tokenizer: Any, source: str, picture_tokens: Sequence[str] = ()) -> None:
         self._tokenizer, self._source = tokenizer, source
         self._reserved = _reserved_arguments(tokenizer.apply_chat_template)
+        self.variables = _variables(source)
+        given = {"messages", "tools", "documents", *self._reserved, *tokenizer.special_tokens_map}
+        self.arguments = self.variables - given
         added = tokenizer.added_tokens_decoder.values()
         special = {token.content for token in added if token.special} | set(picture_tokens)
         named = set(tokenizer.chat_control_tokens or ())
@@ -129,6 +137,17 @@ def _with_parsed_arguments(call: Any) -> Any:
     except (KeyError, TypeError, ValueError):
         return call
     return {**call, "function": {**function, "arguments": arguments}} if isinstance(arguments, dict) else call
+
+
+def _variables(source: str) -> frozenset[str]:
+    """Names that a template reads and does not set. None if Jinja cannot read it, as rendering will tell."""
+    # transformers' own tags around an assistant's words; Jinja knows nothing of them.
+    plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source)
+    try:
+        tree = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=True).parse(plain)
+    except TemplateError:
+        return frozenset()
+    return frozenset(find_undeclared_variables(tree) - _GLOBALS)
 
 
 def _reserved_arguments(render: Callable[..., Any]) -> frozenset[str]:

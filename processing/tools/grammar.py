@@ -1,0 +1,89 @@
+"""The grammar of an answer, in the language of llguidance: JSON, calls of functions, or text and then calls.
+
+Whatever a client sends goes in as JSON; nothing of it is read as part of the language.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from processing.tools.request import EMPTY_PARAMETERS, JsonFormat, OutputRequest, Schema, Tool
+from processing.tools.styles import MARK, NAME, ToolStyle
+
+TokenId = Callable[[str], int | None]
+"""Of a special token; ``None`` where the text is none."""
+
+# Models have seen calls as ``json.dumps`` writes them. An answer's layout is its own; but a model that only
+# adds white space would never end.
+CALL_LAYOUT: dict[str, Any] = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+}
+ANSWER_LAYOUT: dict[str, Any] = {"whitespace_pattern": "[ \\t\\n\\r]{1,32}"}
+
+PIECES = re.compile(rf'({MARK}|"[^"]*"|[{{}}]|[:,] )')
+TEXT = r"TEXT: /(.|\n)*/"
+NO_OBJECT = r"TEXT: /([^{](.|\n)*)?/"
+
+
+def answer_grammar(request: OutputRequest, style: ToolStyle, special: TokenId) -> str | None:
+    """``None`` where there is neither a format nor a function that may be called."""
+    tools = request.callable_tools
+    if not tools:
+        return None if request.format is None else answer_rule("start", request.format, ANSWER_LAYOUT)
+    calls = call_rules(tools, style, special, parallel=request.parallel)
+    if request.mode == "required":
+        rules = ["start: calls"]
+    elif request.format is not None:
+        # In the layout of calls: an answer and a call may begin alike, and are told apart by what follows.
+        rules = ["start: answer | calls", answer_rule("answer", request.format, CALL_LAYOUT)]
+    else:
+        rules = text_or_calls(style, special)
+    return "\n".join([*rules, *calls])
+
+
+def call_rules(tools: Sequence[Tool], style: ToolStyle, special: TokenId, *, parallel: bool) -> list[str]:
+    """``calls`` begins with the style's marker, ``rest`` behind it."""
+    separator = terminals(style.separator, special)
+    more = f" ({separator} call)*" if parallel else ""
+    rest = f"rest: {terminals(style.opening, special)} call{more} {terminals(style.closing, special)}"
+    names = " | ".join(f"call_{i}" for i in range(len(tools)))
+    rules = [f"calls: {terminals(style.begin, special)} rest", rest, f"call: {names}"]
+    for i, tool in enumerate(tools):
+        head = terminals(style.head.replace(NAME, tool.name), special)
+        arguments = tool.parameters if tool.parameters is not None else EMPTY_PARAMETERS
+        schema = json_rule({"type": "object"} | dict(arguments), CALL_LAYOUT, strict=tool.strict)
+        rules.append(f"call_{i}: {head} {schema} {terminals(style.tail, special)}")
+    return rules
+
+
+def text_or_calls(style: ToolStyle, special: TokenId) -> list[str]:
+    """Text, and where its marker comes, calls to the end."""
+    if not style.begin:
+        return ["start: TEXT | calls", NO_OBJECT]
+    if special(style.begin) is not None:
+        return ["start: TEXT | TEXT calls", TEXT]
+    # A lazy lexeme ends at the first marker, so that text never goes on behind one.
+    marked = f"marked[lazy]: TEXT {terminals(style.begin, special)}"
+    return ["start: TEXT | marked rest", marked, TEXT]
+
+
+def answer_rule(name: str, form: JsonFormat, layout: dict[str, Any]) -> str:
+    return f"{name}: {json_rule(form.schema, layout, strict=form.strict)}"
+
+
+def json_rule(schema: Schema, layout: dict[str, Any], *, strict: bool) -> str:
+    """What a client says under ``x-guidance`` is not for clients to say."""
+    return "%json " + json.dumps({**schema, "x-guidance": layout | {"lenient": not strict}})
+
+
+def terminals(text: str, special: TokenId) -> str:
+    """``text`` as string literals and special tokens, which have no characters of their own. JSON is cut as
+    a JSON answer would be: what both may begin with must be one lexeme to both.
+    """
+    ids = [(part, special(part)) for part in PIECES.split(text) if part]
+    return " ".join(json.dumps(part) if token_id is None else f"<[{token_id}]>" for part, token_id in ids)

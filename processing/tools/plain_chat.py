@@ -1,0 +1,73 @@
+"""Tools for models whose chat templates know none: told in the system message, called as text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from processing.chat import ChatMessage, TextPart
+from processing.tools.request import Tool
+from processing.tools.styles import NAME, ToolStyle
+
+PREAMBLE = """\
+You may call functions to help the user. Each line describes one as JSON:
+<tools>
+{tools}
+</tools>
+To call functions, write for each a JSON object with its name and arguments, in this way:
+{example}"""
+
+
+def with_tools_as_text(
+    messages: Sequence[ChatMessage], tools: Sequence[Tool], style: ToolStyle
+) -> list[ChatMessage]:
+    """A chat in which nothing is left of tools but text. Answers of tools that follow each other become one
+    message of the user's, as many templates want users and assistants to take turns.
+    """
+    chat: list[ChatMessage] = [] if not tools else [ChatMessage("system", preamble(tools, style))]
+    for message in messages:
+        told = _as_text(message, style)
+        last = chat[-1] if chat else None
+        if last is not None and told.role == last.role and (message.role == "tool" or last.role == "system"):
+            chat[-1] = replace(last, content=_joined(last, told))
+        else:
+            chat.append(told)
+    return chat
+
+
+def preamble(tools: Sequence[Tool], style: ToolStyle) -> str:
+    described = "\n".join(json.dumps(tool.as_json(), ensure_ascii=False) for tool in tools)
+    example = written_calls([("function_name", '{"argument": "value"}')], style)
+    return PREAMBLE.replace("{tools}", described).replace("{example}", example)
+
+
+def written_calls(calls: Iterable[tuple[str, str]], style: ToolStyle) -> str:
+    """Pairs of name and arguments (JSON), as a model of this style writes them."""
+    written = [style.head.replace(NAME, name) + arguments + style.tail for name, arguments in calls]
+    return style.begin + style.opening + style.separator.join(written) + style.closing
+
+
+def _as_text(message: ChatMessage, style: ToolStyle) -> ChatMessage:
+    if message.role == "tool":
+        answer = "\n".join(part.text for part in message.parts if isinstance(part, TextPart))
+        return ChatMessage("user", f"<tool_response>\n{answer}\n</tool_response>")
+    calls = message.extra.get("tool_calls")
+    if not calls:
+        return message
+    written = written_calls([_name_and_arguments(call) for call in calls], style)
+    extra = {name: value for name, value in message.extra.items() if name != "tool_calls"}
+    text = "\n".join(part.text for part in message.parts if isinstance(part, TextPart))
+    return ChatMessage(message.role, f"{text}\n{written}" if text else written, extra)
+
+
+def _name_and_arguments(call: Any) -> tuple[str, str]:
+    return call["function"]["name"], call["function"]["arguments"]
+
+
+def _joined(first: ChatMessage, second: ChatMessage) -> str | list[Any]:
+    if isinstance(first.content, str) and isinstance(second.content, str):
+        separator = "\n\n" if first.role == "system" else "\n"
+        return first.content + separator + second.content
+    return [*first.parts, *second.parts]

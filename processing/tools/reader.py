@@ -1,0 +1,201 @@
+"""Text that a model writes, into content and calls of functions, as it comes.
+
+What is no call stays text: markers without JSON behind them, objects that name no function. Arguments are
+handed on as they are written, character for character; whether they are valid is up to the grammar. The
+result does not depend on how the text was cut into pieces.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from processing.tools.braces import Braces
+from processing.tools.styles import ToolStyle
+
+FUNCTION_KEYS: Final = ("name", "arguments", "parameters", "id", "type")
+
+# How a call mostly begins, up to its arguments, so that those can be handed on while they are written …
+_NAME_FIRST = re.compile(
+    r'\s*\{\s*"name"\s*:\s*"([^"\\]{1,256})"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
+)
+# … what tells an object that is none, by its first key or the lack of one …
+_NO_OBJECT = re.compile(r'\s*(?:[^\s{]|\{\s*[^\s"])')
+_FIRST_KEY = re.compile(r'\s*\{\s*"([^"\\]*)["\\]')
+# … and calls that are no objects.
+_BARE = re.compile(r"\s*([\w.:/-]{1,256})(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?\s*(?=\{)")
+_BARE_SO_FAR = re.compile(r"\s*[\w.:/-]{0,256}(?:\[[A-Z_]*(?:\]\w*)?){0,2}\s*")
+
+
+@dataclass(slots=True)
+class CallDelta:
+    """What call ``index`` gained. ``id`` and ``name`` come once, with the first."""
+
+    index: int
+    arguments: str = ""
+    id: str | None = None
+    name: str | None = None
+
+
+@dataclass(slots=True)
+class Read:
+    """Content, and what calls gained behind it."""
+
+    text: str = ""
+    calls: list[CallDelta] = field(default_factory=list)
+
+
+class CallReader:
+    """``names``: functions that may be called. Where calls have no marker, only their names make a call."""
+
+    def __init__(self, style: ToolStyle, names: Collection[str]) -> None:
+        self._style = style
+        self._names = names
+        self._unread = ""
+        self._marker = ""  # was read, and becomes text again if no call is behind it
+        self._braces = Braces()
+        self._num_scanned = 0
+        self._read = Read()
+        marks = {style.begin, style.closing.strip(), *style.separator.split(), *style.also} - {""}
+        self._marks = sorted(marks, key=len, reverse=True)  # longer ones first, as they may begin alike
+        self._step: Callable[[], bool] = self._text if style.begin else self._between
+        self.num_calls = 0
+
+    def feed(self, text: str) -> Read:
+        """What ``text`` adds. White space before a call is held back, and left out if one comes."""
+        self._unread += text
+        while self._unread and self._step():
+            pass
+        return self._taken()
+
+    def finish(self) -> Read:
+        """The text ended: what was held back."""
+        if self._step == self._head:
+            self._read.text += self._marker + self._unread
+        elif self._step == self._text or not self.num_calls:
+            self._read.text += self._unread
+        return self._taken()
+
+    def _taken(self) -> Read:
+        read, self._read = self._read, Read()
+        return read
+
+    # Each step reads on from ``_unread``; it returns whether another step may follow at once.
+
+    def _text(self) -> bool:
+        begin = self._style.begin
+        at = self._unread.find(begin) if begin else -1
+        if at >= 0:
+            self._read.text += self._unread[:at].rstrip()
+            self._unread = self._unread[at + len(begin) :]
+            self._expect_call(begin)
+            return True
+        held = max((n for n in range(len(begin)) if self._unread.endswith(begin[:n])), default=0)
+        shown = self._unread[: len(self._unread) - held].rstrip() if begin else self._unread
+        self._read.text += shown
+        self._unread = self._unread[len(shown) :]
+        return False
+
+    def _between(self) -> bool:
+        """Behind a call, or, where calls have no marker, at the start: another call, or text."""
+        rest = self._unread.lstrip()
+        mark = next((mark for mark in self._marks if rest.startswith(mark)), None)
+        if mark is not None:
+            self._unread = rest[len(mark) :]
+            if mark == self._style.begin:
+                self._expect_call(mark)
+        elif any(mark.startswith(rest) for mark in self._marks):  # nothing but white space, too
+            return False
+        elif rest[0] == "{" and self._style.wraps:
+            self._expect_call("")
+        else:
+            self._unread = rest if self.num_calls else self._unread
+            self._step = self._text
+        return True
+
+    def _expect_call(self, marker: str) -> None:
+        self._marker, self._step = marker, self._head
+        self._braces, self._num_scanned = Braces(), 0
+
+    def _head(self) -> bool:
+        """A function's name, up to its arguments."""
+        opening = self._style.opening.strip()
+        rest = self._unread.lstrip()
+        if opening and rest.startswith(opening):
+            self._marker += self._unread[: len(self._unread) - len(rest)] + opening
+            self._unread = rest[len(opening) :]
+            return True
+        match = (_NAME_FIRST if self._style.wraps else _BARE).match(self._unread)
+        if match is not None and self._is_known(match[1]):
+            self._begin_call(match[1])
+            self._unread = self._unread[match.end() :]
+            self._braces, self._step = Braces(), self._arguments
+            return True
+        if match is not None:
+            return self._give_up()
+        if self._style.wraps:
+            return self._whole()
+        return False if _BARE_SO_FAR.fullmatch(self._unread) else self._give_up()
+
+    def _whole(self) -> bool:
+        """An object whose parts are in another order: nothing is told before it is complete."""
+        first = _FIRST_KEY.match(self._unread)
+        if _NO_OBJECT.match(self._unread) or (first and first[1] not in FUNCTION_KEYS):
+            return self._give_up()
+        end = self._braces.end(self._unread[self._num_scanned :])
+        if end is None:
+            self._num_scanned = len(self._unread)
+            return False
+        end += self._num_scanned
+        name, arguments = _call_in(self._unread[:end])
+        if name is None or not self._is_known(name):
+            return self._give_up()
+        self._begin_call(name)
+        self._read.calls[-1].arguments = arguments
+        self._unread, self._step = self._unread[end:], self._between
+        return True
+
+    def _arguments(self) -> bool:
+        end = self._braces.end(self._unread)
+        part = self._unread if end is None else self._unread[:end]
+        self._read.calls.append(CallDelta(self.num_calls - 1, part))
+        self._unread = self._unread[len(part) :]
+        if end is not None:
+            self._braces, self._step = Braces(depth=1), self._tail if self._style.wraps else self._between
+        return True
+
+    def _tail(self) -> bool:
+        """What else is in a call's object: an id, or nothing."""
+        end = self._braces.end(self._unread)
+        self._unread = "" if end is None else self._unread[end:]
+        self._step = self._tail if end is None else self._between
+        return True
+
+    def _is_known(self, name: str) -> bool:
+        return bool(self._style.begin) or name in self._names
+
+    def _begin_call(self, name: str) -> None:
+        call_id = secrets.token_hex(5)[:9] if self._style.short_ids else f"call_{secrets.token_hex(12)}"
+        self._read.calls.append(CallDelta(self.num_calls, id=call_id, name=name))
+        self.num_calls += 1
+
+    def _give_up(self) -> bool:
+        """It was no call: the marker is text, and so is what follows unless there is another one in it."""
+        self._read.text += self._marker
+        self._step = self._text
+        return True
+
+
+def _call_in(text: str) -> tuple[str | None, str]:
+    """Name and arguments of a call that is a JSON object; no name where it is none."""
+    try:
+        call: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        return None, ""
+    name, arguments = call.get("name"), call.get("arguments", call.get("parameters", {}))
+    told = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return (name, told) if isinstance(name, str) else (None, "")

@@ -1,0 +1,81 @@
+"""What a model needs for tools and formats, and what that makes of a request: prompt, grammar and reader."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from processing.chat import ChatMessage
+from processing.tools.grammar import answer_grammar
+from processing.tools.plain_chat import with_tools_as_text
+from processing.tools.reader import CallReader
+from processing.tools.request import OutputRequest
+from processing.tools.styles import HERMES, ToolStyle, chosen_style, detect_style, marks_of
+
+
+@dataclass(frozen=True, slots=True)
+class OutputPlan:
+    """How one request is told about its tools (``tools`` for the template, or in the messages), constrained
+    and read. ``shown_ids``: special tokens that the reader must see in the text.
+    """
+
+    grammar: str | None = None
+    tools: list[dict[str, Any]] | None = None
+    style: ToolStyle | None = None
+    names: frozenset[str] = frozenset()
+    shown_ids: frozenset[int] = frozenset()
+    told: Callable[[Sequence[ChatMessage]], Sequence[ChatMessage]] = field(default=lambda messages: messages)
+
+    def reader(self) -> CallReader | None:
+        """A fresh one for each choice; ``None`` where all text is content."""
+        return None if self.style is None else CallReader(self.style, self.names)
+
+
+class ToolSupport:
+    """``takes_tools``: whether the model's chat template does. ``parser``: a style's name, or ``auto``.
+
+    ``special_id``: of a special token by its text, ``None`` where there is none. A model whose template knows
+    no tools, or writes calls in a style that is not known here, is told about tools in its messages.
+    """
+
+    def __init__(
+        self,
+        template: str,
+        *,
+        takes_tools: bool,
+        special_id: Callable[[str], int | None],
+        parser: str = "auto",
+    ) -> None:
+        found = detect_style(template) if parser == "auto" else chosen_style(parser, template)
+        self.native = takes_tools and found is not None
+        self.style = found or HERMES
+        self._special_id = special_id
+        shown = map(special_id, marks_of(self.style))
+        self._shown_ids = frozenset(token_id for token_id in shown if token_id is not None)
+
+    def plan(self, request: OutputRequest) -> OutputPlan:
+        callable_tools = request.callable_tools
+        told = request.tools if request.mode != "none" else ()
+        grammar = None
+        if request.format is not None or (callable_tools and self._is_constrained(request)):
+            grammar = answer_grammar(request, self.style, self._special_id)
+
+        def in_messages(messages: Sequence[ChatMessage]) -> Sequence[ChatMessage]:
+            return messages if self.native else with_tools_as_text(messages, told, self.style)
+
+        return OutputPlan(
+            grammar=grammar,
+            tools=[tool.as_json() for tool in told] if told and self.native else None,
+            style=self.style if callable_tools else None,
+            names=frozenset(tool.name for tool in callable_tools),
+            shown_ids=self._shown_ids if callable_tools else frozenset(),
+            told=in_messages,
+        )
+
+    def _is_constrained(self, request: OutputRequest) -> bool:
+        """Whether calls must be what a grammar allows. A model that was made for tools writes good ones by
+        itself, but for promises: a call at all, one at most, some functions only, arguments to the letter.
+        """
+        free = request.mode == "auto" and request.parallel and request.callable_names is None
+        return not (self.native and free) or any(tool.strict for tool in request.callable_tools)
