@@ -18,6 +18,7 @@ from engine.client import EngineClient
 from engine.messages import EngineInfo, GenerateRequest
 from processing.prompt import Prompt
 from processing.stop import StopMatcher
+from processing.tools.support import FREE, OutputPlan
 from server.admission import Admission, Ticket
 from server.choice import Choice, Piece
 from server.deadline import deadline_after, until
@@ -98,9 +99,12 @@ async def open_answer(
     build: BuildPrompts,
     *,
     num_prompts: int = 1,
+    plan: OutputPlan = FREE,
     request_id: str,
 ) -> OpenAnswer:
-    """Let the request in and start its choices. Raises ``ApiError`` where it cannot be answered."""
+    """Let the request in and start its choices, each constrained and read by ``plan``. Raises ``ApiError``
+    where it cannot be answered.
+    """
     arrival, deadline = time.monotonic(), deadline_after(parts.timeout)
     if request.priority and not parts.allows_priorities:
         raise bad_request(
@@ -117,7 +121,9 @@ async def open_answer(
             prompts = await build(info)
         parts.admission.check()
         ticket.wait([len(prompt.token_ids) for prompt in prompts])
-        choices = make_choices(parts, request, prompts, info, ticket, request_id=request_id, arrival=arrival)
+        choices = make_choices(
+            parts, request, prompts, plan, info, ticket, request_id=request_id, arrival=arrival
+        )
     except BaseException:
         ticket.release()
         raise
@@ -129,6 +135,7 @@ def make_choices(
     parts: AnswerParts,
     request: GenerationFields,
     prompts: list[Prompt],
+    plan: OutputPlan,
     info: EngineInfo,
     ticket: Ticket,
     *,
@@ -144,7 +151,7 @@ def make_choices(
     choices: list[Choice] = []
     for number, prompt in enumerate(prompts):
         prompt_len = len(prompt.token_ids)
-        sampling = builder.build(request, prompt_len)
+        sampling = builder.build(request, prompt_len, plan.grammar)
         for choice_index in range(request.num_choices):
             index = len(choices)
             generate = GenerateRequest(
@@ -162,9 +169,12 @@ def make_choices(
                     index=index,
                     on_first_token=partial(ticket.started, number),
                     detokenizer=parts.processor.detokenizer(
-                        skip_special_tokens=request.skip_special_tokens, at_text_start=request.starts_text
+                        skip_special_tokens=request.skip_special_tokens,
+                        at_text_start=request.starts_text,
+                        shown_ids=plan.shown_ids,
                     ),
                     stop=StopMatcher(request.stop_strings, include_stop=request.include_stop_str_in_output),
+                    reader=plan.reader(),
                     logprobs=logprobs,
                     trace=TraceFormatter(parts.processor, index) if request.traces else None,
                     timeline=Timeline(parts.metrics, arrival, prompt_len),

@@ -5,10 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Sequence
 from itertools import chain
+from typing import Any
 
 from engine.messages import EngineInfo
 from processing.prompt import Prompt
+from processing.tools.reader import CallDelta
 from server.answering import AnswerParts, OpenAnswer, open_answer
+from server.calls import delta_calls, joined_calls
+from server.errors import bad_request
 from server.schemas.answers import (
     AnswerMessage,
     ChatCompletion,
@@ -39,11 +43,13 @@ class ChatAnswer:
 
     async def whole(self) -> ChatCompletion:
         texts = [""] * self._num_choices
+        calls: list[list[CallDelta]] = [[] for _ in range(self._num_choices)]
         logprobs: list[list[TokenLogprob]] = [[] for _ in range(self._num_choices)]
         reasons: list[FinishReason] = ["stop"] * self._num_choices
         rounds: list[list[TracedRound]] = [[] for _ in range(self._num_choices)]
         async for piece in self.opened.generation:
             texts[piece.index] += piece.text
+            calls[piece.index] += piece.calls
             logprobs[piece.index] += piece.logprobs
             rounds[piece.index] += piece.rounds
             reasons[piece.index] = piece.finish_reason or reasons[piece.index]
@@ -55,7 +61,10 @@ class ChatAnswer:
             choices=[
                 Choice(
                     index=index,
-                    message=AnswerMessage(content=text),
+                    message=AnswerMessage(
+                        content=None if calls[index] and not text else text,
+                        tool_calls=joined_calls(calls[index]),
+                    ),
                     logprobs=self._choice_logprobs(logprobs[index]),
                     finish_reason=reasons[index],
                 )
@@ -74,8 +83,9 @@ class ChatAnswer:
             yield self._chunk(ChunkChoice(index=index, delta=Delta(role="assistant", content="")))
         num_open = self._num_choices
         async for piece in self.opened.generation:
-            if piece.text or piece.logprobs or piece.rounds:
-                delta = Delta(content=piece.text)
+            if piece.text or piece.calls or piece.logprobs or piece.rounds:
+                content = None if piece.calls and not piece.text else piece.text
+                delta = Delta(content=content, tool_calls=delta_calls(piece.calls))
                 logprobs = self._choice_logprobs(piece.logprobs)
                 gain = ChunkChoice(index=piece.index, delta=delta, logprobs=logprobs)
                 yield self._chunk(gain, rounds=piece.rounds)
@@ -111,13 +121,33 @@ class ChatAnswer:
 
 async def begin_chat(parts: AnswerParts, request: ChatRequest, *, request_id: str, model: str) -> ChatAnswer:
     """Let the request in and start its choices. Raises ``ApiError`` where it cannot be answered."""
+    arguments = template_arguments(parts, request)
+    plan = parts.processor.tools.plan(request.output)
+    if plan.grammar is not None and request.ignore_eos:
+        raise bad_request(
+            "'ignore_eos' and an answer of a given form exclude each other.", param="ignore_eos"
+        )
 
     async def build(info: EngineInfo) -> list[Prompt]:
         return [
             await parts.prompts.build(
-                request.messages, max_images=info.max_images, max_len=info.max_model_len
+                request.messages, plan, arguments, max_images=info.max_images, max_len=info.max_model_len
             )
         ]
 
-    opened = await open_answer(parts, request, build, request_id=request_id)
+    opened = await open_answer(parts, request, build, plan=plan, request_id=request_id)
     return ChatAnswer(request, opened, request_id=request_id, model=model)
+
+
+def template_arguments(parts: AnswerParts, request: ChatRequest) -> dict[str, Any]:
+    """Those that the chat template reads by name; none that steer the rendering (CVE-2025-62426)."""
+    arguments = request.chat_template_kwargs or {}
+    known = parts.processor.template_arguments
+    if unknown := arguments.keys() - known:
+        told = f"it reads {sorted(known)}" if known else "it reads none"
+        raise bad_request(
+            f"The model's chat template does not read '{min(unknown)}'; {told}.",
+            param="chat_template_kwargs",
+            code="unknown_parameter",
+        )
+    return dict(arguments)

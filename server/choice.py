@@ -10,11 +10,12 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from engine.client import EngineClient, EngineDeadError
+from engine.client import EngineClient, EngineDeadError, RequestRejectedError
 from engine.messages import GenerateRequest, RequestOutput, SpeculationStats
 from processing.detokenizer import Detokenizer
 from processing.stop import StopMatcher
-from server.errors import shutting_down
+from processing.tools.reader import CallDelta, CallReader, Read
+from server.errors import bad_request, shutting_down
 from server.logprobs import LogprobFormatter
 from server.schemas.answers import FinishReason, TokenLogprob
 from server.schemas.speculation import TracedRound
@@ -24,16 +25,19 @@ from server.timeline import Timeline
 
 @dataclass(slots=True)
 class Piece:
-    """What one choice gained: shown text, the log-probabilities and the trees behind it, why it ended."""
+    """What one choice gained: shown text and calls of functions, the log-probabilities and the trees behind
+    them, why it ended.
+    """
 
     index: int
     text: str = ""
+    calls: list[CallDelta] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     rounds: list[TracedRound] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.text or self.logprobs or self.rounds or self.finish_reason)
+        return bool(self.text or self.calls or self.logprobs or self.rounds or self.finish_reason)
 
 
 class Choice:
@@ -51,6 +55,7 @@ class Choice:
         on_first_token: Callable[[], None],
         detokenizer: Detokenizer,
         stop: StopMatcher,
+        reader: CallReader | None,
         logprobs: LogprobFormatter | None,
         trace: TraceFormatter | None,
         timeline: Timeline,
@@ -61,6 +66,7 @@ class Choice:
         self._on_first_token = on_first_token
         self._detokenizer = detokenizer
         self._stop = stop
+        self._reader = reader
         self._logprobs = logprobs
         self._trace = trace
         self._timeline = timeline
@@ -78,12 +84,20 @@ class Choice:
                     if output.token_ids and not self.num_tokens:
                         self._on_first_token()
                     piece = self._take(output)
+                    if self._reader is not None:
+                        self._read_calls(self._reader, piece)
                     end = piece.finish_reason or end
                     if piece:
                         yield piece
                     if piece.finish_reason is not None:
                         return
             raise EngineDeadError("the engine ended a request without a reason")
+        except RequestRejectedError as error:
+            end = "error"
+            if error.code != "invalid_grammar":
+                raise
+            field = "response_format" if self._reader is None else "tools"
+            raise bad_request(str(error), param=field, code=error.code) from None
         except Exception:
             end = "error"
             raise
@@ -115,6 +129,14 @@ class Choice:
             stopped = self._stop.matched is not None or output.finish_reason == "stop"
             piece.finish_reason = "stop" if stopped else "length"
         return piece
+
+    def _read_calls(self, reader: CallReader, piece: Piece) -> None:
+        """Tell the calls in the text from the rest of it."""
+        read = reader.feed(piece.text)
+        last = reader.finish() if piece.finish_reason is not None else Read()
+        piece.text, piece.calls = read.text + last.text, read.calls + last.calls
+        if piece.finish_reason == "stop" and reader.num_calls:
+            piece.finish_reason = "tool_calls"
 
     def _show(self, piece: Piece, text: str) -> None:
         """Add ``text`` as far as it may be shown. Stop strings are looked for after ``min_tokens`` only."""

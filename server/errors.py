@@ -151,7 +151,7 @@ def as_api_error(error: Exception) -> ApiError:
     match error:
         case ApiError():
             return error
-        case RequestRejectedError(code="context_length_exceeded" | "invalid_request" | "out_of_memory"):
+        case RequestRejectedError() if error.code != "internal_error":
             # The engine words these for clients. Trying again would not help.
             return ApiError(400, str(error), code=error.code)
         case EngineDeadError():
@@ -196,7 +196,7 @@ def install_error_handlers(app: FastAPI) -> None:
 def validation_error(error: RequestValidationError) -> ApiError:
     """The deepest complaint: a union reports the branches that were not meant as well."""
     detail: ErrorDetails = max(error.errors(), key=lambda one: len(one["loc"]))
-    param = parameter_name(detail["loc"][1:])
+    param = parameter_name(detail["loc"][1:], error.body, missing=detail["type"] == "missing")
     match detail["type"]:
         case _ if isinstance(error.body, bytes):
             return ApiError(415, "Send the body as 'application/json'.", code="unsupported_media_type")
@@ -212,17 +212,28 @@ def validation_error(error: RequestValidationError) -> ApiError:
             return bad_request(f"Invalid value for '{param}': {detail['msg']}", param=param)
 
 
-def parameter_name(loc: tuple[int | str, ...]) -> str:
+def parameter_name(loc: tuple[int | str, ...], body: Any, *, missing: bool = False) -> str:
     """``('messages', 0, 'user', 'content', 'list[…]', 1, 'text', 'text')`` → ``messages[0].content[1].text``.
 
-    Pydantic mixes the names of union branches into a location: the tag after an index, and type names.
+    Pydantic mixes the names of union branches into a location. What is no field of the ``body`` is one of
+    those, but for the last of a ``missing`` field.
     """
     name = ""
-    after_index = False
-    for part in loc:
-        if isinstance(part, int):
-            name += f"[{part}]"
-        elif not after_index and "[" not in part and part not in ("str", "constrained-str"):
-            name += f".{part}" if name else part
-        after_index = isinstance(part, int)
+    for part in _fields(loc, body, missing):
+        name += f"[{part}]" if isinstance(part, int) else f".{part}" if name else part
     return name
+
+
+def _fields(loc: tuple[int | str, ...], body: Any, missing: bool) -> list[int | str]:
+    """The most parts of ``loc`` that lead into ``body``. A branch may be called as a field is."""
+    if not loc:
+        return []
+    part, rest = loc[0], loc[1:]
+    if isinstance(part, int):
+        inner = body[part] if isinstance(body, list) and part < len(body) else None
+        return [part, *_fields(rest, inner, missing)]
+    skipped = _fields(rest, body, missing)
+    if isinstance(body, dict) and part in body:
+        taken = [part, *_fields(rest, body[part], missing)]
+        return taken if len(taken) > len(skipped) else skipped
+    return [part] if missing and not rest else skipped

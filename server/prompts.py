@@ -6,9 +6,11 @@ Knows how many pictures are allowed. Does not know where they come from or how a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
+from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from PIL import Image
@@ -16,14 +18,23 @@ from PIL import Image
 from processing import chat
 from processing.errors import PromptError
 from processing.prompt import Prompt
+from processing.tools.support import FREE, OutputPlan
 from server.errors import bad_request, context_overflow
 from server.media import MediaError, Pictures
-from server.schemas.messages import AssistantMessage, ImagePart, Message, RefusalPart, TextPart
+from server.schemas.messages import (
+    AssistantMessage,
+    ImagePart,
+    Message,
+    RefusalPart,
+    TextPart,
+    ToolMessage,
+)
 
 if TYPE_CHECKING:
     from processing.processor import Processor
 
 PROMPT_THREADS: Final = 4
+NO_ARGUMENTS: Final[Mapping[str, Any]] = MappingProxyType({})
 
 T = TypeVar("T")
 
@@ -49,11 +60,18 @@ class PromptBuilder:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def build(
-        self, messages: Sequence[Message], *, max_images: int | None = None, max_len: int | None = None
+        self,
+        messages: Sequence[Message],
+        plan: OutputPlan = FREE,
+        template_kwargs: Mapping[str, Any] = NO_ARGUMENTS,
+        *,
+        max_images: int | None = None,
+        max_len: int | None = None,
     ) -> Prompt:
         """Raises ``ApiError`` where a picture cannot be had or the chat cannot become a prompt.
 
-        ``max_len``, in tokens, spares the tokenizer texts that are too long whatever their tokens.
+        ``plan``: how the model is told of tools. ``max_len``, in tokens, spares the tokenizer texts that are
+        too long whatever their tokens.
         """
         urls = image_urls(messages)
         self._check_count(len(urls), max_images)
@@ -61,8 +79,12 @@ class PromptBuilder:
             await self._check_length(num_characters(messages), max_len, "messages")
         try:
             async with self._media.load(urls) as pictures:
-                conversation = with_images(messages, pictures.images)
-                return await pictures.run(self._pool, self._processor.apply, conversation)
+                conversation = plan.told(with_images(messages, pictures.images))
+                given = (
+                    dict(template_kwargs) if plan.tools is None else {**template_kwargs, "tools": plan.tools}
+                )
+                apply = partial(self._processor.apply, conversation, template_kwargs=given)
+                return await pictures.run(self._pool, apply)
         except MediaError as error:
             raise bad_request(error.message, param="messages", code=error.code) from None
         except PromptError as error:
@@ -157,8 +179,18 @@ def with_images(messages: Sequence[Message], images: Sequence[Image.Image]) -> l
         if content is None:
             content = (isinstance(message, AssistantMessage) and message.refusal) or ""
         parts = content if isinstance(content, str) else [convert(part) for part in content]
-        extra = {"name": message.name} if message.name is not None else {}
         # The hosted API's later name for the same thing; templates of open models know the earlier one.
         role = "system" if message.role == "developer" else message.role
-        conversation.append(chat.ChatMessage(role, parts, extra))
+        conversation.append(chat.ChatMessage(role, parts, extra_of(message)))
     return conversation
+
+
+def extra_of(message: Message) -> dict[str, Any]:
+    """What chat templates read of a message besides who said what."""
+    extra: dict[str, Any] = {"name": message.name} if message.name is not None else {}
+    match message:
+        case AssistantMessage(tool_calls=[_, *_] as calls):
+            extra["tool_calls"] = [call.model_dump() for call in calls]
+        case ToolMessage():
+            extra["tool_call_id"] = message.tool_call_id
+    return extra

@@ -9,9 +9,9 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from server.errors import bad_request, validation_error
+from server.schemas.base import JsonObject
 from server.schemas.chat import ChatRequest
 from server.schemas.generation import CommonFields
-from server.schemas.messages import JsonObject
 from server.schemas.responses import (
     FunctionCall,
     FunctionCallOutput,
@@ -54,7 +54,7 @@ def to_chat(request: ResponsesRequest) -> ChatRequest:
         return ChatRequest.model_validate(given)
     except ValidationError as error:
         located = [{**detail, "loc": ("body", *detail["loc"])} for detail in error.errors()]
-        raise validation_error(RequestValidationError(located)).renamed(RENAMED) from None
+        raise validation_error(RequestValidationError(located, body=given)).renamed(RENAMED) from None
 
 
 def messages(request: ResponsesRequest) -> list[JsonObject]:

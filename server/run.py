@@ -170,6 +170,7 @@ def assemble(settings: ServeSettings, model: str, client: EngineClient) -> FastA
         revision=settings.revision,
         trust_remote_code=settings.trust_remote_code,
         chat_template=settings.chat_template,
+        tool_parser=settings.tool_call_parser,
     )
     media = MediaLoader(
         MediaConfig(

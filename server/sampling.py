@@ -40,7 +40,7 @@ class SamplingBuilder:
         self._max_model_len = max_model_len
         self._vocab_size = vocab_size
 
-    def build(self, request: GenerationFields, prompt_len: int) -> SamplingParams:
+    def build(self, request: GenerationFields, prompt_len: int, grammar: str | None = None) -> SamplingParams:
         """Parameters of choice 0. Raises ``ApiError`` where they do not fit the model or each other."""
         defaults = self._defaults
         max_tokens = self._max_tokens(request, prompt_len)
@@ -61,6 +61,7 @@ class SamplingBuilder:
             ignore_eos=request.ignore_eos,
             stop_token_ids=self._known("stop_token_ids", request.stop_token_ids or []),
             logprobs=request.num_logprobs,
+            grammar=grammar,
         )
 
     def _temperature(self, request: GenerationFields) -> float:

@@ -62,6 +62,9 @@ class ServeSettings(BaseSettings):
     revision: str | None = Field(None, description="branch, tag or commit of a hub model")
     served_model_name: Names = Field([], description="names that clients may use; repeat for several")
     chat_template: str | None = Field(None, description="file with a template, or a template, to use")
+    tool_call_parser: Literal["auto", "hermes", "llama3_json", "mistral"] = Field(
+        "auto", description="how the model spells calls of tools; 'auto' tells it from the chat template"
+    )
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
 
     host: str = Field("127.0.0.1", description="address to listen on")

@@ -81,9 +81,6 @@ MISTRAL_ARGS: Final = ToolStyle(
     short_ids=True,
 )
 
-PARSERS: Final = ("hermes", "llama3_json", "mistral")
-"""Names that operators may choose; those of vLLM."""
-
 
 def marks_of(style: ToolStyle) -> set[str]:
     """What an answer with calls may hold besides names and arguments and might be a special token."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from processing.chat import ChatMessage
 from processing.tools.grammar import answer_grammar
@@ -30,6 +30,10 @@ class OutputPlan:
     def reader(self) -> CallReader | None:
         """A fresh one for each choice; ``None`` where all text is content."""
         return None if self.style is None else CallReader(self.style, self.names)
+
+
+FREE: Final = OutputPlan()
+"""Text, and nothing to read in it."""
 
 
 class ToolSupport:

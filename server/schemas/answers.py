@@ -9,7 +9,7 @@ from pydantic import Field
 from server.schemas.base import AnswerModel
 from server.schemas.speculation import AnswerMetrics, TracedRound
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 def is_absent(value: object) -> bool:
@@ -43,10 +43,24 @@ class Usage(AnswerModel):
     prompt_tokens_details: PromptTokensDetails
 
 
+class FunctionCall(AnswerModel):
+    name: str
+    arguments: str = Field(description="JSON, as the model wrote it.")
+
+
+class ToolCall(AnswerModel):
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
 class AnswerMessage(AnswerModel):
+    """``content`` is null where the answer is nothing but calls."""
+
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[ToolCall] | None = Field(default=None, exclude_if=is_absent)
 
 
 class Choice(AnswerModel):
@@ -73,11 +87,26 @@ class ChatCompletion(Extension):
     usage: Usage
 
 
+class DeltaFunction(AnswerModel):
+    name: str | None = Field(default=None, exclude_if=is_absent)
+    arguments: str
+
+
+class DeltaToolCall(AnswerModel):
+    """What call ``index`` gained. Its id, type and name come once, with its first delta."""
+
+    index: int
+    id: str | None = Field(default=None, exclude_if=is_absent)
+    type: Literal["function"] | None = Field(default=None, exclude_if=is_absent)
+    function: DeltaFunction
+
+
 class Delta(AnswerModel):
     """Only what changes is written."""
 
     role: Literal["assistant"] | None = Field(default=None, exclude_if=is_absent)
     content: str | None = Field(default=None, exclude_if=is_absent)
+    tool_calls: list[DeltaToolCall] | None = Field(default=None, exclude_if=is_absent)
 
 
 class ChunkChoice(AnswerModel):

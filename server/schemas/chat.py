@@ -13,9 +13,10 @@ from typing import ClassVar, Final, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.schemas.base import ClientModel
+from server.schemas.base import ClientModel, JsonObject
 from server.schemas.generation import GenerationFields
-from server.schemas.messages import JsonObject, Message
+from server.schemas.messages import Message
+from server.schemas.output import OutputFields
 from server.schemas.sampling import MaxTokens
 
 NO_TOOL_CALLS: Final = (None, "none", "auto")
@@ -27,9 +28,6 @@ NEUTRAL_VALUES: Final[dict[str, tuple[object, ...]]] = {
     "modalities": (None, ["text"]),
     "moderation": (None,),
     "reasoning_effort": (None, "none"),
-    "response_format": (None, {"type": "text"}),
-    "tool_choice": NO_TOOL_CALLS,
-    "tools": (None, []),
     "verbosity": (None, "medium"),
     "web_search_options": (None,),
 }
@@ -39,7 +37,6 @@ class FieldsWithoutEffect(ClientModel):
     """Book-keeping and hints of the hosted API; the answer is the same with and without them."""
 
     metadata: JsonObject | None = None
-    parallel_tool_calls: bool | None = None
     prediction: JsonObject | None = None
     prompt_cache_key: str | None = None
     prompt_cache_options: JsonObject | None = None
@@ -59,27 +56,24 @@ class UnbuiltFields(ClientModel):
     modalities: list[str] | None = None
     moderation: JsonObject | None = None
     reasoning_effort: str | None = None
-    response_format: JsonObject | None = None
-    tool_choice: str | JsonObject | None = None
-    tools: list[JsonObject] | None = None
     verbosity: str | None = None
     web_search_options: JsonObject | None = None
 
     @model_validator(mode="after")
     def _asks_for_nothing_unbuilt(self) -> Self:
-        tools_are_off = self.tool_choice == "none"
         functions_are_off = self.function_call == "none"
         for name, neutral in NEUTRAL_VALUES.items():
-            if (name == "tools" and tools_are_off) or (name == "functions" and functions_are_off):
-                continue
-            if getattr(self, name) not in neutral:
+            if getattr(self, name) not in neutral and not (name == "functions" and functions_are_off):
+                instead = " Send 'tools' and 'tool_choice'." if name.startswith("function") else ""
                 raise PydanticCustomError(
-                    "unsupported_parameter", "'{name}' is not supported by this server.", {"name": name}
+                    "unsupported_parameter",
+                    "'{name}' is not supported by this server.{instead}",
+                    {"name": name, "instead": instead},
                 )
         return self
 
 
-class ChatRequest(GenerationFields, FieldsWithoutEffect, UnbuiltFields):
+class ChatRequest(GenerationFields, OutputFields, FieldsWithoutEffect, UnbuiltFields):
     prompt_field: ClassVar[str] = "messages"
 
     messages: list[Message] = Field(min_length=1, max_length=4096)

@@ -6,13 +6,13 @@ assistant messages, because clients send those back as they got them.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from server.schemas.base import ClientModel
+from server.schemas.base import ClientModel, JsonObject
+from server.schemas.tools import MAX_TOOLS, CalledTool
 
-JsonObject = dict[str, Any]
 ImageDetail = Literal["auto", "low", "high", "original"]
 
 
@@ -60,7 +60,16 @@ class AssistantMessage(ClientModel):
     annotations: list[JsonObject] | None = None
     audio: None = None
     function_call: None = None
-    tool_calls: Annotated[list[JsonObject], Field(max_length=0)] | None = None
+    tool_calls: Annotated[list[CalledTool], Field(max_length=MAX_TOOLS)] | None = None
 
 
-Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
+class ToolMessage(ClientModel):
+    """What a function said that an assistant's message called."""
+
+    role: Literal["tool"]
+    content: str | list[TextPart]
+    tool_call_id: str
+    name: str | None = None
+
+
+Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]

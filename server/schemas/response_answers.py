@@ -7,8 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from server.schemas.answers import Extension, TokenLogprob, is_absent
-from server.schemas.base import AnswerModel
-from server.schemas.messages import JsonObject
+from server.schemas.base import AnswerModel, JsonObject
 
 
 class OutputTextPart(AnswerModel):

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from server.schemas.base import NO_EFFECT, ClientModel, Refused
+from server.schemas.base import NO_EFFECT, ClientModel, JsonObject, Refused
 from server.schemas.generation import CommonFields
-from server.schemas.messages import ImageDetail, JsonObject
+from server.schemas.messages import ImageDetail
 from server.schemas.sampling import MaxTokens
 
 LOGPROBS: Final = "message.output_text.logprobs"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,6 +25,7 @@ from engine.messages import (
 from processing.chat import ChatMessage, ImagePart, TextPart
 from processing.detokenizer import Detokenizer
 from processing.prompt import ImageInput, Prompt
+from processing.tools.support import ToolSupport
 from processing.vocabulary import Vocabulary
 from tests.server.drafting import drafted, statistics
 
@@ -51,6 +53,14 @@ class ByteProcessor:
         self.vocab_size = len(self.vocabulary)
         self.eos = self.tokenizer.token_to_id(EOS_TEXT)
         self.image = self.tokenizer.token_to_id(IMAGE_TEXT)
+        self.applied: tuple[list[ChatMessage], dict[str, Any] | None] = ([], None)
+
+    template_arguments = frozenset({"mode"})
+
+    @property
+    def tools(self) -> ToolSupport:
+        """As of a model whose template knows tools, in the style of Hermes."""
+        return ToolSupport("{{ tools }}<tool_call>", takes_tools=True, special_id=lambda text: None)
 
     @property
     def image_token_id(self) -> int:
@@ -62,10 +72,8 @@ class ByteProcessor:
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return self.tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
-    def detokenizer(self, *, skip_special_tokens: bool = True, at_text_start: bool = True) -> Detokenizer:
-        return Detokenizer(
-            self.vocabulary, skip_special_tokens=skip_special_tokens, at_text_start=at_text_start
-        )
+    def detokenizer(self, **how: Any) -> Detokenizer:
+        return Detokenizer(self.vocabulary, **how)
 
     def token_bytes(self, token_id: int) -> bytes:
         return self.vocabulary.token_bytes(token_id)
@@ -73,7 +81,10 @@ class ByteProcessor:
     def token_text(self, token_id: int) -> str:
         return self.vocabulary.token_text(token_id)
 
-    def apply(self, messages: Sequence[ChatMessage]) -> Prompt:
+    def apply(
+        self, messages: Sequence[ChatMessage], *, template_kwargs: dict[str, Any] | None = None
+    ) -> Prompt:
+        self.applied = list(messages), template_kwargs
         token_ids: list[int] = []
         images: list[ImageInput] = []
         for message in messages:

@@ -84,10 +84,20 @@ def test_max_tokens_is_what_fits() -> None:
 
 
 def test_names_of_parameters() -> None:
-    assert parameter_name(("temperature",)) == "temperature"
-    assert parameter_name(("stop", "list[constrained-str]", 0)) == "stop[0]"
+    body = {
+        "temperature": 9,
+        "stop": [1],
+        "messages": [{"role": "user", "content": [{}, {"type": "text", "text": 1}]}],
+        "response_format": {"type": "json_schema", "json_schema": {"schema": 1}},
+    }
+    assert parameter_name(("temperature",), body) == "temperature"
+    assert parameter_name(("stop", "list[constrained-str]", 0), body) == "stop[0]"
+    form = ("response_format", "json_schema", "json_schema")
+    assert parameter_name((*form, "schema"), body) == "response_format.json_schema.schema"
+    assert parameter_name((*form, "name"), body, missing=True) == "response_format.json_schema.name"
+    assert parameter_name(("tools",), None, missing=True) == "tools"
     where = ("messages", 0, "user", "content", "list[tagged-union[A,B]]", 1, "text", "text")
-    assert parameter_name(where) == "messages[0].content[1].text"
+    assert parameter_name(where, body) == "messages[0].content[1].text"
 
 
 def test_increase_survives_a_reset() -> None:

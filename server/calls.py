@@ -1,0 +1,35 @@
+"""Calls of functions in the OpenAI shape, whole and in deltas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from processing.tools.reader import CallDelta
+from server.schemas.answers import DeltaFunction, DeltaToolCall, FunctionCall, ToolCall
+
+
+def delta_calls(gains: Sequence[CallDelta]) -> list[DeltaToolCall] | None:
+    return [
+        DeltaToolCall(
+            index=gain.index,
+            id=gain.id,
+            type=None if gain.id is None else "function",
+            function=DeltaFunction(name=gain.name, arguments=gain.arguments),
+        )
+        for gain in gains
+    ] or None
+
+
+def joined_calls(gains: Iterable[CallDelta]) -> list[ToolCall] | None:
+    """The calls that these gains, in their order, make."""
+    names: list[tuple[str, str]] = []
+    arguments: list[str] = []
+    for gain in gains:
+        if gain.id is not None and gain.name is not None:
+            names.append((gain.id, gain.name))
+            arguments.append("")
+        arguments[gain.index] += gain.arguments
+    return [
+        ToolCall(id=call_id, function=FunctionCall(name=name, arguments=text))
+        for (call_id, name), text in zip(names, arguments, strict=True)
+    ] or None

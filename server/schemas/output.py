@@ -1,0 +1,84 @@
+"""The fields of a chat that say what its answer may be: a format, tools and how they are chosen."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from processing.tools.request import Mode, OutputRequest
+from server.schemas.base import ClientModel
+from server.schemas.tools import (
+    MAX_TOOLS,
+    AllowedToolsChoice,
+    FunctionTool,
+    NamedTool,
+    ResponseFormat,
+    ToolChoice,
+)
+
+TemplateArgument = bool | int | float | Annotated[str, Field(max_length=1024)] | None
+
+
+class OutputFields(ClientModel):
+    response_format: ResponseFormat | None = None
+    tools: list[FunctionTool] | None = Field(None, max_length=MAX_TOOLS)
+    tool_choice: ToolChoice | None = Field(None, description="'auto' by default, where there are tools.")
+    parallel_tool_calls: bool | None = Field(None, description="False allows one call at most.")
+    chat_template_kwargs: dict[str, TemplateArgument] | None = Field(
+        None, max_length=16, description="Those that the model's chat template reads; others are refused."
+    )
+
+    @model_validator(mode="after")
+    def _tools_agree(self) -> Self:
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(set(names)) < len(names):
+            raise PydanticCustomError(
+                "invalid_combination", "'{name}' has two functions of the same name.", {"name": "tools"}
+            )
+        if self.tool_choice in (None, "none", "auto"):
+            return self
+        unknown = (self._chosen or frozenset[str]()) - set(names)
+        if unknown:
+            raise PydanticCustomError(
+                "invalid_combination",
+                "'{name}' names '{function}', which is not in 'tools'.",
+                {"name": "tool_choice", "function": min(unknown)},
+            )
+        if not names:
+            raise PydanticCustomError(
+                "invalid_combination", "'{name}' needs 'tools'.", {"name": "tool_choice"}
+            )
+        return self
+
+    @property
+    def _chosen(self) -> frozenset[str] | None:
+        """Names of the functions that may be called, where not all may."""
+        match self.tool_choice:
+            case NamedTool(function=function):
+                return frozenset({function.name})
+            case AllowedToolsChoice(allowed_tools=allowed):
+                return frozenset(tool.function.name for tool in allowed.tools)
+            case _:
+                return None
+
+    @property
+    def output(self) -> OutputRequest:
+        mode: Mode
+        match self.tool_choice:
+            case NamedTool():
+                mode = "required"
+            case AllowedToolsChoice(allowed_tools=allowed):
+                mode = allowed.mode
+            case None:
+                mode = "auto"
+            case told:
+                mode = told
+        return OutputRequest(
+            tools=tuple(tool.as_tool for tool in self.tools or ()),
+            mode=mode if self.tools else "none",
+            callable_names=self._chosen,
+            parallel=self.parallel_tool_calls is not False and not isinstance(self.tool_choice, NamedTool),
+            format=self.response_format.as_format if self.response_format is not None else None,
+        )

@@ -1,0 +1,135 @@
+"""Functions that a model may call, and the form of its answer, as the OpenAI API spells them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
+
+from processing.tools.request import JsonFormat, Tool
+from server.schemas.base import ClientModel, JsonObject
+
+MAX_SCHEMA_SIZE: Final = 100_000
+"""Of one schema, in characters, about. Together they make a grammar, which the engine bounds."""
+MAX_SCHEMA_DEPTH: Final = 64
+MAX_TOOLS: Final = 128
+
+
+def check_schema(schema: JsonObject) -> JsonObject:
+    """Whether it may be handed on. What is in it is for the grammar's compiler to say."""
+    size, level = 0, list[Any]([schema])
+    for _ in range(MAX_SCHEMA_DEPTH):
+        inner: list[Any] = []
+        for value in level:
+            size += 8
+            if isinstance(value, str):
+                size += len(value)
+            elif isinstance(value, dict):
+                size += sum(map(len, value))
+                inner += value.values()
+            elif isinstance(value, list):
+                inner += value
+            if size > MAX_SCHEMA_SIZE:
+                raise PydanticCustomError("schema_too_large", "this schema is too large")
+        if not inner:
+            return schema
+        level = inner
+    raise PydanticCustomError("schema_too_deep", "this schema is nested too deeply")
+
+
+SchemaObject = Annotated[JsonObject, AfterValidator(check_schema)]
+FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.:/-]{1,64}$")]
+
+
+class FunctionDefinition(ClientModel):
+    name: FunctionName
+    description: str | None = None
+    parameters: SchemaObject | None = None
+    strict: bool | None = Field(
+        None, description="Arguments obey the schema to the letter, or a 400 says why not."
+    )
+
+
+class FunctionTool(ClientModel):
+    type: Literal["function"]
+    function: FunctionDefinition
+
+    @property
+    def as_tool(self) -> Tool:
+        told = self.function
+        return Tool(told.name, told.description, told.parameters, bool(told.strict))
+
+
+class NamedFunction(ClientModel):
+    name: str
+
+
+class NamedTool(ClientModel):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class AllowedTools(ClientModel):
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool] = Field(min_length=1, max_length=MAX_TOOLS)
+
+
+class AllowedToolsChoice(ClientModel):
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+ToolChoice = (
+    Literal["none", "auto", "required"]
+    | Annotated[NamedTool | AllowedToolsChoice, Field(discriminator="type")]
+)
+
+
+class CalledFunction(ClientModel):
+    name: FunctionName
+    arguments: str
+
+
+class CalledTool(ClientModel):
+    """A call in an assistant's message, as it comes back from clients."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class TextFormat(ClientModel):
+    type: Literal["text"]
+
+    @property
+    def as_format(self) -> JsonFormat | None:
+        return None
+
+
+class JsonObjectFormat(ClientModel):
+    type: Literal["json_object"]
+
+    @property
+    def as_format(self) -> JsonFormat | None:
+        return JsonFormat({"type": "object"})
+
+
+class JsonSchema(ClientModel):
+    name: str = Field(max_length=256)
+    description: str | None = None
+    schema_: SchemaObject | None = Field(None, alias="schema")
+    strict: bool | None = Field(None, description="False leaves out keywords that cannot be enforced.")
+
+
+class JsonSchemaFormat(ClientModel):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+    @property
+    def as_format(self) -> JsonFormat | None:
+        told = self.json_schema
+        return JsonFormat(told.schema_ if told.schema_ is not None else {"type": "object"}, bool(told.strict))
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
