@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 
 from processing.tools.reader import CallDelta
 from server.schemas.answers import DeltaFunction, DeltaToolCall, FunctionCall, ToolCall
 
 
 def delta_calls(gains: Sequence[CallDelta]) -> list[DeltaToolCall] | None:
-    return [
-        DeltaToolCall(
-            index=gain.index,
-            id=gain.id,
-            type=None if gain.id is None else "function",
-            function=DeltaFunction(name=gain.name, arguments=gain.arguments),
+    """One delta for each call that gained."""
+    deltas = []
+    for index, gained in groupby(gains, lambda gain: gain.index):
+        first, *more = gained
+        arguments = first.arguments + "".join(gain.arguments for gain in more)
+        deltas.append(
+            DeltaToolCall(
+                index=index,
+                id=first.id,
+                type=None if first.id is None else "function",
+                function=DeltaFunction(name=first.name, arguments=arguments),
+            )
         )
-        for gain in gains
-    ] or None
+    return deltas or None
 
 
 def joined_calls(gains: Iterable[CallDelta]) -> list[ToolCall] | None:

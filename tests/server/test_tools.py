@@ -63,6 +63,10 @@ def test_calls_are_streamed_as_openai_streams_them(live: Live, client: openai.Op
         told = [(call.function.name, call.function.arguments) for call in choice.message.tool_calls]
         assert told == [("get_weather", '{"city": "Zürich"}'), ("get_time", "{}")]
         assert (choice.finish_reason, choice.message.content) == ("tool_calls", "One moment.")
+    for event in events:
+        if event.type == "chunk":
+            gained = [call.index for choice in event.chunk.choices for call in choice.delta.tool_calls or ()]
+            assert len(set(gained)) == len(gained), "one delta a call and chunk"
     if step == 1:
         deltas = [event for event in events if event.type == "tool_calls.function.arguments.delta"]
         assert len(deltas) > 10, "arguments come while they are written"
