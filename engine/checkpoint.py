@@ -20,6 +20,7 @@ _ROW_DEPENDENT_ROPE = {"dynamic", "longrope"}
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 _HALVES = {"BF16": torch.bfloat16, "F16": torch.float16}
 _WHOLE = ("F32", "F64")
+_MAX_FAULTS = 3  # that a message names
 
 
 def resolve_device(name: str) -> torch.device:
@@ -70,7 +71,7 @@ def read_config(config: EngineConfig) -> PretrainedConfig:
         return AutoConfig.from_pretrained(
             config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # what is wrong in a file decides what is raised
         kind = "folder" if Path(config.model).is_dir() else "folder or hub id"
         raise ModelLoadError(
             f"{config.model!r} is not a {kind} with a readable config.json: {error}"
@@ -92,16 +93,35 @@ def refuse_row_dependent(config: PretrainedConfig) -> None:
 
 
 def load_weights(config: EngineConfig, adapter_type: type[Adapter], dtype: torch.dtype) -> PreTrainedModel:
+    return load_whole(
+        adapter_type,
+        config.model,
+        revision=config.revision,
+        dtype=dtype,
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
+def load_whole(adapter_type: type[Adapter], path: str, **kwargs: Any) -> PreTrainedModel:
+    """A model with every weight from its files; transformers draws those that are missing at random, with a
+    word in the log. Raises ``ModelLoadError`` for them, and for files that cannot be read.
+    """
     try:
-        model = adapter_type.load(
-            config.model,
-            revision=config.revision,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=config.trust_remote_code,
+        model, report = adapter_type.load(
+            path, **kwargs, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelLoadError(f"cannot load weights of {config.model!r}: {error}") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelLoadError(f"cannot load weights of {path!r}: {error}") from error
+    faults = [f"{name} is missing" for name in sorted(report["missing_keys"])]
+    faults += [
+        f"{name} has shape {tuple(found)} and not {tuple(wanted)}"
+        for name, found, wanted in sorted(report["mismatched_keys"])
+    ]
+    if faults:
+        more = f" and {len(faults) - _MAX_FAULTS} more" if len(faults) > _MAX_FAULTS else ""
+        raise ModelLoadError(
+            f"the weights of {path!r} do not fit its config.json: {', '.join(faults[:_MAX_FAULTS])}{more}"
+        )
     return model.eval().requires_grad_(False)
 
 

@@ -18,7 +18,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from engine.adapters import adapter_for
 from engine.adapters.base import Adapter
-from engine.checkpoint import read_eos_token_ids, resolve_dtype
+from engine.checkpoint import load_whole, read_eos_token_ids, resolve_dtype
 from engine.config import Device, DType, EngineConfig
 from engine.errors import ModelLoadError
 from processing.pictures import split_runs
@@ -66,8 +66,7 @@ class Teacher:
         where: Device = "cpu" if device.type == "cpu" else "cuda"
         kind = resolve_dtype(EngineConfig(model=str(folder), dtype=dtype, device=where), hf_config)
         adapter_type = adapter_for(hf_config.model_type)
-        model = adapter_type.load(str(folder), dtype=kind, use_safetensors=True, attn_implementation="sdpa")
-        model.eval().requires_grad_(False).to(device)
+        model = load_whole(adapter_type, str(folder), dtype=kind, attn_implementation="sdpa").to(device)
         adapter = adapter_type(model)
         if adapter.longest_block:
             raise ModelLoadError(f"training a draft for {hf_config.model_type} is not supported")

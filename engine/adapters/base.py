@@ -32,7 +32,7 @@ class Adapter(Protocol):
 
     @staticmethod
     def load(path: str, **kwargs: object) -> PreTrainedModel:
-        """Load with the auto class of the family; ``kwargs`` go to ``from_pretrained``."""
+        """What ``from_pretrained`` of the family's auto class returns; ``kwargs`` go to it."""
 
     @property
     def text_config(self) -> PretrainedConfig: ...
