@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from engine.adapters.base import Adapter
+from engine.config import CompressorName
 from engine.grammar import MAX_GRAMMAR_CHARS
 from engine.messages import GenerateRequest, RejectCode
 
@@ -42,12 +43,14 @@ class Admission:
     vocab_size: int
     max_model_len: int
     encoder_cache_tokens: int
+    compressors: tuple[CompressorName, ...]
 
     def check(self, request: GenerateRequest) -> None:
         """Raise ``Rejected`` unless the request can be served from beginning to end."""
         self._check_prompt(request)
         self._check_images(request)
         self._check_sampling(request)
+        self._check_speculation(request)
 
     def _check_prompt(self, request: GenerateRequest) -> None:
         token_ids = request.prompt.token_ids
@@ -85,6 +88,16 @@ class Admission:
                 self.adapter.check_image(image)
             except ValueError as error:
                 raise Rejected("invalid_request", str(error)) from error
+
+    def _check_speculation(self, request: GenerateRequest) -> None:
+        asked = request.speculative
+        if asked.compressor not in self.compressors:
+            raise Rejected(
+                "invalid_request",
+                f"the draft has no compressor {asked.compressor!r}; it has {', '.join(self.compressors)}",
+            )
+        if asked.details and len(asked.details) != len(request.prompt.images):
+            raise Rejected("invalid_request", "details must name one for each picture")
 
     def _check_sampling(self, request: GenerateRequest) -> None:
         p = request.sampling

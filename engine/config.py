@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
+
+CompressorName = Literal["auto", "none", "prune", "pool", "conv", "resampler", "text_only"]
+"""``auto``: the gate of the draft's own compressor, if it has one, else all visual tokens."""
+RatioName = Literal["prune", "pool", "conv", "resampler"]
 
 MAX_TREE_NODES = 64
 """Nodes of a draft tree with its root: a node's ancestors are the bits of one 64-bit integer."""
@@ -18,12 +22,19 @@ class SpeculativeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """Upper limits of every draft tree; each step picks what pays within them.
 
     ``num_steps``: depth; ``topk``: children of a node; ``num_draft_tokens``: nodes without the root, at most
-    ``MAX_TREE_NODES`` - 1.
+    ``MAX_TREE_NODES`` - 1. ``compressor``: what the draft sees of pictures where a request does not say;
+    ``compressor_ratios``: by branch, visual tokens for each that is kept.
     """
 
     num_steps: int = 6
     topk: int = 6
     num_draft_tokens: int = 32
+    compressor: CompressorName = "auto"
+    compressor_ratios: dict[RatioName, Annotated[float, msgspec.Meta(ge=1)]] = {}
+
+    @property
+    def enabled(self) -> bool:
+        return all((self.num_steps, self.topk, self.num_draft_tokens))
 
     def __post_init__(self) -> None:
         limits = {"num_steps": 32, "topk": 32, "num_draft_tokens": MAX_TREE_NODES - 1}

@@ -10,7 +10,8 @@ import torch
 
 from engine.admission import Admission, Rejected
 from engine.checkpoint import read_eos_token_ids
-from engine.config import EngineConfig
+from engine.config import CompressorName, EngineConfig
+from engine.draft_pages import PictureCounts
 from engine.drafts import MakeDrafter, choose_drafter, no_drafter
 from engine.encoder_cache import EncoderCache
 from engine.grammar import GrammarCompiler, GrammarError, GrammarState
@@ -76,10 +77,16 @@ class EngineCore:
             self._pool,
             self._embeddings,
             caching=config.enable_prefix_caching,
-            draft_pool=None if drafter is None else drafter.pool,
+            draft_pages=None if drafter is None else drafter.pages,
         )
+        self._compression = None if drafter is None else drafter.compression
+        compressors: tuple[CompressorName, ...] = ("auto", "none")
         self._admission = Admission(
-            target.adapter, target.vocab_size, sizes.max_model_len, config.encoder_cache_tokens
+            target.adapter,
+            target.vocab_size,
+            sizes.max_model_len,
+            config.encoder_cache_tokens,
+            compressors if self._compression is None else self._compression.names,
         )
         self._compiling = None if grammars is None else GrammarQueue(grammars)
         self._arrivals = itertools.count()
@@ -103,6 +110,7 @@ class EngineCore:
             num_steps=limits.num_steps,
             topk=limits.topk,
             num_draft_tokens=limits.num_draft_tokens,
+            compressors=self._admission.compressors,
         )
 
     @classmethod
@@ -122,6 +130,8 @@ class EngineCore:
     @property
     def stats(self) -> EngineStats:
         scheduler, speculator = self.scheduler, self._speculator
+        pages = scheduler.draft_pages
+        pictures = PictureCounts() if pages is None else pages.counts
         return EngineStats(
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
@@ -139,6 +149,10 @@ class EngineCore:
             spec_accepted_per_depth=list(speculator.accepted_per_depth),
             draft_seconds=speculator.draft_seconds,
             step_seconds=self._step_seconds,
+            draft_pictures=dict(pictures.by_branch),
+            draft_visual_tokens=pictures.num_visual,
+            draft_kept_visual_tokens=pictures.num_kept,
+            draft_kv_bytes_saved=pictures.bytes_saved,
         )
 
     def add(self, request: GenerateRequest) -> None:
@@ -157,6 +171,7 @@ class EngineCore:
             self._pending.append(_failure(request.request_id, "invalid_grammar", message))
 
     def _queue(self, request: GenerateRequest, grammar: GrammarState | None = None) -> None:
+        adapter = self.target.adapter
         sequence = Sequence.from_request(
             request,
             arrival=next(self._arrivals),
@@ -164,9 +179,10 @@ class EngineCore:
             eos_token_ids=self._eos_token_ids,
             max_model_len=self.info.max_model_len,
             limits=self._speculator.limits,
-            prompt_positions=self.target.adapter.positions(request.prompt),
-            both_ways=self.target.adapter.longest_block > 0,
+            prompt_positions=adapter.positions(request.prompt),
+            both_ways=adapter.longest_block > 0,
             grammar=grammar,
+            views=None if self._compression is None else self._compression.views(request, adapter),
         )
         self.scheduler.add(sequence)
 
@@ -295,8 +311,9 @@ class EngineCore:
 
     def _check_no_leak(self) -> None:
         """At any idle moment every page is free or cached; a leak is a bug worth stopping for."""
-        for pool in (self._pool, self.scheduler.draft_pool):
-            if pool is not None and pool.num_available != pool.num_pages:
+        draft = self.scheduler.draft_pages
+        for pool in (self._pool, draft.pool) if draft is not None else (self._pool,):
+            if pool.num_available != pool.num_pages:
                 raise RuntimeError(
                     f"KV pages leaked: {pool.num_free} free + {pool.num_cached} cached != {pool.num_pages}"
                 )

@@ -1,49 +1,74 @@
 """What the draft has seen of one sequence, and where its keys and values are. No torch.
 
-Slot ``i`` of the draft holds (feature of token ``i - 1``, embedding of token ``i``), so it depends on tokens
-up to ``i`` only and its full pages are shared under the same hashes as the target's. Where a prefix hit of
-the target reaches further than the draft's, the tokens between are skipped: the draft works on less
-context, slots and tokens are no longer aligned, and its pages are not shared from there on.
+Where nothing was skipped, slots are those of :mod:`engine.draft_slots`, and pages are shared under hashes of
+their own. How a sequence starts from cached pages is told in :mod:`engine.draft_pages`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from engine.pages import PagePool, PageTable
+from engine.draft_slots import Block, SlotMap, View
+from engine.pages import PageTable
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class DraftKV:
     """The first ``num_seen`` tokens are in ``num_slots`` slots of the draft's KV, less the skipped ones.
 
-    ``given_up``: features of tokens that it has not seen were dropped, so it cannot go on.
+    ``undecided``: pictures whose branch the gate is to choose, or that are behind one. ``loan``: the page
+    that holds the last slots, where they are another's, until they are copied. ``aligned``: nothing was
+    skipped. ``given_up``: features of tokens that it has not seen were dropped, so it cannot go on.
     """
 
     table: PageTable
+    slots: SlotMap
+    loan: PageTable
+    undecided: list[View] = field(default_factory=list)
     num_seen: int = 0
     num_slots: int = 0
+    num_marked: int = 0
+    aligned: bool = True
     given_up: bool = False
 
-    @classmethod
-    def after(cls, pool: PagePool, page_size: int, hashes: Sequence[bytes], num_computed: int) -> DraftKV:
-        """For a sequence that starts with ``num_computed`` tokens from the target's prefix cache; ``hashes``
-        are those of its pages.
+    def reach(self, num_tokens: int) -> int:
+        """Up to which of ``num_tokens`` tokens it may see: a compressed picture is not cut, and one that is
+        not decided about is not begun.
         """
-        draft = cls(PageTable(pool, page_size))
-        draft.table.adopt(pool.lookup(hashes[: num_computed // page_size]))
-        draft.num_seen, draft.num_slots = num_computed, len(draft.table.pages) * page_size
-        return draft
+        if self.undecided:
+            num_tokens = min(num_tokens, self.undecided[0].image.start)
+        return max(self.num_seen, self.slots.before_cut(num_tokens))
 
-    @property
-    def aligned(self) -> bool:
-        """Whether slot ``i`` holds token ``i``."""
-        return self.num_seen == self.num_slots
+    def slots_to(self, token: int) -> int:
+        """How many slots the tokens from the seen ones to ``token`` will take."""
+        return self.slots.slot_of(token) - self.slots.slot_of(self.num_seen)
 
-    def saw(self, num_tokens: int, hashes: Sequence[bytes], *, caching: bool) -> None:
-        """Account for the next ``num_tokens`` tokens, which are in place; share the pages that they fill."""
-        self.num_seen += num_tokens
-        self.num_slots += num_tokens
+    def blocks_to(self, token: int) -> list[Block]:
+        """Pictures that begin among the tokens from the seen ones to ``token``."""
+        blocks = self.slots.blocks
+        if not blocks or blocks[-1].start < self.num_seen:  # most rounds are behind the last picture
+            return []
+        return [block for block in blocks if self.num_seen <= block.start < token]
+
+    def saw(self, token: int, token_ids: Sequence[int], *, caching: bool) -> None:
+        """Account for the tokens up to ``token``, which are in place; share the pages that they fill."""
+        self.num_slots += self.slots_to(token)
+        self.num_seen = token
         if caching and self.aligned:
-            self.table.publish(hashes, min(self.num_slots, len(hashes) * self.table.page_size))
+            self.slots.extend_hashes(token_ids, self.num_slots)
+            self.table.publish(self.slots.hashes, self.num_slots)
+            self._mark(token_ids)
+
+    def release(self) -> None:
+        self.table.release()
+        self.loan.release()
+
+    def _mark(self, token_ids: Sequence[int]) -> None:
+        """Name the slots where a page of the target ends: who starts there will look for them."""
+        page_size = self.table.page_size
+        while (end := self.slots.behind_cut((self.num_marked + 1) * page_size)) <= self.num_seen:
+            self.num_marked += 1
+            if (slot := self.slots.slot_of(end)) % page_size:
+                name = self.slots.part_hash(token_ids, slot)
+                self.table.pool.publish(self.table.pages[slot // page_size], name)

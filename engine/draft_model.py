@@ -5,6 +5,7 @@ Knows how to run a packed row and to score continuations; nothing of trees, sequ
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from compressors.elastic import Elastic
 from engine.attention import ATTENTION_NAME, AttentionContext
 from engine.draft_files import DraftConfig, fingerprint
 from engine.kernels.install import install
@@ -23,15 +25,23 @@ from engine.target import TargetModel
 
 log = logging.getLogger(__name__)
 
+_SAMPLES = 64
+
 
 class DraftModel:
     """An EAGLE draft beside its target.
 
     ``vocabulary``: int64 ``[V]``, the token ids of the head's rows; ``None`` if they are the target's own.
+    ``compressor``: of pictures, where one was trained with it. ``version``: names the weights of both.
     """
 
     def __init__(
-        self, module: Any, head: nn.Module, vocabulary: torch.Tensor | None, target: TargetModel
+        self,
+        module: Any,
+        head: nn.Module,
+        vocabulary: torch.Tensor | None,
+        target: TargetModel,
+        compressor: Elastic | None = None,
     ) -> None:
         self.device, self.dtype = target.device, target.dtype
         self.feature_size = int(module.feature_size)
@@ -40,6 +50,8 @@ class DraftModel:
         # Weights alone: a rotary embedding's frequencies in half precision are whole turns off far behind.
         for parameter in self._module.parameters():
             parameter.data = parameter.data.to(self.dtype)
+        self.compressor = None if compressor is None else compressor.to(self.device, self.dtype).eval()
+        self.version = _version(self._module, self.compressor)
         self._head = head.to(self.device, self.dtype).requires_grad_(False)
         self.num_weights = sum(parameter.numel() for parameter in self._module.parameters())
         self.kernels, self.attention = target.kernels, target.attention
@@ -69,7 +81,7 @@ class DraftModel:
             rows, width = loaded.head_weight.shape
             head = nn.Linear(width, rows, bias=False, device="meta")
             head.weight = nn.Parameter(loaded.head_weight)
-        return cls(loaded.module, head, loaded.vocabulary, target)
+        return cls(loaded.module, head, loaded.vocabulary, target, loaded.compressor)
 
     @property
     def kv_shape(self) -> KVShape:
@@ -82,12 +94,18 @@ class DraftModel:
         return states
 
     @torch.inference_mode()
-    def forward(
-        self, context: AttentionContext, states: torch.Tensor, embeddings: torch.Tensor
-    ) -> torch.Tensor:
+    def join(self, states: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+        """What the layer reads, ``[N, D]``, of states of tokens ``i - 1`` and embeddings of ``i``, both
+        ``[N, hidden]``.
+        """
+        joined: torch.Tensor = self._module.join(states, embeddings)
+        return joined
+
+    @torch.inference_mode()
+    def forward(self, context: AttentionContext, joined: torch.Tensor) -> torch.Tensor:
         """Next states ``[N, hidden]`` of a row; writes its KV."""
         positions = context.batch.positions.unsqueeze(-2)
-        out: torch.Tensor = self._module(states[None], embeddings[None], positions, context=context)
+        out: torch.Tensor = self._module.run(joined[None], positions, context=context)
         return out[0]
 
     @torch.inference_mode()
@@ -99,6 +117,17 @@ class DraftModel:
     def token_ids(self, indices: torch.Tensor) -> torch.Tensor:
         """The target's token ids of head rows."""
         return indices if self.vocabulary is None else self.vocabulary[indices]
+
+
+def _version(*modules: nn.Module | None) -> bytes:
+    """Names, shapes and some numbers of every tensor: enough to tell drafts apart, quick for any size."""
+    digest = hashlib.blake2b(digest_size=16)
+    for module in modules:
+        for name, tensor in () if module is None else module.state_dict().items():
+            step = max(1, tensor.numel() // _SAMPLES)
+            samples = tensor.detach().flatten()[::step].float().cpu().numpy()
+            digest.update(f"{name}:{list(tensor.shape)}:".encode() + samples.tobytes())
+    return digest.digest()
 
 
 def _compare(config: DraftConfig, folder: Path, target_folder: Path) -> None:

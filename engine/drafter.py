@@ -6,18 +6,22 @@ from collections.abc import Sequence as Seq
 from typing import Protocol
 
 from engine.candidates import Candidates
+from engine.compression import Compression
+from engine.draft_pages import DraftPages
 from engine.ngram import NgramDrafter
-from engine.pages import PagePool
 from engine.runner import Outcome
 from engine.scheduler import Span
 from engine.sequence import Sequence
 
 
 class Drafter(Protocol):
-    """A draft may be wrong in any way and changes no output. ``pool``: pages of a draft that keeps KV."""
+    """A draft may be wrong in any way and changes no output. ``pages``: of a draft that keeps KV;
+    ``compression``: what becomes of pictures in one that sees them.
+    """
 
     kind: str
-    pool: PagePool | None
+    pages: DraftPages | None
+    compression: Compression | None
 
     @property
     def lookup(self) -> NgramSource | None:
@@ -48,7 +52,8 @@ class NgramSource:
     """Look-up in prompt, output and recent outputs, as a ``Drafter``."""
 
     kind = "ngram"
-    pool: PagePool | None = None
+    pages: DraftPages | None = None
+    compression: Compression | None = None
     lookup = None
 
     def __init__(self, never: frozenset[int]) -> None:

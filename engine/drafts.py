@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
 from huggingface_hub import snapshot_download
 
 from engine.config import EngineConfig
@@ -31,7 +30,7 @@ def no_drafter(config: EngineConfig, target: TargetModel, sizes: Sizes) -> None:
 
 def choose_drafter(config: EngineConfig, target: TargetModel, sizes: Sizes) -> Drafter | None:
     """The drafter that ``config.draft`` names. Raises ``ModelLoadError`` if it cannot be had."""
-    if config.draft == "none" or not all(msgspec.structs.astuple(config.speculative)):
+    if config.draft == "none" or not config.speculative.enabled:
         return None
     own = Path(config.model) / OWN_DRAFT
     image_token = target.adapter.image_token_id
@@ -49,6 +48,7 @@ def choose_drafter(config: EngineConfig, target: TargetModel, sizes: Sizes) -> D
         caching=config.enable_prefix_caching,
         max_num_seqs=config.max_num_seqs,
         lookup=lookup,
+        settings=config.speculative,
     )
 
 

@@ -19,19 +19,18 @@ import torch
 from engine.attention import prepare
 from engine.batch import Batch, Part, build_batch
 from engine.candidates import Candidates, nothing
-from engine.config import MAX_TREE_NODES
-from engine.draft_kv import DraftKV
+from engine.compression import Compression
+from engine.config import SpeculativeConfig
 from engine.draft_model import DraftModel
+from engine.draft_pages import DraftPages, spare_pages
 from engine.drafter import NgramSource
-from engine.features import CatchUp, FeatureStore
+from engine.features import FeatureStore
+from engine.follower import Follower, can_follow, draft_of, num_behind, reserve
 from engine.kv_cache import KVCache
 from engine.pages import PagePool
 from engine.runner import Outcome
 from engine.scheduler import Span
 from engine.sequence import Sequence
-
-EAGER = 256
-"""Tokens of a prompt that may wait for the draft while the target is not through with it."""
 
 
 @dataclass(slots=True)
@@ -80,67 +79,43 @@ class EagleDrafter:
         caching: bool,
         max_num_seqs: int,
         lookup: NgramSource | None = None,
+        settings: SpeculativeConfig | None = None,
     ) -> None:
-        own_pages = num_pages + max_num_seqs * (-(-MAX_TREE_NODES // page_size) + 2)
-        self.pool: PagePool | None = PagePool(own_pages)
+        own_pages = num_pages + spare_pages(max_num_seqs, page_size)
         self.model, self.lookup = model, lookup
-        self._features = FeatureStore(num_pages, page_size, model.feature_size, model.dtype, model.device)
+        self.compression: Compression | None = Compression(settings or SpeculativeConfig(), model.compressor)
         self.cache = KVCache(model.kv_shape, own_pages, page_size, model.device, model.attention)
+        pages = DraftPages(
+            PagePool(own_pages),
+            page_size,
+            num_kept=self.compression.num_kept,
+            version=model.version,
+            slot_bytes=model.kv_shape.bytes_per_token,
+        )
+        self.pages: DraftPages | None = pages
+        features = FeatureStore(num_pages, page_size, model.feature_size, model.dtype, model.device)
+        self._follower = Follower(
+            model, self.compression, pages, self.cache, features, embed, caching=caching
+        )
         self._page_size = page_size
         self._embed = embed
-        self._caching = caching
 
     def keep(self, spans: Seq[Span], outcome: Outcome) -> None:
-        self._features.keep(spans, outcome.paths, outcome.features, outcome.embeddings)
+        self._follower.features.keep(spans, outcome.paths, outcome.features, outcome.embeddings)
 
     def num_behind(self, sequences: Seq[Sequence]) -> int:
-        return sum(self._features.num_waiting(sequence) for sequence in sequences)
+        """In slots: what the draft has to run."""
+        return sum(num_behind(sequence) for sequence in sequences)
 
     def ready(self, sequence: Sequence, num_steps: int, topk: int) -> bool:
-        """Whether nothing that the draft should have seen is lost, and there are pages."""
-        draft = sequence.draft
-        if draft is None or draft.given_up:
-            return False
-        behind = self._features.num_waiting(sequence)
-        return draft.table.can_reserve(draft.num_slots + behind + (num_steps - 1) * topk)
+        return can_follow(sequence, (num_steps - 1) * topk)
 
     def follow(self, running: Seq[Sequence]) -> None:
-        """Catch up with prompts that are not through, so that little is left when they are."""
-        behind = [
-            s
-            for s in running
-            if not s.can_draft and self._features.num_waiting(s) >= EAGER and self.ready(s, 1, 1)
-        ]
-        for sequence in behind:  # one by one: each reserves pages that the next may have counted on
-            if self.ready(sequence, 1, 1):
-                self.catch_up([sequence])
+        self._follower.follow(running)
 
     def forget(self, sequence: Sequence) -> None:
         if self.lookup is not None:  # all else goes with the sequence's ``DraftKV``
             self.lookup.forget(sequence)
-
-    @torch.inference_mode()
-    def catch_up(self, sequences: Seq[Sequence]) -> torch.Tensor:
-        """See everything that waits, at least one token each; the last states ``[S, hidden]``."""
-        for sequence in sequences:
-            draft = _draft_of(sequence)
-            draft.table.reserve(draft.num_slots + self._features.num_waiting(sequence))
-        taken = [self._features.take(sequence) for sequence in sequences]
-        parts = [_catch_up_part(one) for one in taken]
-        batch = build_batch(parts, self._page_size, self.model.device)
-        embeddings = self._embed(batch.token_ids)
-        for one, start in zip(taken, batch.span_starts, strict=False):
-            first_token = _draft_of(one.sequence).num_seen
-            for first, own in one.embeddings:  # of prompt tokens; pictures have no id to look up
-                skip = max(0, first_token - first)
-                at = start + first + skip - first_token
-                embeddings[at : at + len(own) - skip] = own[skip:]
-        features = torch.cat([one.features for one in taken])
-        states = self.model.forward(prepare(batch, self.cache), self.model.fuse(features), embeddings)
-        for one in taken:
-            _draft_of(one.sequence).saw(one.count, one.sequence.hashes, caching=self._caching)
-        ends = torch.tensor([end - 1 for end in batch.span_starts[1:]], device=states.device)
-        return states[ends]
 
     @torch.inference_mode()
     def propose(self, sequences: Seq[Sequence], num_steps: int, topk: int) -> Candidates:
@@ -149,37 +124,27 @@ class EagleDrafter:
         One that finds no page by now, since others took them, gets none. Cost: one forward over what waits,
         then one of ``S * topk`` rows a level.
         """
-        granted = [self._reserve(sequence, (num_steps - 1) * topk) for sequence in sequences]
+        granted = [reserve(sequence, (num_steps - 1) * topk) for sequence in sequences]
         served = [sequence for sequence, has_room in zip(sequences, granted, strict=True) if has_room]
         if not served:
             return nothing(len(sequences))
         candidates = self._grow(served, num_steps, topk)
         return candidates if len(served) == len(sequences) else candidates.spread(granted)
 
-    def _reserve(self, sequence: Sequence, num_nodes: int) -> bool:
-        draft = _draft_of(sequence)
-        num_slots = draft.num_slots + self._features.num_waiting(sequence) + num_nodes
-        if not draft.table.can_reserve(num_slots):
-            return False
-        draft.table.reserve(num_slots)
-        return True
-
     def _grow(self, sequences: Seq[Sequence], num_steps: int, topk: int) -> Candidates:
-        states = self.catch_up(sequences)
+        states = self._follower.catch_up(sequences)
         rank_limits = torch.tensor([s.limits.topk for s in sequences], device=states.device)
         levels, frontier = self._first_level(states, topk, rank_limits)
         for run in range(1, num_steps):
             batch = self._level_batch(sequences, run, frontier.masks)
-            out = self.model.forward(
-                prepare(batch, self.cache),
-                frontier.states.flatten(0, 1),
-                self._embed(frontier.token_ids.flatten()),
-            ).unflatten(0, (-1, frontier.token_ids.shape[1]))
+            joined = self.model.join(frontier.states.flatten(0, 1), self._embed(frontier.token_ids.flatten()))
+            out = self.model.forward(prepare(batch, self.cache), joined)
+            out = out.unflatten(0, (-1, frontier.token_ids.shape[1]))
             levels.append(self._children(frontier, out, rank_limits))
             if run + 1 < num_steps:
                 frontier = _next_frontier(frontier, out, levels, run)
         for sequence in sequences:
-            draft = _draft_of(sequence)
+            draft = draft_of(sequence)
             draft.table.truncate(draft.num_slots)
         return _to_host(levels, [s.tree_limits(num_steps, topk).num_steps for s in sequences])
 
@@ -224,7 +189,7 @@ class EagleDrafter:
         width = masks.shape[1]
         parts = []
         for sequence in sequences:
-            draft, at = _draft_of(sequence), sequence.num_tokens - 1 + run
+            draft, at = draft_of(sequence), sequence.num_tokens - 1 + run
             parts.append(
                 Part(
                     token_ids=np.zeros(width, dtype=np.int64),
@@ -237,18 +202,6 @@ class EagleDrafter:
             )
         batch = build_batch(parts, self._page_size, self.model.device)
         return dataclasses.replace(batch, tree_masks=masks.flatten())
-
-
-def _draft_of(sequence: Sequence) -> DraftKV:
-    assert sequence.draft is not None
-    return sequence.draft
-
-
-def _catch_up_part(one: CatchUp) -> Part:
-    sequence, draft = one.sequence, _draft_of(one.sequence)
-    first, end = draft.num_seen, draft.num_seen + one.count
-    token_ids = np.asarray(sequence.token_ids[first:end], dtype=np.int64)
-    return Part(token_ids, sequence.positions(first, end), draft.table.pages, draft.num_slots)
 
 
 def _next_frontier(frontier: _Frontier, out: torch.Tensor, levels: list[_Level], run: int) -> _Frontier:

@@ -19,31 +19,50 @@ from engine.draft_kv import DraftKV
 from engine.scheduler import Span
 from engine.sequence import Sequence
 
-MAX_WAITING = 2048
-"""Tokens of one sequence whose features are kept for a draft that has not seen them."""
+MAX_WAITING = 8192
+"""Tokens of one sequence whose features are kept for a draft that has not seen them. Pictures of 2,880
+tokens, which a compressor takes whole, must have room.
+"""
+MAX_WAITING_IN_ALL = 131072
+"""Of all sequences together."""
 
 
 @dataclass(slots=True)
 class _Waiting:
-    """Features of tokens ``num_seen - 1 .. num_computed``, in pieces ``[*, size]``, and the embeddings of
-    prompt tokens among them as (first token, ``[*, hidden]``): a picture's cannot be looked up by token id.
+    """Features of tokens ``first - 1 .. num_computed``, in pieces ``[*, size]``, and the embeddings of prompt
+    tokens among them as (first token, ``[*, hidden]``): a picture's cannot be looked up by token id.
     """
 
+    first: int
     features: list[torch.Tensor] = field(default_factory=list)
     embeddings: list[tuple[int, torch.Tensor]] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(map(len, self.features))
+
+    def joined(self) -> torch.Tensor:
+        if len(self.features) > 1:
+            self.features = [torch.cat(self.features)]
+        return self.features[0]
 
 
 @dataclass(slots=True, frozen=True)
 class CatchUp:
-    """What the draft is to see of one sequence: tokens ``num_seen .. num_seen + count``.
+    """What the draft is to see of one sequence: tokens ``start .. end``.
 
-    ``features``: ``[count, size]``, of the tokens before each; ``embeddings``: see ``_Waiting``.
+    ``features``: ``[end - start, size]``, of the tokens before each; ``embeddings``: see ``_Waiting``.
     """
 
     sequence: Sequence
-    count: int
+    start: int
+    end: int
     features: torch.Tensor
     embeddings: list[tuple[int, torch.Tensor]]
+
+    @property
+    def count(self) -> int:
+        return self.end - self.start
 
 
 class FeatureStore:
@@ -74,43 +93,55 @@ class FeatureStore:
         )
         ends = np.flatnonzero(positions % self.page_size == self.page_size - 1)
         first, row = 0, 0
+        room = MAX_WAITING_IN_ALL - sum(waiting.num_tokens for waiting in self._waiting.values())
         for span, path in zip(spans, paths, strict=True):
             count = span.length + len(path)
-            if span.sequence.draft is not None:
-                self._wait(span, kept[first : first + count], embeddings[row : row + span.length])
+            own = embeddings[row : row + span.length]
+            room -= self._wait(span, kept[first : first + count], own, room)
             first, row = first + count, row + span.num_rows
         if len(ends):  # after the sequences took what they need of older page ends
             index = torch.from_numpy(ends).to(features.device)
             self.page_ends.index_copy_(0, torch.from_numpy(pages[ends]).to(features.device), kept[index])
 
-    def num_waiting(self, sequence: Sequence) -> int:
-        """Tokens that the draft could catch up with now."""
-        return _reach(sequence) - sequence.draft.num_seen if sequence.draft is not None else 0
-
     def take(self, sequence: Sequence) -> CatchUp:
-        """Hand out what waits for the draft of ``sequence``, which then must see all of it."""
+        """Hand out what the draft of ``sequence`` can see, which then must see all of it."""
         draft = sequence.draft
         assert draft is not None
+        start, end = draft.num_seen, sequence.draft_reach
         waiting = self._waiting[draft]
-        count = _reach(sequence) - draft.num_seen
-        features = waiting.features[0] if len(waiting.features) == 1 else torch.cat(waiting.features)
-        taken = CatchUp(sequence, count, features[:count], waiting.embeddings)
-        self._waiting[draft] = _Waiting([features[count:]] if count < len(features) else [])
-        return taken
+        features = waiting.joined()
+        rest = features[end - waiting.first :]
+        later = [(first, own) for first, own in waiting.embeddings if first + len(own) > end]
+        # A view would keep what was taken in memory.
+        self._waiting[draft] = _Waiting(end, [rest.clone()] if len(rest) else [], later)
+        taken = features[start - waiting.first : end - waiting.first]
+        return CatchUp(sequence, start, end, taken, waiting.embeddings)
 
-    def _wait(self, span: Span, features: torch.Tensor, embeddings: torch.Tensor) -> None:
+    def features_of(self, sequence: Sequence, start: int, end: int) -> torch.Tensor:
+        """Features ``[end - start, size]`` of computed tokens that the draft has not seen."""
+        assert sequence.draft is not None
+        waiting = self._waiting[sequence.draft]
+        first = waiting.first - 1
+        return waiting.joined()[start - first : end - first]
+
+    def _wait(self, span: Span, features: torch.Tensor, embeddings: torch.Tensor, room: int) -> int:
+        """Keep what a span computed for its draft, if there is ``room`` for so many tokens; how many are
+        kept.
+        """
         draft = span.sequence.draft
         if draft is None or draft.given_up:
-            return
+            return 0
         waiting = self._waiting.get(draft)
         if waiting is None:
-            waiting = self._waiting[draft] = _Waiting([self._before(span)])
+            waiting = self._waiting[draft] = _Waiting(span.start, [self._before(span)])
         waiting.features.append(features.clone())  # a view would keep the whole step's row in memory
         if span.start < span.sequence.num_prompt_tokens:
             waiting.embeddings.append((span.start, embeddings.clone()))
-        if span.end - draft.num_seen > MAX_WAITING:
+        if span.end - draft.num_seen > MAX_WAITING or len(features) > room:
             draft.given_up = True
             del self._waiting[draft]
+            return 0
+        return len(features)
 
     def _before(self, span: Span) -> torch.Tensor:
         """The feature of the token before a sequence's first span ``[1, size]``; zeros at the beginning."""
@@ -119,13 +150,6 @@ class FeatureStore:
         assert span.start % self.page_size == 0, "a sequence starts at a page's end"
         page = span.sequence.table.pages[span.start // self.page_size - 1]
         return self.page_ends[page : page + 1].clone()
-
-
-def _reach(sequence: Sequence) -> int:
-    """How many tokens the draft can have seen: those whose own embedding is known, and the feature of the
-    token before. The newest token of a growing sequence is looked up; a prompt's next may be a picture's.
-    """
-    return sequence.num_computed + (1 if sequence.can_draft else 0)
 
 
 def _accepted_rows(

@@ -73,7 +73,8 @@ def _draft_costs(config: EngineConfig, target: TargetModel, drafter: EagleDrafte
     def run(rows: int) -> None:
         batch = _batch(rows, cache, config.page_size, target.device)
         features = torch.zeros(rows, model.feature_size, device=model.device, dtype=model.dtype)
-        states = model.forward(prepare(batch, cache), model.fuse(features), target.embed(batch.token_ids))
+        joined = model.join(model.fuse(features), target.embed(batch.token_ids))
+        states = model.forward(prepare(batch, cache), joined)
         model.log_probs(states).topk(topk, dim=-1).values.cpu()
 
     return _measured(config, f"draft of {model.num_weights} weights, topk {topk}", target, cache, run)

@@ -15,7 +15,8 @@ from PIL import Image
 
 from engine.attention import prepare
 from engine.batch import Part, build_batch
-from engine.config import MAX_TREE_NODES, EngineConfig
+from engine.config import EngineConfig
+from engine.draft_pages import spare_pages
 from engine.errors import ModelLoadError
 from engine.kv_cache import KVCache
 from engine.scheduler import Limits
@@ -86,6 +87,6 @@ def _draft_bytes(config: EngineConfig, target: TargetModel) -> int:
     """
     layer: Any = target.adapter.text_model.layers[0]  # type: ignore[index]
     weights = sum(parameter.numel() * parameter.element_size() for parameter in layer.parameters())
-    pages = config.max_num_seqs * (-(-MAX_TREE_NODES // config.page_size) + 2)
+    pages = spare_pages(config.max_num_seqs, config.page_size)
     shape = target.kv_shape
     return _DRAFT_LAYERS * weights + pages * config.page_size * shape.bytes_per_token // shape.num_layers

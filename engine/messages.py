@@ -9,9 +9,11 @@ from typing import Literal
 
 import msgspec
 
+from engine.config import CompressorName
 from processing.prompt import Prompt
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+Detail = Literal["auto", "low", "high"]
 RejectCode = Literal[
     "context_length_exceeded", "invalid_request", "invalid_grammar", "out_of_memory", "internal_error"
 ]
@@ -49,7 +51,9 @@ class SpeculativeParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
 
     ``num_steps`` bounds the depth of a draft tree, ``topk`` the children of a node, ``num_draft_tokens`` the
     nodes of a tree without its root; 0 in any of them is plain decoding, as is ``enabled`` false. ``trace``:
-    report every round's tree. None of these changes the text.
+    report every round's tree. ``compressor``: what the draft sees of pictures; ``auto`` leaves that to the
+    engine and to ``details``, how finely to look at each picture (empty: ``auto`` for all). None of these
+    changes the text.
     """
 
     enabled: bool = True
@@ -57,6 +61,8 @@ class SpeculativeParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     topk: int | None = None
     num_draft_tokens: int | None = None
     trace: bool = False
+    compressor: CompressorName = "auto"
+    details: list[Detail] = []
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
@@ -106,11 +112,21 @@ class RequestError(msgspec.Struct, frozen=True, kw_only=True):
     message: str
 
 
+class ShownPicture(msgspec.Struct, frozen=True, kw_only=True):
+    """What a draft has of a picture: the branch of its compressor (``none``: all of it) and the visual tokens
+    that it kept. No branch: the draft goes without this picture.
+    """
+
+    compressor: str | None
+    visual_tokens: int
+
+
 class SpeculationStats(msgspec.Struct, frozen=True, kw_only=True):
     """What speculation did for one request. A round is a step that verified a tree of at least one draft.
 
     ``num_spec_tokens``: output tokens of all rounds, bonus tokens included. ``acceptance_histogram[k]``:
-    rounds in which ``k`` drafts were accepted.
+    rounds in which ``k`` drafts were accepted. ``visual_tokens``: of the prompt. ``pictures``: in their
+    order, as far as a draft that sees pictures got to see them.
     """
 
     num_spec_steps: int = 0
@@ -118,6 +134,8 @@ class SpeculationStats(msgspec.Struct, frozen=True, kw_only=True):
     num_accepted_draft_tokens: int = 0
     num_spec_tokens: int = 0
     acceptance_histogram: list[int] = []
+    visual_tokens: int = 0
+    pictures: list[ShownPicture] = []
 
 
 class TracedRound(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,7 +174,9 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Gauges, and counters since the engine started. Cache queries and hits count tokens (mm: pictures).
 
     ``spec_accepted_per_depth[d]``: rounds in which the draft at depth ``d + 1`` was accepted.
-    ``draft_seconds``: time spent drafting; ``step_seconds``: time of all steps.
+    ``draft_seconds``: time spent drafting; ``step_seconds``: time of all steps. ``draft_pictures``: pictures
+    that the draft took in, by the branch of its compressor; ``draft_visual_tokens``: theirs, of which
+    ``draft_kept_visual_tokens`` were kept; ``draft_kv_bytes_saved``: what the others would have taken.
     """
 
     num_running: int = 0
@@ -175,6 +195,10 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     spec_accepted_per_depth: list[int] = []
     draft_seconds: float = 0.0
     step_seconds: float = 0.0
+    draft_pictures: dict[str, int] = {}
+    draft_visual_tokens: int = 0
+    draft_kept_visual_tokens: int = 0
+    draft_kv_bytes_saved: int = 0
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
@@ -195,6 +219,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     num_steps: int = 0
     topk: int = 0
     num_draft_tokens: int = 0
+    compressors: tuple[CompressorName, ...] = ("auto", "none")
+    """What a request may ask for."""
 
 
 class StepReport(msgspec.Struct, frozen=True, kw_only=True, tag="step"):

@@ -6,6 +6,8 @@ A page is in exactly one state:
     cached   ref 0, hash         content valid, may be shared again or evicted (least recently used first)
     in use   ref > 0             held by that many tables; hashed once its content is full and computed
 
+A page may have several hashes: a draft's is also found under what a part of it holds.
+
 At any idle moment ``free + cached == total``; ``check`` asserts this and more.
 """
 
@@ -24,7 +26,7 @@ class PagePool:
             raise ValueError(f"a pool needs at least one page, got {num_pages}")
         self.num_pages = num_pages
         self._refs = [0] * num_pages
-        self._hashes: list[bytes | None] = [None] * num_pages
+        self._hashes: list[tuple[bytes, ...]] = [()] * num_pages
         self._free = list(range(num_pages - 1, -1, -1))  # a stack: low numbers leave first
         self._cached: OrderedDict[int, None] = OrderedDict()  # oldest first
         self._by_hash: dict[bytes, int] = {}
@@ -86,18 +88,18 @@ class PagePool:
                 raise RuntimeError(f"page {page} released more often than taken")
             self._refs[page] -= 1
             if self._refs[page] == 0:
-                if self._hashes[page] is None:
-                    self._free.append(page)
-                else:
+                if self._hashes[page]:
                     self._cached[page] = None
+                else:
+                    self._free.append(page)
 
     def publish(self, page: int, page_hash: bytes) -> None:
-        """Name the content of a full, computed page so that others may share it.
+        """Name computed content of a page, which stays as it is, so that others may find it.
 
         If another page already has this content, that one stays the shared one.
         """
-        if self._hashes[page] is None and page_hash not in self._by_hash:
-            self._hashes[page] = page_hash
+        if page_hash not in self._by_hash:
+            self._hashes[page] += (page_hash,)
             self._by_hash[page_hash] = page
 
     def check(self, tables: Iterable[PageTable]) -> None:
@@ -112,17 +114,16 @@ class PagePool:
         assert free | cached == {p for p in range(self.num_pages) if self._refs[p] == 0}, (
             "an idle page is lost"
         )
-        assert all(self._hashes[page] is None for page in free), "a free page has a hash"
-        hashed = {page: h for page, h in enumerate(self._hashes) if h is not None}
-        assert {h: page for page, h in hashed.items()} == self._by_hash, "hash index drifted"
-        assert cached <= hashed.keys(), "a cached page has no hash"
+        assert not any(self._hashes[page] for page in free), "a free page has a hash"
+        assert all(self._hashes[page] for page in cached), "a cached page has no hash"
+        hashed = {h: page for page, hashes in enumerate(self._hashes) for h in hashes}
+        assert hashed == self._by_hash, "hash index drifted"
 
     def _evict(self) -> int:
         page, _ = self._cached.popitem(last=False)
-        page_hash = self._hashes[page]
-        assert page_hash is not None
-        del self._by_hash[page_hash]
-        self._hashes[page] = None
+        for page_hash in self._hashes[page]:
+            del self._by_hash[page_hash]
+        self._hashes[page] = ()
         return page
 
 

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from engine.candidates import DraftTree
-from engine.draft_kv import DraftKV
+from engine.draft_pages import DraftPages
 from engine.encoder_cache import EncoderCache
 from engine.messages import FinishReason
 from engine.pages import PagePool
@@ -86,7 +86,7 @@ class StepPlan:
 class Scheduler:
     """Owns the waiting and running sequences; every sequence leaves through ``finish`` exactly once.
 
-    ``draft_pool``: pages of a draft that keeps KV, where there is one.
+    ``draft_pages``: of a draft that keeps KV, where there is one.
     """
 
     def __init__(
@@ -96,11 +96,11 @@ class Scheduler:
         encoder_cache: EncoderCache[Any],
         *,
         caching: bool,
-        draft_pool: PagePool | None = None,
+        draft_pages: DraftPages | None = None,
     ) -> None:
         self.limits = limits
         self.pool = pool
-        self.draft_pool = draft_pool
+        self.draft_pages = draft_pages
         self.encoder_cache = encoder_cache
         self.caching = caching
         self.waiting: list[Sequence] = []  # both sorted by ``order``
@@ -178,8 +178,8 @@ class Scheduler:
         """Assert the integrity of everything the scheduler owns. Cheap enough to run whenever idle."""
         sequences = [*self.waiting, *self.running]
         self.pool.check(s.table for s in sequences)
-        if self.draft_pool is not None:
-            self.draft_pool.check(s.draft.table for s in sequences if s.draft is not None)
+        if self.draft_pages is not None:
+            self.draft_pages.check(s.draft for s in sequences if s.draft is not None)
         pins: dict[bytes, set[str]] = {}
         for sequence in sequences:
             for key in sequence.pinned:
@@ -308,9 +308,8 @@ class Scheduler:
         sequence.table.adopt(hits)
         sequence.table.reserve(sequence.num_tokens)
         sequence.num_computed = len(hits) * sequence.table.page_size
-        if self.draft_pool is not None and sequence.limits.num_steps:
-            page_size, hashes = sequence.table.page_size, sequence.hashes if self.caching else []
-            sequence.draft = DraftKV.after(self.draft_pool, page_size, hashes, sequence.num_computed)
+        if self.draft_pages is not None and sequence.limits.num_steps:
+            self.draft_pages.open(sequence)
         if sequence.scheduled_at is None:
             sequence.scheduled_at = time.monotonic()
             sequence.num_cached = sequence.num_computed
@@ -335,7 +334,7 @@ class Scheduler:
         """Give all pages back, the draft's too."""
         sequence.table.release()
         if sequence.draft is not None:
-            sequence.draft.table.release()
+            sequence.draft.release()
             sequence.draft = None
 
     def _unpin(self, sequence: Sequence, num_tokens: int) -> None:

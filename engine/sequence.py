@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from engine.config import NO_SPECULATION, SpeculativeConfig
 from engine.draft_kv import DraftKV
+from engine.draft_slots import SlotMap, View
 from engine.grammar import GrammarState
 from engine.hashing import extend_hashes, root_hash
 from engine.messages import (
@@ -19,6 +20,7 @@ from engine.messages import (
     GenerateRequest,
     RequestTimings,
     SamplingParams,
+    ShownPicture,
     SpeculationStats,
     SpeculativeParams,
 )
@@ -34,11 +36,12 @@ class Sequence:
     Invariant while running: ``0 <= num_computed < num_tokens``, and the table holds the first
     ``num_computed`` tokens. ``order`` is (priority, arrival); lower goes first. ``image_keys``: where the
     embeddings of each picture are in the encoder cache. ``limits``: of its draft trees, the engine's
-    already applied; all 0 without speculation. ``draft``: only while running, and only where a draft with KV
-    serves the sequence. ``prompt_positions``: rotary positions ``[3, num_prompt_tokens]`` of a family with
-    three axes, ``None`` where they are the tokens' indices. ``blocks``: runs of placeholders (start, end)
-    whose tokens see each other in both directions, so that they run together. ``grammar``: says what may
-    follow the output, where that is not free.
+    already applied; all 0 without speculation. ``views``: how a draft with KV is to see each picture.
+    ``draft``: only while running, and only where such a draft serves the sequence; ``draft_slots``, what it
+    makes of the pictures, stays. ``prompt_positions``: rotary positions ``[3, num_prompt_tokens]`` of a
+    family with three axes, ``None`` where they are the tokens' indices. ``blocks``: runs of placeholders
+    (start, end) whose tokens see each other in both directions, so that they run together. ``grammar``:
+    says what may follow the output, where that is not free.
     """
 
     request_id: str
@@ -58,11 +61,13 @@ class Sequence:
     prompt_positions: Positions | None = None
     blocks: tuple[tuple[int, int], ...] = ()
     grammar: GrammarState | None = None
+    views: list[View] = field(default_factory=list)
     hashes: list[bytes] = field(default_factory=list)
     num_computed: int = 0
     num_cached: int | None = None
     pinned: set[bytes] = field(default_factory=set)
     draft: DraftKV | None = None
+    draft_slots: SlotMap | None = None
     num_rounds: int = 0
     num_drafted: int = 0
     num_round_tokens: int = 0
@@ -86,6 +91,7 @@ class Sequence:
         prompt_positions: Positions | None = None,
         both_ways: bool = False,
         grammar: GrammarState | None = None,
+        views: list[View] | None = None,
     ) -> Sequence:
         """Build from a request that was checked (``engine.admission``). ``both_ways``: the tokens of a
         picture see each other.
@@ -110,6 +116,7 @@ class Sequence:
             prompt_positions=prompt_positions,
             blocks=tuple((s, s + n) for image in prompt.images for s, n in image.spans) if both_ways else (),
             grammar=grammar,
+            views=views or [],
         )
         sequence.update_hashes()
         return sequence
@@ -136,6 +143,14 @@ class Sequence:
     def num_left(self) -> int:
         """Output tokens that the length limit still allows."""
         return self.max_tokens - self.num_output_tokens
+
+    @property
+    def draft_reach(self) -> int:
+        """Up to which token the draft can see now: those whose own embedding is known, and the feature of the
+        token before. The newest token of a growing sequence is looked up; a prompt's next may be a picture's.
+        """
+        assert self.draft is not None
+        return self.draft.reach(self.num_computed + (1 if self.can_draft else 0))
 
     def tree_limits(self, num_steps: int, topk: int) -> SpeculativeConfig:
         """What a tree may have in a round so deep and so wide. The last token allowed needs no draft."""
@@ -217,6 +232,11 @@ class Sequence:
             num_accepted_draft_tokens=sum(count * rounds for count, rounds in enumerate(self.acceptance)),
             num_spec_tokens=self.num_round_tokens,
             acceptance_histogram=list(self.acceptance),
+            visual_tokens=sum(image.num_tokens for image in self.images),
+            pictures=[
+                ShownPicture(compressor=block.tag, visual_tokens=block.num_kept)
+                for block in (self.draft_slots.blocks if self.draft_slots is not None else ())
+            ],
         )
 
     def timings(self) -> RequestTimings:

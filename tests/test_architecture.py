@@ -37,6 +37,8 @@ TORCH_FREE_ENGINE = (
     *(
         "candidates",
         "draft_kv",
+        "draft_pages",
+        "draft_slots",
         "encoder_cache",
         "errors",
         "grammar",

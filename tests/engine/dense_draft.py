@@ -13,12 +13,17 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
+from compressors.base import Compressor, Picture
 from engine.draft_files import load_draft
 from processing.prompt import ImageInput
 from tests.golden.reference import Golden
 
 Path_ = tuple[int, ...]
 """Tokens from a child of the root down to a node."""
+
+
+Way = tuple[torch.Tensor, Compressor, Picture]
+"""Which tokens of a sequence are a picture's, how they are compressed, and their grids."""
 
 
 @dataclass(slots=True)
@@ -48,15 +53,19 @@ class DenseDraft:
 
     @torch.inference_mode()
     def target(
-        self, token_ids: list[int], images: list[ImageInput]
+        self,
+        token_ids: list[int],
+        images: list[ImageInput],
+        given: dict[str, torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The target's true features, shifted by one, its embeddings with the pictures in place, and its
-        positions.
+        positions. ``given``: what transformers' own processor says of the pictures.
         """
         ids = torch.tensor([token_ids])
         inputs: dict[str, Any] = {"input_ids": ids}
         for name in images[0].tensors if images else ():
-            inputs[name] = torch.from_numpy(np.concatenate([image.tensors[name] for image in images]))
+            arrays = [image.tensors[name] for image in images]
+            inputs[name] = torch.from_numpy(np.concatenate(arrays)) if given is None else given[name]
         positions = torch.arange(len(token_ids))
         if hasattr(self._model.model, "get_rope_index"):
             inputs["mm_token_type_ids"] = kinds = (ids == self._model.config.image_token_id).int()
@@ -94,6 +103,32 @@ class DenseDraft:
     def kv(self, seen: Seen) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values ``[len(rows), kv_heads, head_dim]``."""
         layer = self.run(seen)[1]
+        return layer.keys[0].transpose(0, 1), layer.values[0].transpose(0, 1)
+
+    @torch.inference_mode()
+    def compressed_kv(
+        self,
+        token_ids: list[int],
+        images: list[ImageInput],
+        given: dict[str, torch.Tensor],
+        ways: list[Way],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of a sequence with every picture compressed whole, each in its own way."""
+        features, embeddings, positions = self.target(token_ids, images, given)
+        inputs = self._module.join(features, embeddings)
+        places = [torch.arange(len(token_ids))]
+        values, stays = [inputs], torch.ones(len(token_ids), dtype=torch.bool)
+        for rows, compressor, picture in ways:
+            (done,) = compressor(inputs[rows], [picture])
+            stays[rows] = False
+            places.append(rows[done.sources])
+            values.append(done.values)
+        places[0], values[0] = places[0][stays], inputs[stays]
+        order = torch.cat(places).argsort(stable=True)
+        cache = DynamicCache()
+        told = positions[..., torch.cat(places)[order]].unsqueeze(-2)
+        self._module.run(torch.cat(values)[order][None], told, past_key_values=cache)
+        layer = cache.layers[0]
         return layer.keys[0].transpose(0, 1), layer.values[0].transpose(0, 1)
 
     def tree(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine.candidates import DraftTree
 from engine.config import SpeculativeConfig
-from engine.draft_kv import DraftKV
+from engine.draft_pages import DraftPages
 from engine.features import FeatureStore
 from engine.messages import GenerateRequest, SamplingParams
 from engine.pages import PagePool, PageTable
@@ -37,7 +37,7 @@ def sequence_of(name: str, num_prompt: int, page_size: int, pool: PagePool, draf
         max_model_len=200,
         limits=LIMITS,
     )
-    sequence.draft = DraftKV.after(draft_pool, page_size, [], 0)
+    DraftPages(draft_pool, page_size).open(sequence)
     return sequence
 
 
@@ -84,21 +84,26 @@ class Bench:
                 sequence.token_ids.extend(array("q", [7] * (len(path) + 1)))
         features.fill_(float("nan"))  # the row belongs to the next step
 
+    def num_waiting(self, sequence: Sequence) -> int:
+        assert sequence.draft is not None
+        return sequence.draft_reach - sequence.draft.num_seen
+
     def catch_up(self, index: int) -> None:
         """Everything that is handed out is the truth, and nothing twice."""
         sequence = self.sequences[index]
         draft = sequence.draft
         assert draft is not None
         one = self.store.take(sequence)
-        assert one.count == sequence.num_computed + (1 if sequence.num_wanted == 1 else 0) - draft.num_seen
-        tokens = range(draft.num_seen, draft.num_seen + one.count)
+        end = sequence.num_computed + (1 if sequence.num_wanted == 1 else 0)
+        assert (one.start, one.end) == (draft.num_seen, end)
+        tokens = range(one.start, one.end)
         want = [0.0 if i == 0 else value(sequence.request_id, i - 1) for i in tokens]
         assert one.features[:, 0].tolist() == want
         known = {first + i: float(row[0]) for first, own in one.embeddings for i, row in enumerate(own)}
         for i in tokens:
             if i < min(sequence.num_prompt_tokens, sequence.num_computed):
                 assert known[i] == -value(sequence.request_id, i), "a prompt token's embedding is missing"
-        draft.saw(one.count, [], caching=False)
+        draft.saw(one.end, sequence.token_ids, caching=False)
 
     def check_page_ends(self, index: int) -> None:
         sequence, size = self.sequences[index], self.store.page_size
@@ -128,7 +133,7 @@ def test_every_token_is_handed_out_once_with_the_feature_before_it(
             bench.step(runs)
         for index, sequence in enumerate(bench.sequences):
             bench.check_page_ends(index)
-            if bench.store.num_waiting(sequence) and data.draw(st.booleans()):
+            if bench.num_waiting(sequence) and data.draw(st.booleans()):
                 bench.catch_up(index)
 
 
@@ -138,7 +143,7 @@ def test_a_sequence_that_starts_from_cached_pages_has_the_feature_before_them() 
     first, second = bench.sequences
     second.table.adopt(first.table.pages[:1])
     second.num_computed = 4
-    second.draft = DraftKV.after(bench.draft_pool, 4, [], 4)
+    DraftPages(bench.draft_pool, 4).open(second)
     bench.step([(1, 4, [], 0)])
     one = bench.store.take(second)
     assert one.features[:, 0].tolist() == [value("0", 3), *(value("1", i) for i in range(4, 8))]
@@ -171,5 +176,4 @@ def test_a_sequence_without_a_draft_keeps_page_ends_alone() -> None:
     bench.sequences[0].draft = None
     bench.step([(0, 6, [], 0)])
     bench.check_page_ends(0)
-    assert bench.store.num_waiting(bench.sequences[0]) == 0
     assert not bench.store._waiting

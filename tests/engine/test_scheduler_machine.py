@@ -19,19 +19,21 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from engine.candidates import DraftTree, pick
 from engine.config import NO_SPECULATION, SpeculativeConfig
-from engine.draft_kv import DraftKV
+from engine.draft_pages import DraftPages
+from engine.draft_slots import View
 from engine.encoder_cache import EncoderCache
 from engine.messages import GenerateRequest, SamplingParams
 from engine.pages import PagePool, PageTable
 from engine.scheduler import Limits, Scheduler, Span
 from engine.sequence import Sequence
 from processing.prompt import ImageInput, Prompt
+from tests.engine.draft_truth import TAGS, DraftWriter, num_kept
 from tests.engine.trees import Nodes, candidates_of
 
 EOS = 9
 IMAGE_TOKEN = 8
 LONGEST_PICTURE = 6
-MAX_MODEL_LEN = 40
+MAX_MODEL_LEN = 44
 LIMITS = SpeculativeConfig(num_steps=4, topk=3, num_draft_tokens=12)
 
 
@@ -91,13 +93,10 @@ class EngineMachine(RuleBasedStateMachine):
         self.encoder: EncoderCache[Any] = EncoderCache(encoder_capacity)
         block = LONGEST_PICTURE if both_ways else 0
         self.limits = Limits(max_num_seqs, max(chunk, max_num_seqs + block), encoder_budget, block)
-        self.draft_pool = PagePool(draft_pages) if draft_pages else None
-        self.scheduler = Scheduler(
-            self.limits, self.pool, self.encoder, caching=caching, draft_pool=self.draft_pool
-        )
+        pages = DraftPages(PagePool(draft_pages), page_size, num_kept=num_kept) if draft_pages else None
+        self.draft = None if pages is None else DraftWriter(pages, caching=caching)
+        self.scheduler = Scheduler(self.limits, self.pool, self.encoder, caching=caching, draft_pages=pages)
         self.kv: dict[int, int] = {}
-        self.draft_kv: dict[int, Any] = {}
-        self.shown: dict[DraftKV, list[Any]] = {}  # what each slot of a draft must hold
         self.open: dict[str, Sequence] = {}
         self.count = 0
 
@@ -105,7 +104,11 @@ class EngineMachine(RuleBasedStateMachine):
         known=st.integers(0, 20),  # words that other prompts begin with, too
         words=st.lists(st.integers(0, 2), min_size=1, max_size=6),
         pictures=st.lists(
-            st.tuples(st.integers(0, 20), st.integers(0, 2), st.integers(1, LONGEST_PICTURE)), max_size=2
+            st.tuples(
+                *(st.integers(0, 20), st.integers(0, 2), st.integers(1, LONGEST_PICTURE)),
+                st.sampled_from([None, *TAGS]),
+            ),
+            max_size=2,
         ),
         max_tokens=st.integers(1, 12),
         salt=st.sampled_from(["", "x"]),
@@ -116,18 +119,22 @@ class EngineMachine(RuleBasedStateMachine):
         self,
         known: int,
         words: list[int],
-        pictures: list[tuple[int, int, int]],
+        pictures: list[tuple[int, int, int, str | None]],
         max_tokens: int,
         salt: str,
         priority: int,
         speculates: bool,
     ) -> None:
         words = [i % 3 for i in range(known)] + words
-        token_ids, images = list(words), []
-        for place, name, length in sorted(pictures):
+        token_ids, images, tags = list(words), [], []
+        for place, name, length, tag in sorted(pictures, key=lambda one: one[:3]):
             start = min(place, len(words)) + len(token_ids) - len(words)
-            token_ids[start:start] = [IMAGE_TOKEN] * length
-            images.append(ImageInput(hash=bytes([name, length]), spans=[(start, length)], tensors={}))
+            spans, own = [(start, length)], [IMAGE_TOKEN] * length
+            if name == 2 and length > 2:  # text within
+                spans, own = [(start, 1), (start + 2, length - 1)], [IMAGE_TOKEN, 0, *own[1:]]
+            token_ids[start:start] = own
+            images.append(ImageInput(hash=bytes([name, length]), spans=spans, tensors={}))
+            tags.append(tag)
         request = GenerateRequest(
             request_id=str(self.count),
             prompt=Prompt(token_ids=token_ids, images=images),
@@ -143,6 +150,10 @@ class EngineMachine(RuleBasedStateMachine):
             max_model_len=MAX_MODEL_LEN,
             limits=LIMITS if speculates else NO_SPECULATION,
             both_ways=self.both_ways,
+            views=[
+                View(image, image.hash + salt.encode(), (), tag)
+                for image, tag in zip(images, tags, strict=True)
+            ],
         )
         self.count += 1
         self.open[request.request_id] = sequence
@@ -154,7 +165,7 @@ class EngineMachine(RuleBasedStateMachine):
         rng = random.Random(seed)
         for sequence in self.scheduler.running:
             if rng.random() < 0.7:
-                self.look(sequence, num_nodes=rng.randrange(10))
+                self.look(sequence, rng)
         decoding = self.scheduler.growing
         wanted = [s.request_id for s in decoding if s.limits.num_steps]
         trees = {name: tree for name in wanted if (tree := random_tree(rng)) is not None}
@@ -219,31 +230,12 @@ class EngineMachine(RuleBasedStateMachine):
             assert sequence.num_output_tokens <= sequence.sampling.max_tokens
             assert sequence.num_tokens <= MAX_MODEL_LEN
 
-    def look(self, sequence: Sequence, num_nodes: int) -> None:
-        """The draft sees what it has not seen and grows a tree behind it, if there are pages."""
-        draft = sequence.draft
-        assert (draft is not None) is bool(self.draft_pool is not None and sequence.limits.num_steps)
-        if draft is None:
-            return
-        prints = fingerprints(sequence.token_ids, sequence.images, sequence.salt)
-        shown = self.shown.setdefault(draft, prints[: draft.num_slots])
-        count = sequence.num_computed + (1 if sequence.can_draft else 0) - draft.num_seen
-        if count == 0 or not draft.table.can_reserve(draft.num_slots + count + num_nodes):
-            return
-        draft.table.reserve(draft.num_slots + count + num_nodes)
-        slots = [
-            page * self.page_size + offset for page in draft.table.pages for offset in range(self.page_size)
-        ]
-        held = [self.draft_kv.get(slot) for slot in slots[: draft.num_slots]]
-        assert held == shown, "the draft's KV is somebody else's"
-        new = prints[draft.num_seen : draft.num_seen + count]
-        shown += new if draft.aligned else [(sequence.request_id, state) for state in new]
-        end = draft.num_slots + count
-        for slot, state in zip(slots, [*shown, *(["a node"] * num_nodes)], strict=False):
-            self.draft_kv[slot] = state
-        draft.saw(count, sequence.hashes, caching=self.scheduler.caching)
-        assert (draft.num_slots, draft.num_seen) == (end, sequence.num_computed + int(sequence.can_draft))
-        draft.table.truncate(end)
+    def look(self, sequence: Sequence, rng: random.Random) -> None:
+        """The draft sees what it has not seen."""
+        assert (sequence.draft is not None) is bool(self.draft is not None and sequence.limits.num_steps)
+        if self.draft is not None and sequence.draft is not None:
+            states = fingerprints(sequence.token_ids, sequence.images, sequence.salt)
+            self.draft.look(sequence, states, rng, num_nodes=rng.randrange(10))
 
     @precondition(lambda self: self.open)
     @rule(which=st.integers(0, 1 << 16))
@@ -262,7 +254,7 @@ class EngineMachine(RuleBasedStateMachine):
         listed = {s.request_id for s in [*self.scheduler.waiting, *self.scheduler.running]}
         assert listed == set(self.open), "a request is lost, or ended twice"
         if not self.scheduler.running:
-            for pool in filter(None, (self.pool, self.draft_pool)):
+            for pool in (self.pool, *([] if self.draft is None else [self.draft.pages.pool])):
                 assert pool.num_free + pool.num_cached == pool.num_pages
 
     def teardown(self) -> None:

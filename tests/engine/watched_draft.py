@@ -23,6 +23,7 @@ from tests.golden.drafts import SteeredEagle
 class Note:
     """One sequence in one round. ``adopted``: slots from the draft's prefix hit; ``started``: tokens from the
     target's; ``waited``: tokens shown to the draft in this round. ``ends``: kept features of full pages.
+    ``tags``: of the branches that its pictures went through.
     """
 
     request_id: str
@@ -40,6 +41,7 @@ class Note:
     values: torch.Tensor
     ends: torch.Tensor
     proposed: dict[Path_, float]
+    tags: list[str | None]
 
     @property
     def aligned(self) -> bool:
@@ -94,8 +96,9 @@ class WatchedEagle(SteeredEagle):
             self._page_size,
             self.cache.keys[0][slots].clone(),
             self.cache.values[0][slots].clone(),
-            self._features.page_ends[sequence.table.pages[:full]].clone(),
+            self._follower.features.page_ends[sequence.table.pages[:full]].clone(),
             {},
+            [block.tag for block in draft.slots.blocks],
         )
 
 

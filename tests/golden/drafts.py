@@ -9,9 +9,10 @@ from collections.abc import Sequence as Seq
 import numpy as np
 
 from engine.candidates import Candidates
+from engine.compression import Compression
 from engine.config import SpeculativeConfig
+from engine.draft_pages import DraftPages
 from engine.eagle_drafter import EagleDrafter
-from engine.pages import PagePool
 from engine.runner import Outcome
 from engine.scheduler import Span
 from engine.sequence import Sequence
@@ -28,7 +29,8 @@ class Adversary:
     """Proposes ``nodes`` of each sequence, and needs nothing to do so."""
 
     kind = "adversary"
-    pool: PagePool | None = None
+    pages: DraftPages | None = None
+    compression: Compression | None = None
 
     def nodes(self, sequence: Sequence, limits: SpeculativeConfig) -> Nodes:
         raise NotImplementedError

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from compressors.elastic import Elastic, ElasticConfig
 from engine.checkpoint import read_eos_token_ids
 from engine.config import EngineConfig, SpeculativeConfig
 from engine.core import EngineCore
@@ -142,8 +143,8 @@ def run_all(
                 story.last = output
         step += 1
         assert step < 3000, "the engine makes no progress"
-    pool = core.scheduler.draft_pool
-    assert pool is None or pool.num_free + pool.num_cached == pool.num_pages, "draft pages leaked"
+    pages = core.scheduler.draft_pages
+    assert pages is None or pages.pool.num_available == pages.pool.num_pages, "draft pages leaked"
     return stories
 
 
@@ -156,37 +157,57 @@ def _step(arrival: tuple[int, GenerateRequest]) -> int:
     return arrival[0]
 
 
-@lru_cache(maxsize=16)
-def draft_folder(golden_folder: Path, vocabulary_size: int | None) -> Path:
-    """A draft of random weights, with a head of ``vocabulary_size`` shuffled tokens or the target's own."""
+@lru_cache(maxsize=32)
+def draft_folder(
+    golden_folder: Path, vocabulary_size: int | None, elastic: ElasticConfig | None = None
+) -> Path:
+    """A draft of random weights, with a head of ``vocabulary_size`` shuffled tokens or the target's own, and
+    a compressor of random weights.
+    """
     target, _ = target_of(golden_folder)
     draft = EagleDraft(target.adapter.text_config, attn_implementation="sdpa")
     generator = torch.Generator().manual_seed(5)
-    for _, value in sorted(draft.named_parameters()):
-        noise = torch.randn(value.shape, generator=generator)
-        value.data = noise * 2 / value.shape[-1] ** 0.5 if value.dim() > 1 else 1 + 0.2 * noise
+    _draw(draft, generator)
     vocabulary = None
     if vocabulary_size is not None:
         vocabulary = torch.randperm(target.vocab_size, generator=generator)[:vocabulary_size]
-    folder = golden_folder.parent / f"{golden_folder.name} draft {vocabulary_size}"
+    compressor = None
+    if elastic is not None:
+        compressor = Elastic(elastic, draft.fc.out_features, draft.feature_size)
+        _draw(compressor, generator)
+    name = "none" if elastic is None else f"{elastic.mode} {len(elastic.branches)}"
+    folder = golden_folder.parent / f"{golden_folder.name} draft {vocabulary_size} {name}"
     config = draft_config(target.adapter.text_config, "tiny", golden_folder)
-    save_draft(folder, draft, config, vocabulary)
+    save_draft(folder, draft, config, vocabulary, compressor)
     return folder
 
 
-@lru_cache(maxsize=16)
-def draft_model_of(golden_folder: Path, vocabulary_size: int | None) -> DraftModel:
+def _draw(module: torch.nn.Module, generator: torch.Generator) -> None:
+    for _, value in sorted(module.named_parameters()):
+        noise = torch.randn(value.shape, generator=generator)
+        value.data = noise * 2 / value.shape[-1] ** 0.5 if value.dim() > 1 else 1 + 0.2 * noise
+
+
+@lru_cache(maxsize=32)
+def draft_model_of(
+    golden_folder: Path, vocabulary_size: int | None, elastic: ElasticConfig | None = None
+) -> DraftModel:
     target, _ = target_of(golden_folder)
-    return DraftModel.load(draft_folder(golden_folder, vocabulary_size), target, golden_folder)
+    folder = draft_folder(golden_folder, vocabulary_size, elastic)
+    return DraftModel.load(folder, target, golden_folder)
 
 
 def eagle(
-    golden: Golden, kind: type[D], vocabulary_size: int | None = None, **attributes: Any
+    golden: Golden,
+    kind: type[D],
+    vocabulary_size: int | None = None,
+    elastic: ElasticConfig | None = None,
+    **attributes: Any,
 ) -> Callable[[EngineConfig, TargetModel, Sizes], D]:
     """Makes an EAGLE drafter of ``kind``, with these attributes set."""
 
     def make(config: EngineConfig, target: TargetModel, sizes: Sizes) -> D:
-        model = draft_model_of(golden.folder, vocabulary_size)
+        model = draft_model_of(golden.folder, vocabulary_size, elastic)
         caching = config.enable_prefix_caching
         drafter = kind(
             model,
@@ -195,6 +216,7 @@ def eagle(
             target.embed,
             caching=caching,
             max_num_seqs=config.max_num_seqs,
+            settings=config.speculative,
         )
         for name, value in attributes.items():
             setattr(drafter, name, value)

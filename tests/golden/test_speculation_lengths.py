@@ -170,8 +170,8 @@ def test_limits_of_engine_and_request_hold(tiny: BuildCheckpoint) -> None:
 def test_trap_7_who_does_not_speculate_pays_for_no_draft(tiny: BuildCheckpoint) -> None:
     golden = load_golden(tiny("llama"))
     core = core_of(golden, eagle(golden, EagleDrafter))
-    pool = core.scheduler.draft_pool
-    assert pool is not None
+    assert core.scheduler.draft_pages is not None
+    pool = core.scheduler.draft_pages.pool
     for asked in (
         SpeculativeParams(enabled=False),
         SpeculativeParams(num_steps=0),
