@@ -11,7 +11,7 @@ target would not have said, since nobody knows what it would have said after it:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ from torch import Tensor
 
 from engine.eagle import EagleDraft
 from training.batches import Batch
+from training.compression import Choose, place
+from training.rows import Rows, shortened, whole_rows
 from training.teacher import Teacher
 from training.unroll import unrolled
 
@@ -30,27 +32,37 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """``histogram`` int64 ``[num_steps + 1]``: rounds in which so many drafts were accepted. ``num_tokens``:
-    gained in all rounds, the target's own included. ``num_greedy`` of ``num_predicted``: tokens of the data
-    that the target finds likeliest."""
+    """Of D dialogues. ``histograms`` int64 ``[D, num_steps + 1]``: rounds in which so many drafts were
+    accepted. ``gained`` int64 ``[D]``: tokens of all rounds, the target's own included. ``num_greedy`` of
+    ``num_predicted``: tokens of the data that the target finds likeliest. ``num_kept`` of ``num_visual``:
+    visual tokens that the draft saw."""
 
-    histogram: npt.NDArray[np.int64]
-    num_tokens: int
+    histograms: npt.NDArray[np.int64]
+    gained: npt.NDArray[np.int64]
     num_greedy: int
     num_predicted: int
+    num_visual: int = 0
+    num_kept: int = 0
+
+    @property
+    def histogram(self) -> npt.NDArray[np.int64]:
+        return self.histograms.sum(axis=0)
 
     @property
     def length(self) -> float:
         """Mean tokens a round, the bonus token included."""
-        return self.num_tokens / max(1, int(self.histogram.sum()))
+        return int(self.gained.sum()) / max(1, int(self.histograms.sum()))
 
     def vector(self) -> list[int]:
         """For summing over processes."""
-        return [self.num_tokens, self.num_greedy, self.num_predicted, *self.histogram.tolist()]
+        counts = [self.num_greedy, self.num_predicted, self.num_visual, self.num_kept]
+        return [int(self.gained.sum()), *counts, *self.histogram.tolist()]
 
     @classmethod
     def from_vector(cls, values: list[int]) -> Acceptance:
-        return cls(np.array(values[3:], np.int64), *map(int, values[:3]))
+        """All dialogues as one."""
+        gained, *counts = map(int, values[:5])
+        return cls(np.array([values[5:]], np.int64), np.array([gained]), *counts)
 
     def describe(self) -> dict[str, Any]:
         rounds = int(self.histogram.sum())
@@ -97,27 +109,58 @@ def answers(predicts: Bools) -> list[tuple[int, int]]:
 
 @torch.no_grad()
 def compare(
-    draft: EagleDraft, teacher: Teacher, batch: Batch, vocabulary: Tensor | None, steps: int, bf16: bool
-) -> tuple[Tensor, Tensor]:
-    """``hits`` bool ``[steps, B, N]`` and ``agrees`` bool ``[B, N]`` of :func:`walk`, false where nothing is
-    predicted. The heads run in float32, so that near-ties fall as they would when serving.
+    draft: EagleDraft,
+    teacher: Teacher,
+    batch: Batch,
+    rows: Rows,
+    target_ids: Tensor,
+    vocabulary: Tensor | None,
+    steps: int,
+) -> Tensor:
+    """``hits`` bool ``[steps, B, N]`` of :func:`walk`, false where nothing is predicted. ``rows``: those of
+    ``batch``, compressed or not; ``target_ids`` int64 ``[P]``: what the target finds likeliest at each token
+    that is predicted. The head runs in float32, so that near-ties fall as they would when serving.
     """
-    with torch.autocast(teacher.device.type, torch.bfloat16, enabled=bf16):
-        seen = teacher.see(batch)
-        features = seen.features
-        states = unrolled(draft, seen.embeddings, features, seen.positions, batch.dialogues, steps)
-        drafted = [state.float()[batch.predicts] for state in states]
-    target_ids = teacher.head(None)(features[batch.predicts]).argmax(-1)
+    slots = rows.slots[batch.predicts.flatten()]
+    drafted = [state.flatten(0, 1)[slots].float() for state in unrolled(draft, rows, steps)]
     head = teacher.head(vocabulary)
     hits = batch.predicts.new_zeros((steps, *batch.ids.shape))
-    for step, state in enumerate(drafted):
-        ids = head(state).argmax(-1)
-        hits[step, batch.predicts] = (ids if vocabulary is None else vocabulary[ids]) == target_ids
-    agrees = torch.zeros_like(batch.predicts)
-    agrees[batch.predicts] = batch.ids.roll(-1, dims=1)[batch.predicts] == target_ids
-    return hits, agrees
+    with torch.autocast(teacher.device.type, enabled=False):
+        for step, state in enumerate(drafted):
+            ids = head(state).argmax(-1)
+            hits[step, batch.predicts] = (ids if vocabulary is None else vocabulary[ids]) == target_ids
+    return hits & (rows.slots.view(batch.ids.shape) >= 0)
 
 
+class _Tally:
+    """Of one way to compress pictures, over all batches."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._rounds: list[npt.NDArray[np.int64]] = []
+        self._gained: list[int] = []
+        self._counts = np.zeros(4, np.int64)
+
+    def add(self, batch: Batch, hits: Bools, agrees: Bools, num_visual: int, num_kept: int) -> None:
+        found: dict[tuple[int, int], int] = {}
+        for row in range(len(batch.ids)):
+            for first, last in answers(batch.predicts[row].cpu().numpy()):
+                key = (row, int(batch.dialogues[row, first]))
+                if key not in found:
+                    found[key] = len(self._gained)
+                    self._gained.append(0)
+                    self._rounds.append(np.zeros(self._steps + 1, np.int64))
+                accepted, gained = walk(hits[:, row], agrees[row], first, last)
+                np.add.at(self._rounds[found[key]], accepted, 1)
+                self._gained[found[key]] += gained
+        self._counts += (int(agrees.sum()), int(batch.predicts.sum()), num_visual, num_kept)
+
+    def acceptance(self) -> Acceptance:
+        rounds = np.array(self._rounds, np.int64).reshape(-1, self._steps + 1)
+        return Acceptance(rounds, np.array(self._gained, np.int64), *map(int, self._counts))
+
+
+@torch.no_grad()
 def measure(
     draft: EagleDraft,
     teacher: Teacher,
@@ -126,18 +169,25 @@ def measure(
     *,
     steps: int,
     bf16: bool,
-) -> Acceptance:
-    """Over all answers in ``batches``."""
-    histogram = np.zeros(steps + 1, np.int64)
-    num_tokens = num_greedy = num_predicted = 0
-    for batch in batches:
-        hits, agrees = compare(draft, teacher, batch.to(teacher.device), vocabulary, steps, bf16)
-        hit, agree = hits.cpu().numpy(), agrees.cpu().numpy()
-        num_greedy += int(agree.sum())
-        num_predicted += int(batch.predicts.sum())
-        for row in range(len(batch.ids)):
-            for first, last in answers(batch.predicts[row].numpy()):
-                accepted, gained = walk(hit[:, row], agree[row], first, last)
-                np.add.at(histogram, accepted, 1)
-                num_tokens += gained
-    return Acceptance(histogram, num_tokens, num_greedy, num_predicted)
+    choices: Mapping[str, Choose],
+) -> dict[str, Acceptance]:
+    """Over all answers in ``batches``, with pictures compressed in each of these ways."""
+    tallies = {name: _Tally(steps) for name in choices}
+    for given in batches:
+        batch = given.to(teacher.device)
+        placed = place(batch, teacher.grids)
+        with torch.autocast(teacher.device.type, torch.bfloat16, enabled=bf16):
+            seen = teacher.see(batch)
+        target_ids = teacher.head(None)(seen.features[batch.predicts]).argmax(-1)
+        agrees = torch.zeros_like(batch.predicts)
+        agrees[batch.predicts] = batch.ids.roll(-1, dims=1)[batch.predicts] == target_ids
+        for name, choose in choices.items():
+            ways = choose(batch, seen.features, placed)
+            with torch.autocast(teacher.device.type, torch.bfloat16, enabled=bf16):
+                whole = whole_rows(draft, seen.embeddings, seen.features, seen.positions, batch.dialogues)
+                rows = shortened(whole, placed, ways)
+                hits = compare(draft, teacher, batch, rows, target_ids, vocabulary, steps)
+            kept = sum(way.num_kept(one.picture) for way, one in zip(ways, placed, strict=True))
+            visual = sum(one.picture.num_tokens for one in placed)
+            tallies[name].add(batch, hits.cpu().numpy(), agrees.cpu().numpy(), visual, kept)
+    return {name: tally.acceptance() for name, tally in tallies.items()}

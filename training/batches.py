@@ -38,6 +38,12 @@ class Batch:
     first_row: int
     slots: Tensor
 
+    @property
+    def numbered_dialogues(self) -> Tensor:
+        """``dialogues`` counted through all rows; padding has numbers that no dialogue has."""
+        rows = torch.arange(len(self.ids), device=self.ids.device)[:, None]
+        return rows * (int(self.dialogues.max()) + 2) + self.dialogues + 1
+
     def to(self, device: torch.device) -> Batch:
         """The tensors on ``device``; pictures are moved when they are encoded."""
         return Batch(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,23 +24,29 @@ class Progress:
 
 def save_checkpoint(
     path: Path,
-    draft: torch.nn.Module,
+    modules: Mapping[str, torch.nn.Module],
     optimizer: torch.optim.Optimizer,
     done: Progress,
     made_by: dict[str, Any],
 ) -> None:
-    """``made_by``: the settings and the data's key, plain values. A kill leaves the old file."""
+    """``modules``: what is trained, by name. ``made_by``: the settings and the data's key, plain values. A
+    kill leaves the old file.
+    """
     partial = path.with_suffix(".partial")
-    state = {"draft": draft.state_dict(), "optimizer": optimizer.state_dict(), "made_by": made_by}
+    state: dict[str, Any] = {name: module.state_dict() for name, module in modules.items()}
+    state |= {"optimizer": optimizer.state_dict(), "made_by": made_by}
     state["done"] = {"step": done.step, "tokens": done.tokens, "seconds": done.seconds}
     torch.save(state, partial)
     os.replace(partial, path)
 
 
 def load_checkpoint(
-    path: Path, draft: torch.nn.Module, optimizer: torch.optim.Optimizer, made_by: dict[str, Any]
+    path: Path,
+    modules: Mapping[str, torch.nn.Module],
+    optimizer: torch.optim.Optimizer,
+    made_by: dict[str, Any],
 ) -> Progress:
-    """Fill draft and optimiser. Raises ``TrainingError`` if the run was started with other settings."""
+    """Fill modules and optimiser. Raises ``TrainingError`` if the run was started with other settings."""
     state = torch.load(path, weights_only=True, map_location="cpu")
     before = state["made_by"]
     names = sorted(n for n in before.keys() | made_by.keys() if before.get(n) != made_by.get(n))
@@ -49,6 +56,7 @@ def load_checkpoint(
             f"{path} is of a run with other settings: {changes}. Take those again, or another --out, or "
             "--no-resume"
         )
-    draft.load_state_dict(state["draft"])
+    for name, module in modules.items():
+        module.load_state_dict(state[name])
     optimizer.load_state_dict(state["optimizer"])
     return Progress(**state["done"])

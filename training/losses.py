@@ -40,8 +40,13 @@ def distil(
     """
     logits = head(states).float()
     # Sums, not products with ``valid`` as a vector: autocast would run those in bfloat16.
-    ce = (-(labels * F.log_softmax(logits, dim=-1)).sum(-1) * valid).sum()
+    ce = (cross_entropy(logits, labels) * valid).sum()
     feature = (F.smooth_l1_loss(states.float(), features, reduction="none").mean(-1) * valid).sum()
     with torch.no_grad():
         hits = ((logits.argmax(-1) == labels.argmax(-1)) * valid).sum()
     return Loss(ce_weight * ce + feature_weight * feature, ce.detach(), feature.detach(), hits)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """``[P]``, of float32 ``logits`` with probabilities ``labels``, both ``[P, V]``."""
+    return -(labels * F.log_softmax(logits, dim=-1)).sum(-1)

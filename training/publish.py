@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from compressors.elastic import Elastic
 from engine.draft_files import CONFIG, DraftConfig, save_draft
 from engine.eagle import EagleDraft
 from training.chart import draw_curve
@@ -29,6 +30,7 @@ def publish(
     draft: EagleDraft,
     config: DraftConfig,
     vocabulary: Tensor | None,
+    compressor: Elastic | None,
     facts: dict[str, Any],
     evaluations: list[dict[str, Any]],
 ) -> None:
@@ -40,7 +42,7 @@ def publish(
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         folder = scratch / "new"
-        save_draft(folder, draft, config, vocabulary)
+        save_draft(folder, draft, config, vocabulary, compressor)
         points = [(line["tokens"], line["acceptance_length"]) for line in evaluations]
         if len(points) > 1:
             draw_curve(folder / CURVE, points, x="tokens seen", y="acceptance length, held out")

@@ -14,21 +14,24 @@ from typing import Any
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
+from compressors.base import Whole
 from engine.draft_files import draft_config, fingerprint
 from training.acceptance import Acceptance, measure
 from training.batches import Batch
 from training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from training.compression import Choose, Compression, always, gated
 from training.data import Data, open_data
 from training.feature_cache import FeatureCache
 from training.generate import answers_path, generate
 from training.journal import LOG, Journal, read_log
 from training.publish import check_publishable, publish
 from training.settings import TrainSettings
-from training.student import draft_vocabulary, new_draft
+from training.student import Student, continued, draft_vocabulary, new_compressor, new_draft
 from training.teacher import Teacher, stop_token_ids
 from training.trainer import Trainer
 
 CHECKPOINT = "checkpoint.pt"
+SERVED = "auto"
 # One process reads the data or writes the answers, and the others wait for it.
 _PATIENCE = timedelta(hours=48)
 
@@ -88,25 +91,45 @@ class Run:
                 open_data(settings, settings.eval_data, folder, "eval.index") if settings.eval_data else None
             )
         self._teacher = Teacher.load(folder, settings.dtype, accelerator.device)
-        counts, picture = self._data.index.counts, self._data.encoder.processor.image_token_id
-        chosen = draft_vocabulary(counts, settings.draft_vocab, stop_token_ids(folder), picture)
+        self._student = self._first_student()
+        chosen = self._student.vocabulary
         self._vocabulary = None if chosen is None else chosen.to(accelerator.device)
         plan = self._data.plan(settings)
         self._num_steps = min(settings.epochs * plan.steps_per_epoch, settings.max_steps or 2**62)
-        like = self._teacher.last_layer if settings.init_from_target else None
-        draft = new_draft(self._teacher.text_config, settings.seed, like)
         head = self._teacher.head(self._vocabulary)
         target = {"data": self._data.index.key, "target": fingerprint(folder)}
         self._made_by = settings.of_weights() | target
+        if settings.init_draft is not None:
+            self._made_by["init_draft"] = fingerprint(settings.init_draft)
         self._cache = self._feature_cache(target)
         see = self._teacher.see if self._cache is None else self._cache.see
-        self.trainer = Trainer(settings, accelerator, see, draft, head, self._num_steps)
+        self._compression = (
+            None
+            if self._student.compressor is None
+            else Compression(settings, self._student.compressor, self._teacher.grids)
+        )
+        self.trainer = Trainer(
+            settings, accelerator, see, self._student.draft, head, self._num_steps, self._compression
+        )
         self.done = Progress()
         self._checkpoint = settings.out / CHECKPOINT
         if settings.resume and self._checkpoint.exists():
-            self.done = load_checkpoint(self._checkpoint, draft, self.trainer.optimizer, self._made_by)
+            self.done = load_checkpoint(
+                self._checkpoint, self._student.modules(), self.trainer.optimizer, self._made_by
+            )
         self._plan = plan
         self._eval_batches = [] if held_out is None else self._eval_share(held_out)
+
+    def _first_student(self) -> Student:
+        settings, text_config = self._settings, self._teacher.text_config
+        if settings.init_draft is not None:
+            return continued(settings.init_draft, text_config, settings)
+        like = self._teacher.last_layer if settings.init_from_target else None
+        draft = new_draft(text_config, settings.seed, like)
+        counts, picture = self._data.index.counts, self._data.encoder.processor.image_token_id
+        stops = stop_token_ids(self._folder)
+        vocabulary = draft_vocabulary(counts, settings.draft_vocab, stops, picture)
+        return Student(draft, new_compressor(settings, draft), vocabulary)
 
     def _feature_cache(self, target: dict[str, str]) -> FeatureCache | None:
         settings = self._settings
@@ -170,6 +193,7 @@ class Run:
         if not self._settings.eval_data:
             return
         self.trainer.draft.eval()
+        choices = self._choices()
         found = measure(
             self.trainer.draft,
             self._teacher,
@@ -177,17 +201,38 @@ class Run:
             self._vocabulary,
             steps=self._settings.eval_steps,
             bf16=self._settings.mixed_precision == "bf16",
+            choices=choices,
         )
-        summed = self._accelerator.reduce(
-            torch.tensor(found.vector(), device=self._teacher.device), reduction="sum"
-        )
-        values = Acceptance.from_vector(summed.tolist()).describe()
+        vectors = torch.tensor([one.vector() for one in found.values()], device=self._teacher.device)
+        summed = self._accelerator.reduce(vectors, reduction="sum").tolist()
+        named = dict(zip(choices, map(Acceptance.from_vector, summed), strict=True))
+        values = named[SERVED].describe()
+        if len(named) > 1:
+            values["by_compressor"] = {
+                name: {
+                    "length": round(one.length, 4),
+                    "kept": round(one.num_kept / max(1, one.num_visual), 4),
+                }
+                for name, one in named.items()
+            }
         journal.write("evaluation", {**self._where(), **values})
+
+    def _choices(self) -> dict[str, Choose]:
+        """How pictures are compressed in evaluations; first as serving does unless it is told otherwise."""
+        compressor = self._student.compressor
+        if compressor is None:
+            return {SERVED: always(Whole())}
+        ways = {way.tag: always(way) for way in compressor.ways}
+        return {SERVED: gated(compressor), "none": always(Whole()), **ways}
 
     def _save(self) -> None:
         if self._accelerator.is_main_process:
             save_checkpoint(
-                self._checkpoint, self.trainer.draft, self.trainer.optimizer, self.done, self._made_by
+                self._checkpoint,
+                self._student.modules(),
+                self.trainer.optimizer,
+                self.done,
+                self._made_by,
             )
 
     def clear(self) -> None:
@@ -215,6 +260,7 @@ class Run:
             self.trainer.draft,
             draft_config(self._teacher.text_config, name, self._folder),
             self._vocabulary,
+            self._student.compressor,
             facts,
             evaluations,
         )

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 # What may differ between a stopped run and the one that goes on: none of these reaches the weights.
 _FREE_ON_RESUME = frozenset(
     {"out", "publish", "resume", "workers", "save_seconds", "log_every", "eval_data", "eval_every"}
     | {"eval_size", "eval_steps", "generate", "generate_temperature", "generate_max_tokens", "device"}
-    | {"data", "image_folder", "model", "revision"}  # compared by what is in them
+    | {"data", "image_folder", "model", "revision", "init_draft"}  # compared by what is in them
 )
 
 
@@ -61,11 +61,34 @@ class TrainSettings(BaseModel):
         description="tokens that the draft can propose, the answers' most frequent; all by default",
     )
     init_from_target: bool = Field(False, description="start from the target's last layer, not from noise")
+    init_draft: Path | None = Field(
+        None,
+        description="start from this draft's weights and vocabulary; branches that it has are taken over",
+    )
     unroll: int = Field(1, ge=1, le=16, description="draft steps that are trained, on the draft's own states")
     unroll_decay: float = Field(0.8, gt=0.0, le=1.0, description="weight of a draft step to the one before")
     noise: float = Field(0.0, ge=0.0, description="uniform noise on features, -NOISE to NOISE (EAGLE-1: 0.1)")
     ce_weight: float = Field(0.1, ge=0.0, description="of cross-entropy with the target's distribution")
     feature_weight: float = Field(1.0, ge=0.0, description="of SmoothL1 to the target's feature")
+
+    compressor: Literal["off", "select", "weight", "concat"] = Field(
+        "off", description="train branches that shrink pictures for the draft, combined in this way"
+    )
+    branches: list[str] = Field(
+        [],
+        description="NAME or NAME:RATIO of each branch; by default those of the mode (docs/compressors.md)",
+    )
+    num_queries: int = Field(16, ge=1, description="of the resampler: the most tokens that it gives")
+    ratios: list[float] = Field(
+        [], description="select: ratios at which branches are trained too; by default only their own"
+    )
+    whole_share: float = Field(0.2, ge=0.0, le=1.0, description="of pictures that stay whole in training")
+    gate_every: int = Field(2, ge=1, description="steps between those in which a gate that selects learns")
+    gate_cost: float = Field(
+        0.05, ge=0.0, description="what keeping a whole picture costs the gate, in nats a predicted token"
+    )
+    gate_balance: float = Field(0.01, ge=0.0, description="weight of the gate's balance term")
+    gate_temperature: float = Field(1.0, gt=0.0, description="of its Gumbel-softmax")
 
     lr: float = Field(8e-5, gt=0.0, description="peak learning rate of AdamW (0.9, 0.95), no weight decay")
     schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="how it falls, to zero")
@@ -91,6 +114,21 @@ class TrainSettings(BaseModel):
     eval_steps: int = Field(6, ge=1, le=32, description="drafts a round in evaluations")
     save_seconds: float = Field(300.0, ge=0.0, description="between checkpoints")
     log_every: int = Field(10, ge=1, description="steps between lines of the log")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.init_draft is not None and (self.draft_vocab is not None or self.init_from_target):
+            raise ValueError(
+                "--init-draft brings its own weights and vocabulary: no --draft-vocab, no "
+                "--init-from-target beside it"
+            )
+        if self.compressor == "off" and (self.branches or self.ratios):
+            raise ValueError("--branches and --ratios need --compressor select, weight or concat")
+        if self.compressor != "select" and self.ratios:
+            raise ValueError("--ratios goes with --compressor select only")
+        if any(ratio < 1.0 for ratio in self.ratios):
+            raise ValueError("--ratios must be at least 1")
+        return self
 
     @property
     def draft_folder(self) -> Path:

@@ -1,8 +1,10 @@
-"""The draft's first weights and its vocabulary."""
+"""What is trained, as it is at first: the draft, its vocabulary, its compressor."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +12,71 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from compressors.elastic import BranchConfig, Elastic, ElasticConfig
+from engine.draft_files import load_draft
 from engine.eagle import EagleDraft
+from training.errors import TrainingError
+from training.settings import TrainSettings
+
+# By mode: what the paper combines, at the ratios that it found best.
+BRANCHES = {
+    "select": ["prune:10", "pool:10", "conv:5", "resampler:20", "text_only"],
+    "weight": ["prune:3", "pool:3", "conv:3"],
+    "concat": ["pool:20", "conv:3", "resampler:50"],
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Student:
+    """``vocabulary``: int64 ``[V]``, the token ids that the draft can propose; ``None`` for all."""
+
+    draft: EagleDraft
+    compressor: Elastic | None = None
+    vocabulary: Tensor | None = None
+
+    def modules(self) -> dict[str, nn.Module]:
+        """What a checkpoint holds, by name."""
+        named: dict[str, nn.Module] = {"draft": self.draft}
+        return named if self.compressor is None else named | {"compressor": self.compressor}
+
+
+def continued(folder: Path, text_config: PretrainedConfig, settings: TrainSettings) -> Student:
+    """The draft in ``folder`` to go on from. Branches that it has come with it where they are asked
+    for, its gate if they are all the same; what is new begins afresh.
+
+    Raises ``ModelLoadError`` where it is not of this target.
+    """
+    loaded = load_draft(folder, text_config, attn_implementation="sdpa")
+    compressor = new_compressor(settings, loaded.module)
+    if compressor is not None and loaded.compressor is not None:
+        own, found = compressor.state_dict(), loaded.compressor.state_dict()
+        same_gate = compressor.config.branches == loaded.compressor.config.branches
+        taken = {
+            name: value
+            for name, value in found.items()
+            if name in own and own[name].shape == value.shape and (same_gate or not name.startswith("gate."))
+        }
+        compressor.load_state_dict(own | taken)
+    return Student(loaded.module, compressor, loaded.vocabulary)
+
+
+def new_compressor(settings: TrainSettings, draft: EagleDraft) -> Elastic | None:
+    """As the settings ask for it. Raises ``TrainingError`` for branches that cannot be."""
+    if settings.compressor == "off":
+        return None
+    names = settings.branches or BRANCHES[settings.compressor]
+    try:
+        branches = tuple(BranchConfig(name, float(ratio or 1)) for name, _, ratio in map(_parted, names))
+        config = ElasticConfig(settings.compressor, branches, settings.num_queries)
+        compressor = Elastic(config, int(draft.config.hidden_size), draft.feature_size)
+    except ValueError as error:
+        raise TrainingError(f"--branches: {error}") from error
+    compressor.reset(torch.Generator().manual_seed(settings.seed))
+    return compressor
+
+
+def _parted(branch: str) -> tuple[str, str, str]:
+    return branch.partition(":")
 
 
 def new_draft(text_config: PretrainedConfig, seed: int, like: nn.Module | None) -> EagleDraft:

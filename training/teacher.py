@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
+from compressors.base import Grid
 from engine.adapters import adapter_for
 from engine.adapters.base import Adapter
 from engine.checkpoint import load_whole, read_eos_token_ids, resolve_dtype
 from engine.config import Device, DType, EngineConfig
 from engine.errors import ModelLoadError
 from processing.pictures import split_runs
-from processing.prompt import Prompt
+from processing.prompt import ImageInput, Prompt
 from training.batches import Batch
 
 
@@ -81,6 +82,10 @@ class Teacher:
         layers = self._adapter.text_model.layers
         assert isinstance(layers, nn.ModuleList)
         return layers[-1]
+
+    def grids(self, image: ImageInput) -> tuple[Grid, ...]:
+        """Those of a picture's visual tokens."""
+        return self._adapter.grids(image)
 
     def head(self, vocabulary: Tensor | None) -> Head:
         """The rows of these token ids, int64 ``[V]``; all of them for ``None``."""

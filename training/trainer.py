@@ -17,7 +17,9 @@ from torch import Tensor
 
 from engine.eagle import EagleDraft
 from training.batches import Batch
-from training.losses import distil
+from training.compression import Compression, by_dialogue
+from training.losses import cross_entropy, distil
+from training.rows import Placed, Rows, shortened, whole_rows
 from training.settings import TrainSettings
 from training.teacher import Head, Seen
 from training.unroll import unrolled
@@ -49,7 +51,8 @@ class Trainer:
     """``accelerator`` is an ``accelerate.Accelerator``: it knows the processes and sums over them.
 
     ``see``: what the target gives for a batch. ``head``: its rows of the draft's vocabulary.
-    ``num_steps``: where the schedule ends.
+    ``num_steps``: where the schedule ends. ``compression``: what becomes of pictures, which are learnt whole
+    without it.
     """
 
     def __init__(
@@ -60,12 +63,16 @@ class Trainer:
         draft: EagleDraft,
         head: Head,
         num_steps: int,
+        compression: Compression | None = None,
     ) -> None:
         self._settings, self._accelerator, self._num_steps = settings, accelerator, num_steps
         self._see, self._head = see, head
         self._device: torch.device = accelerator.device
         self.draft = draft.to(self._device)
+        self._compression = compression
         self._parameters = list(self.draft.parameters())
+        if compression is not None:
+            self._parameters += compression.compressor.to(self._device).parameters()
         self.optimizer = torch.optim.AdamW(self._parameters, lr=settings.lr, betas=BETAS, weight_decay=0.0)
         decays = [settings.unroll_decay**step for step in range(settings.unroll)]
         self._step_weights = [decay / sum(decays) for decay in decays]
@@ -98,29 +105,66 @@ class Trainer:
         """Add a pass's gradients; sums over its predicted tokens: loss, CE and SmoothL1 of step 0, and for
         every draft step the hits and the tokens that it could predict.
         """
-        settings, where = self._settings, batch.predicts
+        settings, where = self._settings, batch.predicts.flatten()
         with torch.autocast(self._device.type, torch.bfloat16, settings.mixed_precision == "bf16"):
             seen = self._see(batch)
-            features = seen.features
-            wanted, positions = features[where], batch.positions[where]
+            wanted = seen.features.flatten(0, 1)[where]
             with torch.no_grad():
                 labels = self._head(wanted).float().softmax(-1)
-            given = noisy(features, settings.noise, (settings.seed, number, batch.first_row))
-            states = unrolled(
-                self.draft, seen.embeddings, given, seen.positions, batch.dialogues, settings.unroll
-            )
+            given = noisy(seen.features, settings.noise, (settings.seed, number, batch.first_row))
+            whole = whole_rows(self.draft, seen.embeddings, given, seen.positions, batch.dialogues)
+            rows, gate_loss = self._compress(batch, seen, whole, labels, number, num_targets)
+            slots = rows.slots[where]  # -1: of a visual token that was compressed away
+            rounds = rows.rounds.flatten()[slots].masked_fill(slots < 0, -1)
+            valid = [(rounds >= step).float() for step in range(settings.unroll)]
             weights = {"ce_weight": settings.ce_weight, "feature_weight": settings.feature_weight}
-            valid = [(positions >= step).float() for step in range(settings.unroll)]
             losses = [
-                distil(state[where], wanted, self._head, labels, use, **weights)
-                for state, use in zip(states, valid, strict=True)
+                distil(state.flatten(0, 1)[slots], wanted, self._head, labels, use, **weights)
+                for state, use in zip(unrolled(self.draft, rows, settings.unroll), valid, strict=True)
             ]
         total = sum(w * loss.total for w, loss in zip(self._step_weights, losses, strict=True)) / num_targets
         assert isinstance(total, Tensor)
-        total.backward()
+        (total + gate_loss).backward()
         first = losses[0]
         named = [total.detach(), first.ce, first.feature]
         return torch.stack([*named, *(loss.hits for loss in losses), *(use.sum() for use in valid)])
+
+    def _compress(
+        self, batch: Batch, seen: Seen, whole: Rows, labels: Tensor, number: int, num_targets: int
+    ) -> tuple[Rows, Tensor]:
+        """The rows that are trained in this step, and the gate's loss if it is its turn to learn."""
+        compression, nothing = self._compression, whole.joined.new_zeros(())
+        if compression is None or not batch.images:
+            return whole, nothing
+        placed = compression.place(batch)
+        rows = shortened(whole, placed, compression.draw(batch, seen.features, placed, number))
+        if self._settings.compressor != "select" or number % self._settings.gate_every:
+            return rows, nothing
+        costs, tokens = self._costs(batch, whole, placed, labels)
+        shares = tokens / num_targets
+        return rows, compression.gate_loss(batch, seen.features, placed, costs, shares, number)
+
+    @torch.no_grad()
+    def _costs(
+        self, batch: Batch, whole: Rows, placed: list[Placed], labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The draft's cross-entropy a predicted token in each picture's dialogue if all pictures take one
+        branch, float32 ``[P, branches]``, and how many those tokens are, ``[P]``.
+        """
+        assert self._compression is not None
+        where, dialogues = batch.predicts.flatten(), batch.numbered_dialogues.flatten()
+        firsts = torch.stack([one.slots[0] for one in placed])
+        costs = []
+        for way in self._compression.compressor.ways:
+            rows = shortened(whole, placed, [way] * len(placed))
+            (state,) = unrolled(self.draft, rows, 1)
+            slots = rows.slots[where]
+            there = slots >= 0
+            logits = self._head(state.flatten(0, 1)[slots[there]]).float()
+            losses = cross_entropy(logits, labels[there])
+            costs.append(by_dialogue(losses, dialogues[where][there], dialogues[firsts]))
+        means, counts = zip(*costs, strict=True)
+        return torch.stack(means, dim=1), counts[0]
 
     def _sum_gradients(self) -> None:
         """One message for all parameters. Losses are already parts of the mean, so a sum is right."""

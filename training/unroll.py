@@ -34,6 +34,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from engine.eagle import EagleDraft
+from training.rows import Rows, shifted
 
 
 def step_mask(dialogues: Tensor, step: int) -> Tensor:
@@ -50,29 +51,17 @@ def step_mask(dialogues: Tensor, step: int) -> Tensor:
     return mask.unsqueeze(1)
 
 
-def shifted(values: Tensor, dialogues: Tensor) -> Tensor:
-    """``values`` ``[B, N, hidden]`` one slot later; zeros at the first slot of every dialogue."""
-    first = dialogues != torch.roll(dialogues, 1, dims=1)
-    first[:, 0] = True
-    return torch.roll(values, 1, dims=1).masked_fill(first.unsqueeze(-1), 0.0)
-
-
-def unrolled(
-    draft: EagleDraft, embeddings: Tensor, features: Tensor, positions: Tensor, dialogues: Tensor, steps: int
-) -> Iterator[Tensor]:
-    """The states ``[B, N, hidden]`` of steps 0, 1, … of every slot; those of step ``s`` mean something from
-    token ``s`` of a dialogue on. ``features``: the target's, of the same tokens as ``embeddings``.
-    ``positions``: rotary ones, int64 ``[B, N]`` or ``[3, B, N]``.
+def unrolled(draft: EagleDraft, rows: Rows, steps: int) -> Iterator[Tensor]:
+    """The states ``[B, N, hidden]`` of steps 0, 1, … of every slot; those of step ``s`` mean something where
+    ``rows.rounds`` is at least ``s``.
     """
     cache = DynamicCache()
-    states = draft.fuse(features)
+    joined = rows.joined
     for step in range(steps):
-        out = draft(
-            shifted(states, dialogues),
-            embeddings,
-            positions,
-            step_mask(dialogues, step),
-            past_key_values=cache,
-        )
-        states = out.float()  # autocast gives bfloat16
+        mask = step_mask(rows.dialogues, step)
+        states = draft.run(
+            joined, rows.positions, mask, past_key_values=cache
+        ).float()  # autocast gives bfloat16
         yield states
+        if step + 1 < steps:
+            joined = draft.join(shifted(states, rows.dialogues), rows.embeddings)

@@ -12,11 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compressors.base import Whole
 from processing.processor import Processor
 from tests.training.conftest import picture_record, text_record
 from tests.training.targets import draft_chain
 from training.acceptance import Acceptance, answers, measure, walk
 from training.batches import Batch, make_batch
+from training.compression import always
 from training.data import Data
 from training.encode import Encoder
 from training.index import build_index
@@ -61,7 +63,8 @@ def test_it_is_what_drafting_and_verifying_token_by_token_gives(
     draft = new_draft(teacher.text_config, 0, teacher.last_layer)
     train_a_little(draft, teacher, batch)
     vocabulary = None if full else torch.arange(3, 300)
-    found = measure(draft, teacher, [batch], vocabulary, steps=steps, bf16=False)
+    choices = {"none": always(Whole())}
+    (found,) = measure(draft, teacher, [batch], vocabulary, steps=steps, bf16=False, choices=choices).values()
 
     histogram = np.zeros(steps + 1, np.int64)
     embedded = teacher.embed(batch)
@@ -92,6 +95,7 @@ def test_it_is_what_drafting_and_verifying_token_by_token_gives(
 
 def train_a_little(draft: torch.nn.Module, teacher: Teacher, batch: Batch) -> None:
     """So that it is right here and wrong there."""
+    from training.rows import whole_rows
     from training.unroll import unrolled
 
     optimizer = torch.optim.AdamW(draft.parameters(), lr=5e-3)
@@ -99,7 +103,8 @@ def train_a_little(draft: torch.nn.Module, teacher: Teacher, batch: Batch) -> No
     features = teacher.features(embedded, batch.positions)
     labels = teacher.head(None)(features).argmax(-1)
     for _ in range(25):
-        states = unrolled(draft, embedded, features, batch.positions, batch.dialogues, 2)  # type: ignore[arg-type]
+        rows = whole_rows(draft, embedded, features, batch.positions, batch.dialogues)  # type: ignore[arg-type]
+        states = unrolled(draft, rows, 2)  # type: ignore[arg-type]
         loss = sum(
             torch.nn.functional.cross_entropy(teacher.head(None)(s)[batch.predicts], labels[batch.predicts])
             for s in states
@@ -136,7 +141,7 @@ def test_answers_are_runs_of_predicted_tokens() -> None:
 
 
 def test_sums_over_processes() -> None:
-    one = Acceptance(np.array([4, 3, 1]), 13, 12, 14)
+    one = Acceptance(np.array([[1, 3, 0], [3, 0, 1]]), np.array([6, 7]), 12, 14, 9, 3)
     assert Acceptance.from_vector(one.vector()).describe() == one.describe()
     assert one.describe()["accepted_per_depth"] == [0.5, 0.125]
     assert one.length == 13 / 8

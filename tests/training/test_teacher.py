@@ -18,6 +18,7 @@ from training.data import Data
 from training.encode import Encoder
 from training.index import build_index
 from training.records import parse_record
+from training.rows import whole_rows
 from training.student import new_draft
 from training.teacher import Teacher, stop_token_ids
 from training.unroll import unrolled
@@ -80,7 +81,8 @@ def test_packed_rows_give_each_dialogue_the_positions_of_its_pictures(
     batch = one_batch(data, [[1, 3], [0], [2, 1]])
     seen = teacher.see(batch)
     draft = new_draft(teacher.text_config, 0, teacher.last_layer)
-    *_, states = unrolled(draft, seen.embeddings, seen.features, seen.positions, batch.dialogues, 2)
+    rows = whole_rows(draft, seen.embeddings, seen.features, seen.positions, batch.dialogues)
+    *_, states = unrolled(draft, rows, 2)
     model = AutoModelForImageTextToText.from_pretrained(folder).eval()
     for row, number, example in ((0, 0, 1), (0, 1, 3), (1, 0, 0), (2, 0, 2), (2, 1, 1)):
         prompt = data.encoder.prompt(data.items[example])
@@ -97,5 +99,5 @@ def test_packed_rows_give_each_dialogue_the_positions_of_its_pictures(
             truth = model.model(input_ids=ids, mm_token_type_ids=kinds, **given).last_hidden_state
         torch.testing.assert_close(seen.features[row, own], truth[0], rtol=1e-3, atol=1e-3)
         embeddings, one = seen.embeddings[row, own][None], torch.zeros_like(ids)
-        *_, alone = unrolled(draft, embeddings, truth, positions, one, 2)
+        *_, alone = unrolled(draft, whole_rows(draft, embeddings, truth, positions, one), 2)
         torch.testing.assert_close(states[row, own], alone[0], rtol=1e-3, atol=1e-3)

@@ -10,6 +10,7 @@ from transformers import AutoConfig
 
 from engine.eagle import EagleDraft
 from tests.training.targets import draft_chain
+from training.rows import whole_rows
 from training.student import new_draft
 from training.unroll import step_mask, unrolled
 
@@ -39,7 +40,8 @@ def test_every_round_drafts_what_it_would_draft_alone(tiny: Callable[..., Path])
     draft, embeddings, features = make(tiny("qwen3"))
     steps = 4
     with torch.no_grad():
-        states = list(unrolled(draft, embeddings, features, POSITIONS, DIALOGUES, steps))
+        rows = whole_rows(draft, embeddings, features, POSITIONS, DIALOGUES)
+        states = list(unrolled(draft, rows, steps))
     first, compared = 0, 0
     for length in LENGTHS:
         own = slice(first, first + length)
@@ -58,7 +60,7 @@ def test_deeper_steps_train_the_draft_on_its_own_states(tiny: Callable[..., Path
     """The state that a step is given is the one that the step before gave, with its gradient."""
     draft, embeddings, features = make(tiny("llama"))
     features.requires_grad_()
-    *_, last = unrolled(draft, embeddings, features, POSITIONS, DIALOGUES, 3)
+    *_, last = unrolled(draft, whole_rows(draft, embeddings, features, POSITIONS, DIALOGUES), 3)
     last[0, 6].sum().backward()
     assert features.grad is not None
     reached = features.grad[0].abs().sum(-1) > 0

@@ -1,0 +1,231 @@
+"""Training with compressed pictures: what the gate is given and learns, and whole runs on tiny targets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from compressors.base import Picture
+from compressors.elastic import BranchConfig, Elastic, ElasticConfig
+from engine.draft_files import load_draft
+from tests.training.test_training import same, settings, stop_after
+from training.batches import Batch
+from training.compression import Compression, by_dialogue, gate_inputs
+from training.errors import TrainingError
+from training.journal import read_log
+from training.rows import Placed
+from training.run import train
+from training.settings import TrainSettings
+
+HIDDEN = 8
+# Two dialogues in a row: text, a picture, a question, an answer; a picture first, then all the same.
+KINDS = "tttvvvvqqaaa" + "vvqqqaa"
+
+
+def batch_of(kinds: str) -> Batch:
+    """``predicts`` is of the token after, so an answer's first token is predicted at the question's last."""
+    size = len(kinds)
+    visual = torch.tensor([i for i, kind in enumerate(kinds) if kind == "v"])
+    predicts = torch.tensor([[kinds[i + 1 : i + 2] == "a" for i in range(size)]])
+    dialogues = torch.tensor([[0] * 12 + [1] * (size - 12)])
+    ids = torch.arange(size)[None]
+    return Batch(ids, ids, dialogues, predicts, [], visual, 0, ids)
+
+
+PLACED = [
+    Placed(Picture(((2, 2),), b"one"), torch.arange(3, 7)),
+    Placed(Picture(((1, 2),), b"two"), torch.arange(12, 14)),
+]
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_gate_sees_the_picture_and_the_question_before_the_answer() -> None:
+    features = noise(1, len(KINDS), HIDDEN)
+    pictures, questions = gate_inputs(batch_of(KINDS), features, PLACED)
+    torch.testing.assert_close(pictures, torch.stack([features[0, 3:7].mean(0), features[0, 12:14].mean(0)]))
+    torch.testing.assert_close(questions, torch.stack([features[0, 7:9].mean(0), features[0, 14:17].mean(0)]))
+
+
+def test_means_over_dialogues() -> None:
+    means, counts = by_dialogue(
+        torch.tensor([1.0, 3.0, 5.0]), torch.tensor([2, 2, 0]), torch.tensor([0, 1, 2])
+    )
+    assert (means.tolist(), counts.tolist()) == ([5.0, 0.0, 2.0], [1.0, 0.0, 2.0])
+
+
+def compression(**changes: Any) -> Compression:
+    chosen: dict[str, Any] = {"model": "m", "data": ["d"], "out": "o", "compressor": "select"}
+    config = ElasticConfig(
+        "select", (BranchConfig("pool", 4), BranchConfig("conv", 4), BranchConfig("text_only"))
+    )
+    made = Elastic(config, HIDDEN, HIDDEN)
+    made.reset(torch.Generator().manual_seed(0))
+    return Compression(TrainSettings(**chosen | changes), made, lambda image: ((1, image.num_tokens),))
+
+
+def test_branches_ratios_and_whole_pictures_are_drawn_evenly() -> None:
+    """And each picture of each step the same again."""
+    made, batch, features = (
+        compression(ratios=[2, 8], whole_share=0.25),
+        batch_of(KINDS),
+        noise(1, 19, HIDDEN),
+    )
+    drawn = [way.tag for step in range(800) for way in made.draw(batch, features, PLACED, step)]
+    again = [way.tag for step in range(800) for way in made.draw(batch, features, PLACED, step)]
+    assert drawn == again
+    shares = {tag: count / len(drawn) for tag, count in Counter(drawn).items()}
+    wanted = {
+        "none": 0.25,
+        "text_only": 0.25,
+        "pool-2": 0.125,
+        "pool-8": 0.125,
+        "conv-2": 0.25,
+    }  # conv: at most 5
+    assert shares == pytest.approx(wanted, abs=0.04)
+
+
+def test_the_gate_learns_which_branch_costs_least() -> None:
+    """By the question: one kind is answered as well by text alone, another needs the picture."""
+    made = compression(gate_cost=0.1)
+    assert made.compressor.gate is not None
+    optimizer = torch.optim.Adam(made.compressor.gate.parameters(), lr=1e-2)
+    batch, kinds = batch_of(KINDS), noise(2, HIDDEN, seed=9)
+    costs = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.8, 2.0]])
+    features = noise(1, len(KINDS), HIDDEN, seed=1)
+    features[0, 7:9], features[0, 14:17] = kinds[0], kinds[1]
+    for step in range(150):
+        loss = made.gate_loss(batch, features, PLACED, costs, torch.ones(2), step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    chosen = made.compressor.decide(*gate_inputs(batch, features, PLACED))
+    assert [way.name for way in chosen] == ["text_only", "conv"]
+
+
+def compressing(mode: str = "select", **changes: Any) -> dict[str, Any]:
+    return {"compressor": mode, "unroll": 2, "batch_size": 4, "draft_vocab": 100, "lr": 1e-3, **changes}
+
+
+def state(out: Path) -> dict[str, Tensor]:
+    saved = torch.load(out / "checkpoint.pt", weights_only=True)
+    return {f"{part}.{name}": v for part in ("draft", "compressor") for name, v in saved[part].items()}
+
+
+def test_a_stopped_run_with_a_gate_goes_on_as_if_it_had_not_stopped(
+    tiny: Callable[..., Path], dialogues: Any, tmp_path: Path
+) -> None:
+    """And what it publishes is a draft with its compressor; each branch was measured."""
+    data, model = dialogues(10, pictures=True), tiny("llava")
+    changes = compressing(
+        epochs=2, noise=0.1, whole_share=0.0, ratios=[2, 4], eval_data=[data], eval_every=99
+    )
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    folder = train(settings(model, data, whole, **changes))
+    train(settings(model, data, parts, **changes), stop=stop_after(3))
+    train(settings(model, data, parts, **changes))
+    assert same(state(parts), state(whole))
+    started = state_at_start(model, data, tmp_path / "start", changes)
+    moved = {name for name, value in state(whole).items() if not torch.equal(value, started[name])}
+    assert {"compressor.gate.out.weight", "compressor.branches.conv.pointwise.weight"} <= moved
+
+    text_config = text_config_of(model)
+    loaded = load_draft(folder, text_config, attn_implementation="sdpa")
+    assert loaded.compressor is not None
+    assert [way.tag for way in loaded.compressor.ways] == [
+        *("prune-10", "pool-10", "conv-5", "resampler-20", "text_only")
+    ]
+    (last,) = [line for line in read_log(whole / "log.jsonl") if line["kind"] == "evaluation"][-1:]
+    found = last["by_compressor"]
+    assert list(found)[:2] == ["auto", "none"]
+    assert found["none"]["kept"] == 1.0
+    assert found["text_only"]["kept"] == 0.0
+    assert 0.0 < found["pool-10"]["kept"] < 0.5
+    assert last["acceptance_length"] == found["auto"]["length"]
+
+
+def text_config_of(model: Path) -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(model).get_text_config()
+
+
+def state_at_start(model: Path, data: Path, out: Path, changes: dict[str, Any]) -> dict[str, Tensor]:
+    train(settings(model, data, out, **changes | {"max_steps": 1, "lr": 1e-30, "eval_data": []}))
+    return state(out)
+
+
+@pytest.mark.parametrize("mode", ["select", "weight", "concat"])
+def test_it_does_not_matter_how_a_batch_with_compressed_pictures_is_cut(
+    mode: str, tiny: Callable[..., Path], dialogues: Any, tmp_path: Path
+) -> None:
+    """The balance term is left out: it looks at the pictures of a pass together."""
+    data, model = dialogues(8, pictures=True), tiny("llava")
+    changes = compressing(mode, gate_balance=0.0, gate_every=1, lr=1e-4)
+    for name, cut in (("one", {}), ("many", {"row_length": 64, "tokens_per_pass": 64})):
+        train(settings(model, data, tmp_path / name, **changes | cut))
+    assert same(state(tmp_path / "many"), state(tmp_path / "one"), atol=2e-6)
+
+
+def test_a_run_can_go_on_from_a_published_draft(
+    tiny: Callable[..., Path], dialogues: Any, tmp_path: Path
+) -> None:
+    """Its weights, its vocabulary, the branches that are asked for again; a gate only for the same ones."""
+    data, model = dialogues(8, pictures=True), tiny("llava")
+    first = train(settings(model, data, tmp_path / "first", **compressing(lr=3e-3)))
+    still = {"max_steps": 1, "lr": 1e-30, "draft_vocab": None, "init_draft": first}
+    text_config = text_config_of(model)
+    before = load_draft(first, text_config, attn_implementation="sdpa")
+    assert before.compressor is not None
+
+    train(settings(model, data, tmp_path / "same", **compressing(**still)))
+    after = load_draft(tmp_path / "same" / "draft", text_config, attn_implementation="sdpa")
+    assert after.compressor is not None
+    assert after.vocabulary is not None
+    assert after.vocabulary.tolist() == before.vocabulary.tolist()  # type: ignore[union-attr]
+    assert same(dict(after.module.state_dict()), dict(before.module.state_dict()))
+    assert same(dict(after.compressor.state_dict()), dict(before.compressor.state_dict()))
+
+    train(settings(model, data, tmp_path / "other", **compressing("weight", **still)))
+    other = load_draft(tmp_path / "other" / "draft", text_config, attn_implementation="sdpa").compressor
+    assert other is not None
+    conv, gate = "branches.conv.pointwise.weight", "gate.out.weight"
+    assert torch.equal(other.state_dict()[conv], before.compressor.state_dict()[conv])
+    assert not other.state_dict()[gate].any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"compressor": "select", "branches": ["pool:5", "squeeze:3"]}, "squeeze"),
+        ({"compressor": "select", "branches": ["pool:x"]}, "could not convert"),
+        ({"compressor": "weight", "branches": ["pool:3", "prune:5"]}, "one ratio"),
+    ],
+)
+def test_branches_that_cannot_be_are_refused(
+    changes: dict[str, Any], message: str, tiny: Callable[..., Path], dialogues: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match=message):
+        train(settings(tiny("llava"), dialogues(2), tmp_path / "out", **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"branches": ["pool:5"]}, "need --compressor"),
+        ({"compressor": "weight", "ratios": [3.0]}, "select only"),
+        ({"compressor": "select", "ratios": [0.5]}, "at least 1"),
+        ({"init_draft": "x", "draft_vocab": 5}, "brings its own"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainSettings(model="m", data=[Path("d")], out=Path("o"), **changes)
