@@ -2,6 +2,7 @@
 
     python -m demo.draft_data OUT --pictures 3000 --texts 1500
     python -m demo.draft_data OUT --pictures 64 --texts 64 --split heldout
+    python -m demo.draft_data OUT --pictures 1000 --texts 0 --asides 300 --albums 200
 
 writes ``OUT/SPLIT.jsonl`` (OpenAI's message format) and the pictures beside it. Everything follows from seed
 and split. The seeds are no other's: neither the model's training nor its evaluation draws the same pictures.
@@ -16,11 +17,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from PIL.Image import Image
+
 from demo.pictures import Split, generator, questions, sample, scene
 from demo.text import documents
 from demo.wordings import templates
 
 SEEDS: dict[Split, int] = {"train": 7_101, "heldout": 7_102}
+ALBUM = 6
+"""Pictures of a dialogue that has many."""
 EXCERPT = 700
 """Characters of a document that a prompt quotes."""
 HELDOUT_DOCUMENTS = 8
@@ -30,12 +35,16 @@ _FILE = Path(__file__).with_name("assets") / "draft_prompts.toml"
 Record = dict[str, Any]
 
 
-def write(out: Path, split: Split, num_pictures: int, num_texts: int) -> Path:
+def write(
+    out: Path, split: Split, num_pictures: int, num_texts: int, num_asides: int = 0, num_albums: int = 0
+) -> Path:
     """The file of prompts, about pictures and without, in random order; returns it."""
     folder = out / f"{split}-pictures"
     folder.mkdir(parents=True, exist_ok=True)
     records = [picture_prompts(index, split, folder) for index in range(num_pictures)]
     records += [text_prompts(index, split) for index in range(num_texts)]
+    records += [aside_prompts(index, split, folder) for index in range(num_asides)]
+    records += [album_prompts(index, split, folder) for index in range(num_albums)]
     Random(f"specvlm/draft/{split}").shuffle(records)
     path = out / f"{split}.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -69,12 +78,40 @@ def picture_prompts(index: int, split: Split, folder: Path) -> Record:
             asked[0] = f"{asked[0]} {rng.choice(prompts(split)['explain'])}"
         if len(asked) > 1 and rng.random() < 0.4:
             asked[-1] = rng.choice(prompts(split)["again"])
-    names = [f"{index:05d}-{number}.png" for number in range(len(images))]
-    for name, image in zip(names, images, strict=True):
-        image.save(folder / name)
-    parts = [{"type": "image_url", "image_url": {"url": f"{folder.name}/{name}"}} for name in names]
     first, *later = asked
-    return _dialogue([[*parts, {"type": "text", "text": first}], *later])
+    return _dialogue([_shown(images, f"{index:05d}", folder, first), *later])
+
+
+def aside_prompts(index: int, split: Split, folder: Path) -> Record:
+    """A picture, and a question that has nothing to do with it."""
+    rng = generator(SEEDS[split] + 20, index, split)
+    own = prompts(split)
+    image = scene(rng).image
+    asked = rng.choice(own["ask"]).format(rng.choice(own["topics"]))
+    if rng.random() < 0.2:
+        asked = rng.choice(own["plain"])
+    return _dialogue([_shown([image], f"aside-{index:05d}", folder, asked)])
+
+
+def album_prompts(index: int, split: Split, folder: Path) -> Record:
+    """Six pictures and a question about one of them, which its place names."""
+    rng = generator(SEEDS[split] + 30, index, split)
+    scenes = [scene(rng) for _ in range(ALBUM)]
+    which = rng.randrange(ALBUM)
+    about = rng.choice([question.text for question in questions(scenes[which], rng, split)])
+    if rng.random() < 0.5:
+        about = rng.choice(prompts(split)["describe"])
+    asked = f"Look at picture {which + 1}. {about}"
+    return _dialogue([_shown([one.image for one in scenes], f"album-{index:05d}", folder, asked)])
+
+
+def _shown(images: list[Image], name: str, folder: Path, text: str) -> list[dict[str, Any]]:
+    """The content of a message: pictures, saved in ``folder``, and a text."""
+    names = [f"{name}-{number}.png" for number in range(len(images))]
+    for file, image in zip(names, images, strict=True):
+        image.save(folder / file)
+    parts = [{"type": "image_url", "image_url": {"url": f"{folder.name}/{file}"}} for file in names]
+    return [*parts, {"type": "text", "text": text}]
 
 
 def text_prompts(index: int, split: Split) -> Record:
@@ -123,9 +160,14 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder to write to")
     parser.add_argument("--pictures", type=int, default=3000, help="dialogues about pictures (default: 3000)")
     parser.add_argument("--texts", type=int, default=1500, help="dialogues without (default: 1500)")
+    parser.add_argument(
+        "--asides", type=int, default=0, help="with a picture that does not matter (default: 0)"
+    )
+    parser.add_argument("--albums", type=int, default=0, help=f"about one of {ALBUM} pictures (default: 0)")
     parser.add_argument("--split", choices=("train", "heldout"), default="train")
     chosen = parser.parse_args()
-    print(write(chosen.out, chosen.split, chosen.pictures, chosen.texts))
+    counts = (chosen.pictures, chosen.texts, chosen.asides, chosen.albums)
+    print(write(chosen.out, chosen.split, *counts))
 
 
 if __name__ == "__main__":

@@ -41,6 +41,17 @@ def test_prompts_of_all_kinds_with_their_pictures(tmp_path: Path) -> None:
     assert sum(questions(record)[0] in wordings for record in seen) >= 15
 
 
+def test_pictures_that_do_not_matter_and_albums(tmp_path: Path) -> None:
+    records = read(write(tmp_path, "heldout", 0, 0, 8, 6))
+    shown = [len(pictures(record)) for record in records]
+    assert sorted(shown) == [1] * 8 + [6] * 6
+    assert all((tmp_path / name).exists() for record in records for name in pictures(record))
+    asked = {count: [questions(r)[0] for r in records if len(pictures(r)) == count] for count in (1, 6)}
+    assert all(text.startswith("Look at picture ") for text in asked[6])
+    assert len({text.split()[3] for text in asked[6]}) > 1
+    assert len(set(asked[1])) > 5
+
+
 def test_the_same_prompts_every_time(tmp_path: Path) -> None:
     once, again = (write(tmp_path / name, "train", 10, 10) for name in ("a", "b"))
     assert once.read_bytes() == again.read_bytes()
