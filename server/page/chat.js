@@ -69,7 +69,7 @@ export class Chat {
     view.element.scrollIntoView({ block: "start" });
     this.#show(exchange, null);
     try {
-      const body = { ...settings.request(), messages: this.#messages() };
+      const body = { ...settings.request(), messages: this.#messages(exchange) };
       for await (const chunk of api.chat(body, running.signal)) {
         view.add(answer.take(chunk, performance.now()));
         inside.grow(answer);
@@ -86,13 +86,21 @@ export class Chat {
     }
   }
 
-  /** Questions that got no answer are left out: they would fail again, and the model would be confused. */
-  #messages() {
+  /**
+   * What the model reads for this one. Questions that got no answer are left out: they would fail again.
+   * @param {Exchange} exchange
+   */
+  #promptOf(exchange) {
+    const before = this.#exchanges.slice(0, this.#exchanges.indexOf(exchange));
+    return [...before.filter(({ answer }) => answer.text), exchange];
+  }
+
+  /** @param {Exchange} exchange */
+  #messages(exchange) {
     const { system } = this.#parts.settings;
     /** @type {object[]} */
     const messages = system ? [{ role: "system", content: system }] : [];
-    for (const { text, pictures, answer } of this.#exchanges) {
-      if (!answer.text && answer.state !== "streaming") continue;
+    for (const { text, pictures, answer } of this.#promptOf(exchange)) {
       const content = pictures.map(({ url }) => /** @type {object} */ ({ type: "image_url", image_url: { url } }));
       if (text) content.push({ type: "text", text });
       messages.push({ role: "user", content });
@@ -104,8 +112,8 @@ export class Chat {
   /** @param {Exchange} exchange @param {number | null} round */
   #show(exchange, round) {
     for (const { view } of this.#exchanges) view.element.classList.toggle("looked-at", view === exchange.view);
-    const prompt = this.#exchanges.slice(0, this.#exchanges.indexOf(exchange) + 1);
-    this.#parts.inside.show(exchange.answer, prompt.flatMap(({ pictures }) => pictures), round);
+    const pictures = this.#promptOf(exchange).flatMap(({ pictures }) => pictures);
+    this.#parts.inside.show(exchange.answer, pictures, round);
   }
 
   /** @param {Exchange} exchange @returns {boolean} whether it is gone; not while an answer is on its way */

@@ -75,6 +75,11 @@ export function number(value, digits = 0) {
   return value.toLocaleString("en", { maximumFractionDigits: digits, minimumFractionDigits: digits });
 }
 
+/** @param {number} value */
+export function seconds(value) {
+  return Number.isNaN(value) ? "–" : `${number(value, 2)} s`;
+}
+
 /** @param {number | null | undefined} share 0 to 1 */
 export function percent(share) {
   return share === null || share === undefined || Number.isNaN(share) ? "–" : `${number(share * 100)} %`;

@@ -1,6 +1,6 @@
 /** How an answer came about: its rounds, one round's tree, its speed, and what the draft saw of the pictures. */
 
-import { byId, el, meter, number, percent, showFigures, svg } from "./dom.js";
+import { byId, el, meter, number, percent, seconds, showFigures, svg } from "./dom.js";
 import { drawTree } from "./tree.js";
 
 /** @typedef {import("./answer.js").Answer} Answer */
@@ -73,13 +73,13 @@ export class Inside {
       ["tokens a round", number(answer.acceptanceLength, 2), "Acceptance length: accepted drafts and the bonus token"],
       ["tokens a second", number(answer.tokensPerSecond, 1), "After the first token, as seen from here"],
       ["drafts accepted", percent(answer.numAccepted / answer.numDrafts), `${answer.numAccepted} of ${answer.numDrafts}`],
-      ["first token", `${number(answer.firstTokenSeconds, 2)} s`, "From sending to the first token"],
+      ["first token", seconds(answer.firstTokenSeconds), "From sending to the first token"],
       ["tokens", number(answer.usage?.completion_tokens ?? answer.numTokens), "Of the answer"],
       ["from the cache", number(answer.usage?.prompt_tokens_details.cached_tokens), "Tokens of the prompt"],
     ]);
     const hasRounds = answer.rounds.length > 0;
     byId("rounds", HTMLElement).hidden = !hasRounds;
-    byId("no-rounds", HTMLElement).hidden = hasRounds || answer.state === "streaming";
+    byId("no-rounds", HTMLElement).hidden = hasRounds || !answer.text || answer.state === "streaming";
     if (hasRounds) this.#drawRounds(answer);
     this.#markShown(hasRounds);
     byId("seen-counts", HTMLElement).replaceChildren(...seen(answer));

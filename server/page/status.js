@@ -1,10 +1,10 @@
 /** How the server is doing, from its `/metrics`. */
 
-import { byId, el, meter, number, percent, showFigures, svg } from "./dom.js";
+import { byId, el, meter, number, percent, seconds, showFigures, svg } from "./dom.js";
 
 /** @typedef {import("./api.js").Api} Api */
 
-const SECONDS = 2; // between two looks
+const LOOK_MS = 2000; // between two looks
 const KEPT = 60; // looks in the line
 const SAMPLE = /^[^\s{:]+:([^\s{]+)(?:\{(.*)\})? (\S+)$/;
 
@@ -56,7 +56,7 @@ export class Status {
     clearInterval(this.#timer);
     if (!isShown) return;
     this.#look();
-    this.#timer = setInterval(() => document.hidden || this.#look(), SECONDS * 1000);
+    this.#timer = setInterval(() => document.hidden || this.#look(), LOOK_MS);
   }
 
   /** @param {[name: string, value: string][]} rows */
@@ -102,7 +102,7 @@ export class Status {
       ["turned away", number(samples.get("admission_rejections_total"))],
       ["tokens read", number(samples.get("prompt_tokens_total")), "Tokens of prompts, those found in the cache included"],
       ["tokens written", number(samples.get("generation_tokens_total"))],
-      ["first token", `${number(samples.share("time_to_first_token_seconds_sum", "time_to_first_token_seconds_count"), 2)} s`, "On average"],
+      ["first token", seconds(samples.share("time_to_first_token_seconds_sum", "time_to_first_token_seconds_count")), "On average"],
       ["preemptions", number(samples.get("num_preemptions_total")), "Answers that gave their memory back and began again"],
     ]);
   }

@@ -18,10 +18,11 @@ const BONUS = -2;
 
 const ROW = 30;
 const BOX = 22;
-const GAP = 22;
-const PADDING = 7;
+const GAP = 17;
+const PADDING = 6;
 const CHAR = 7.3; // width of a character of the 12 px monospace font
 const MAX_CHARS = 14;
+const MIN_SCALE = 0.75; // it shrinks to fit, as long as it can be read
 
 /**
  * The nodes, root first, then drafts, each behind its parent. A first child shares its parent's row and the
@@ -101,12 +102,14 @@ export function drawTree(round, root) {
   const width = Math.ceil(lefts[lefts.length - 1] - GAP + 1);
   const height = Math.ceil(Math.max(...nodes.map(middle)) + BOX / 2 + 1);
   const size = { width, height, viewBox: `0 0 ${width} ${height}` };
-  return svg("svg", { ...size, class: "tree", role: "img", "aria-label": describe(round) }, ...edges, ...boxes);
+  const tree = svg("svg", { ...size, class: "tree", role: "img", "aria-label": describe(round) }, ...edges, ...boxes);
+  tree.style.minWidth = `${width * MIN_SCALE}px`;
+  return tree;
 }
 
 /** @param {Round} round */
 export function describe(round) {
   const path = round.accepted.map((node) => round.tokens[node]).join("");
-  const accepted = path ? `accepted ${round.accepted.length}: “${path}”` : "accepted none";
-  return `${round.tokens.length} drafts, ${accepted}; then the model’s own “${round.bonus_token}”`;
+  const accepted = path ? `accepted ${round.accepted.length}: ${JSON.stringify(path)}` : "accepted none";
+  return `${round.tokens.length} drafts, ${accepted}; then the model’s own ${JSON.stringify(round.bonus_token)}`;
 }

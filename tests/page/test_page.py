@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -112,6 +113,7 @@ def test_errors_are_shown_where_the_answer_would_be(
     expect(failed.locator(".text")).to_have_text(after)
     if after:
         return
+    expect(page.get_by_text("it was decoded plainly")).to_be_hidden()
     failed.get_by_role("button", name="Edit").click()
     expect(page.locator(".exchange")).to_have_count(0)
     expect(message(page)).to_have_value("Impossible?")
@@ -126,6 +128,34 @@ def test_a_lost_engine_is_told(start_server: StartServer, open_page: OpenPage) -
     page = open_page(live.url, refuses=True)
     ask(page)
     expect(answer(page).get_by_role("alert")).to_have_text("The model stopped while it was answering.")
+
+
+def stream(*chunks: dict[str, object]) -> str:
+    return "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks)
+
+
+def test_what_the_draft_saw_of_pictures_is_shown(start_server: StartServer, open_page: OpenPage) -> None:
+    page = open_page(start_server().url)
+    told = {"compressor": "pool", "visual_tokens": 100, "draft_visual_tokens": 25}
+    content = stream(
+        {"choices": [{"delta": {"content": "A cat."}, "finish_reason": "stop"}]},
+        {"choices": [], "metrics": {"speculative_decoding": told}},
+    )
+    events = {"content_type": "text/event-stream", "body": content + "data: [DONE]\n\n"}
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(**events))
+    page.get_by_role("button", name="Describe the picture in detail.").click()
+    expect(answer(page).locator(".text")).to_have_text("A cat.")
+    share = page.get_by_role("meter", name="The draft saw 25 of them (pool)")
+    expect(share).to_have_attribute("aria-valuetext", "25 %")
+
+
+def test_a_stream_that_breaks_off_is_no_answer(start_server: StartServer, open_page: OpenPage) -> None:
+    page = open_page(start_server().url)
+    content = stream({"choices": [{"delta": {"content": "A c"}, "finish_reason": None}]})
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(status=200, body=content))
+    ask(page)
+    expect(answer(page).get_by_role("alert")).to_contain_text("broke off")
+    expect(answer(page).locator(".text")).to_have_text("A c")
 
 
 def test_a_server_that_is_loading_and_one_that_is_gone(
