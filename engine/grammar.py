@@ -17,8 +17,6 @@ import numpy as np
 import numpy.typing as npt
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from engine.candidates import Candidates
-
 Mask = npt.NDArray[np.int32]
 """``[words]``: bit ``i % 32`` of word ``i // 32`` says whether token ``i`` may come next."""
 
@@ -146,20 +144,6 @@ class GrammarCompiler:
 
     def _compile(self, text: str) -> Grammar:
         return Grammar(self._tokenizer.result(), text)
-
-
-def prune(candidates: Candidates, grammars: Seq[GrammarState | None]) -> Candidates:
-    """Without the candidates that a sequence's grammar forbids, and so without all below them."""
-    scores = candidates.scores.copy()
-    for row, grammar in enumerate(grammars):
-        if grammar is None:
-            continue
-        (real,) = np.isfinite(scores[row]).nonzero()
-        index = {-1: -1} | {int(old): new for new, old in enumerate(real)}
-        parents = [index[parent] for parent in candidates.parents[row, real].tolist()]
-        allowed = grammar.allowed(candidates.token_ids[row, real].tolist(), parents)
-        scores[row, real[~np.array(allowed, np.bool_)]] = -np.inf
-    return Candidates(candidates.token_ids, candidates.parents, candidates.depths, scores, candidates.said)
 
 
 def reason_of(matcher: LLMatcher) -> str | None:

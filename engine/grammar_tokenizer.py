@@ -16,4 +16,5 @@ def load_grammar_tokenizer(config: EngineConfig, eos_token_ids: frozenset[int]) 
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    return LLTokenizer(backend.to_str(), eos_token=sorted(eos_token_ids))
+    known = range(backend.get_vocab_size(with_added_tokens=True))
+    return LLTokenizer(backend.to_str(), eos_token=[i for i in sorted(eos_token_ids) if i in known])

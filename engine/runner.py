@@ -16,6 +16,7 @@ import torch
 from engine.attention import prepare
 from engine.batch import build_batch, part_of
 from engine.encoder_cache import EncoderCache
+from engine.grammar_tree import fill_ahead
 from engine.kv_cache import KVCache
 from engine.scheduler import Span
 from engine.target import TargetModel
@@ -87,6 +88,10 @@ class Runner:
                 [np.arange(ends[i] - spans[i].num_rows + spans[i].length - 1, ends[i]) for i in drawing]
             )
             logits = self._target.logits(hidden[torch.from_numpy(rows).to(hidden.device)])
+            if logits.is_cuda:  # which is at work; a CPU is not, so there the walk asks for what it needs
+                event = torch.cuda.Event()
+                event.record()
+                fill_ahead(spans, event.query)
             for i, walked in zip(drawing, walk(logits, [spans[i] for i in drawing]), strict=True):
                 walks[i] = walked
         self._compact(spans, walks)

@@ -17,7 +17,7 @@ from engine.budget import SpeculationBudget, best_first
 from engine.candidates import Candidates, DraftTree, pick
 from engine.config import NO_SPECULATION, SpeculativeConfig
 from engine.drafter import Drafter
-from engine.grammar import prune
+from engine.grammar_tree import prune
 from engine.merge import merge
 from engine.messages import TracedRound
 from engine.runner import Outcome

@@ -29,6 +29,7 @@ from server.schemas.messages import (
     TextPart,
     ToolMessage,
 )
+from server.schemas.tools import CalledTool
 
 if TYPE_CHECKING:
     from processing.processor import Processor
@@ -185,12 +186,17 @@ def with_images(messages: Sequence[Message], images: Sequence[Image.Image]) -> l
     return conversation
 
 
+def spelled(call: CalledTool) -> dict[str, Any]:
+    function = {"name": call.function.name, "arguments": call.function.arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
 def extra_of(message: Message) -> dict[str, Any]:
     """What chat templates read of a message besides who said what."""
     extra: dict[str, Any] = {"name": message.name} if message.name is not None else {}
     match message:
         case AssistantMessage(tool_calls=[_, *_] as calls):
-            extra["tool_calls"] = [call.model_dump() for call in calls]
+            extra["tool_calls"] = [spelled(call) for call in calls]
         case ToolMessage():
             extra["tool_call_id"] = message.tool_call_id
     return extra

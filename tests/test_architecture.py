@@ -43,6 +43,7 @@ TORCH_FREE_ENGINE = (
         "errors",
         "grammar",
         "grammar_queue",
+        "grammar_tree",
         "hashing",
         "host_memory",
         "inproc",

@@ -6,7 +6,7 @@ assistant messages, because clients send those back as they got them.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -58,6 +58,7 @@ class AssistantMessage(ClientModel):
     name: str | None = None
     refusal: str | None = None
     annotations: list[JsonObject] | None = None
+    parsed: Any = Field(None, description="Accepted: the openai package puts it there.")
     audio: None = None
     function_call: None = None
     tool_calls: Annotated[list[CalledTool], Field(max_length=MAX_TOOLS)] | None = None

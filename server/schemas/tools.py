@@ -89,6 +89,7 @@ ToolChoice = (
 class CalledFunction(ClientModel):
     name: FunctionName
     arguments: str
+    parsed_arguments: Any = Field(None, description="Accepted: the openai package puts it there.")
 
 
 class CalledTool(ClientModel):
@@ -97,6 +98,7 @@ class CalledTool(ClientModel):
     id: str
     type: Literal["function"]
     function: CalledFunction
+    index: int | None = Field(None, description="Accepted: clients keep it from a stream.")
 
 
 class TextFormat(ClientModel):

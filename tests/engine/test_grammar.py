@@ -14,7 +14,9 @@ from llguidance import LLMatcher, LLTokenizer
 
 from engine import grammar as module
 from engine.candidates import Candidates
-from engine.grammar import Grammar, GrammarCompiler, GrammarError, GrammarState, prune
+from engine.grammar import Grammar, GrammarCompiler, GrammarError, GrammarState
+from engine.grammar_tree import fill_ahead, paths_of, prune
+from tests.engine.test_verify import sequence_of, span_of
 from tests.tokenizer import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -94,6 +96,32 @@ def test_forbidden_candidates_go_with_all_below_them() -> None:
     pruned = prune(given_, [Grammar(LL, JSON).begin(), None])
     assert np.isfinite(pruned.scores).tolist() == [[True, True, False, False], [True] * 4]
     assert np.isfinite(given_.scores).all(), "the draft's own candidates were changed"
+
+
+def test_masks_are_filled_ahead_roots_first_and_no_longer_than_there_is_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nodes = [(token, i - 1) for i, token in enumerate(ids('{"name'))]
+    spans = []
+    for nodes_of_span in (nodes, [], nodes[:1]):
+        sequence = sequence_of([1], [])
+        sequence.grammar = Grammar(LL, JSON).begin()
+        spans.append(span_of(sequence, nodes_of_span))
+    filled: list[tuple[int, tuple[int, ...]]] = []
+    original = GrammarState.mask
+
+    def mask(state: GrammarState, path: tuple[int, ...] = ()) -> module.Mask:
+        filled.append(([span.sequence.grammar for span in spans].index(state), tuple(path)))
+        return original(state, path)
+
+    monkeypatch.setattr(GrammarState, "mask", mask)
+    fill_ahead([*spans, span_of(sequence_of([1], []), [])], lambda: len(filled) == 4)
+    assert filled == [(0, ()), (1, ()), (2, ()), (0, (nodes[0][0],))]
+    filled.clear()
+    fill_ahead(spans, lambda: False)
+    tree = spans[0].tree
+    assert tree is not None
+    assert [path for number, path in filled if number == 0] == [(), *paths_of(tree)]
 
 
 def nested(depth: int) -> dict[str, Any]:

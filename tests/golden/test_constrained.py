@@ -97,7 +97,14 @@ def check(golden: Golden, story: Story, schema: Any) -> None:
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     schemas=st.lists(SCHEMAS, min_size=1, max_size=3),
-    how=st.sampled_from([{}, {"temperature": 1.2}, {"temperature": 0.8, "top_p": 0.9, "logprobs": 2}]),
+    how=st.sampled_from(
+        [
+            {},
+            {"temperature": 1.2},
+            {"temperature": 0.8, "top_p": 0.9, "logprobs": 2},
+            {"presence_penalty": 0.7, "repetition_penalty": 1.3, "min_tokens": 6, "logit_bias": {40: 3.0}},
+        ]
+    ),
     seed=st.integers(0, 1 << 16),
 )
 def test_no_draft_changes_a_constrained_answer(
@@ -176,8 +183,13 @@ def test_a_constrained_answer_is_that_of_transformers(tiny: BuildCheckpoint) -> 
             **golden.inputs_of(prompt), max_new_tokens=MAX_TOKENS, do_sample=False, logits_processor=[forbid]
         )
         want = output[0, len(prompt.token_ids) :].tolist()
-        request = asking("a", prompt, max_tokens=MAX_TOKENS, grammar=grammar_of(schema))
+        request = asking("a", prompt, max_tokens=MAX_TOKENS, grammar=grammar_of(schema), logprobs=1)
         story = run_all(plain(golden), [(0, request)])["a"]
+        with torch.no_grad():
+            free = golden.model(**golden.inputs_of(prompt)).logits[0, -1].log_softmax(-1)
+        told = story.logprobs[0]
+        assert told.logprob == pytest.approx(float(free[story.token_ids[0]]), abs=1e-3), "the model's own"
+        assert told.top_ids == [int(free.argmax())], "before the grammar's mask"
         if story.token_ids != want:
             at = next(i for i, (a, b) in enumerate(zip(story.token_ids, want, strict=False)) if a != b)
             assert forbid.margins[at] < EPSILON, f"token {at} differs by {forbid.margins[at]:.2e}"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import openai
+import pydantic
 import pytest
 
 from demo.build import build
@@ -85,3 +87,78 @@ def test_speculation_changes_no_word_and_says_what_it_did(demo_server: LiveServe
     assert accepted is not None
     assert float(accepted[1]) > 0
     assert httpx.get(f"{demo_server.url}/version").json()["speculative"]["draft"] == "eagle"
+
+
+class Shape(pydantic.BaseModel):
+    kind: Literal["circle", "square", "triangle"]
+    sides: int = pydantic.Field(ge=0, le=4)
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 30}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def test_a_form_is_kept_and_speculates(demo_server: LiveServer) -> None:
+    client = openai.OpenAI(base_url=demo_server.base_url, api_key="unused", max_retries=0)
+    asked = {
+        "model": "specvlm-demo",
+        "messages": [{"role": "user", "content": "Describe a square as JSON."}],
+        "response_format": Shape,
+        "max_tokens": 60,
+        "logprobs": True,
+        "top_logprobs": 2,
+    }
+    for how in ({"temperature": 0}, {"temperature": 1.3, "seed": 5, "n": 3}):
+        plain = client.chat.completions.parse(**asked, **how, extra_body={"speculative": {"enabled": False}})
+        drafted = client.chat.completions.parse(**asked, **how)
+        for one, other in zip(plain.choices, drafted.choices, strict=True):
+            assert isinstance(one.message.parsed, Shape)
+            assert other.message.content == one.message.content
+            logprobs = [token.logprob for choice in (one, other) for token in choice.logprobs.content]
+            half = len(logprobs) // 2
+            assert logprobs[half:] == pytest.approx(logprobs[:half], abs=1e-3)
+    assert drafted.model_extra["metrics"]["speculative_decoding"]["num_accepted_draft_tokens"] > 0
+
+
+def test_a_model_that_knows_no_tools_calls_them(demo_server: LiveServer) -> None:
+    client = openai.OpenAI(base_url=demo_server.base_url, api_key="unused", max_retries=0)
+    chat: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]
+    asked = {"model": "specvlm-demo", "tools": [WEATHER], "temperature": 0, "max_tokens": 80}
+    with client.chat.completions.stream(**asked, messages=chat, tool_choice="required") as stream:
+        choice = stream.get_final_completion().choices[0]
+    assert choice.finish_reason == "tool_calls"
+    assert not choice.message.content
+    call = choice.message.tool_calls[0]
+    assert call.function.name == "get_weather"
+    assert isinstance(json.loads(call.function.arguments)["city"], str)
+    answer = {"role": "tool", "tool_call_id": call.id, "content": "Rain, 12 degrees."}
+    chat += [choice.message, answer]
+    after = client.chat.completions.create(**asked, messages=chat, tool_choice="none").choices[0]
+    assert after.message.content
+    assert after.message.tool_calls is None
+
+
+def test_a_schema_that_cannot_be_kept_is_refused(demo_server: LiveServer) -> None:
+    client = openai.OpenAI(base_url=demo_server.base_url, api_key="unused", max_retries=0)
+    form = {"name": "f", "strict": True, "schema": {"type": "string", "pattern": "((("}}
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(
+                model="specvlm-demo",
+                messages=[{"role": "user", "content": "Hi"}],
+                response_format={"type": "json_schema", "json_schema": form},
+                stream=stream,
+            )
+        assert (caught.value.param, caught.value.code) == ("response_format", "invalid_grammar")
+        assert "unclosed group" in caught.value.message

@@ -122,9 +122,10 @@ def test_a_strict_function_is_strict(live: Live, client: openai.OpenAI) -> None:
 
 def test_tools_and_their_answers_reach_the_template(live: Live, client: openai.OpenAI) -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "get_time", "arguments": "{}"}}
+    echoed = call | {"index": 0, "function": call["function"] | {"parsed_arguments": None}}
     history = [
         *HI,
-        {"role": "assistant", "tool_calls": [call]},
+        {"role": "assistant", "tool_calls": [echoed], "parsed": None},
         {"role": "tool", "tool_call_id": "c1", "content": "12:00"},
         {"role": "assistant", "content": "Noon."},
         *HI,
