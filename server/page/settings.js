@@ -3,6 +3,11 @@
 import { byId, el } from "./dom.js";
 
 const STORE = "specvlm.settings";
+/**
+ * What a draft may see of pictures, in words; those that are not here are shown by their name.
+ * @type {Record<string, string>}
+ */
+const COMPRESSORS = { auto: "server’s choice", none: "all of them", text_only: "nothing" };
 const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
 
 export class Settings {
@@ -45,16 +50,24 @@ export class Settings {
 
   /** @param {{id: string}[]} models */
   setModels(models) {
-    const select = /** @type {HTMLSelectElement} */ (this.#field("model"));
-    const chosen = select.value;
-    select.replaceChildren(...models.map(({ id }) => el("option", { value: id, selected: id === chosen }, id)));
+    this.#offer("model", models.map(({ id }) => [id, id]));
   }
 
-  /** @param {number} limit the server's own, of which a request may only ask for less */
-  setLimit(limit) {
+  /** @param {number} limit drafts in a tree, of which a request may only ask for less @param {string[]} compressors */
+  setDrafting(limit, compressors) {
     const field = /** @type {HTMLInputElement} */ (this.#field("num_draft_tokens"));
     field.max = String(limit);
     field.placeholder = `up to ${limit}`;
+    this.#offer("compressor", compressors.map((name) => [name, COMPRESSORS[name] ?? name]));
+  }
+
+  /** @param {string} name @param {[value: string, text: string][]} options */
+  #offer(name, options) {
+    const select = /** @type {HTMLSelectElement} */ (this.#field(name));
+    const chosen = select.value;
+    select.replaceChildren(
+      ...options.map(([value, text]) => el("option", { value, selected: value === chosen }, text)),
+    );
   }
 
   /** @param {string} name */
@@ -72,11 +85,11 @@ export class Settings {
     sessionStorage.setItem(STORE, JSON.stringify(values));
   }
 
-  /** After a reload of the page. The list of models comes later, and its choice is not kept. */
+  /** After a reload of the page. What is chosen from lists is not kept: the server sends those later. */
   #restore() {
     const stored = sessionStorage.getItem(STORE);
     if (stored === null) return;
-    const { model, ...values } = JSON.parse(stored);
+    const { model, compressor, ...values } = JSON.parse(stored);
     for (const [name, value] of Object.entries(values)) this.#field(name).value = value;
     /** @type {HTMLInputElement} */ (this.#field("enabled")).checked = "enabled" in values;
   }

@@ -217,6 +217,7 @@ def test_settings_are_sent_and_empty_ones_left_to_the_server(
         page.get_by_label(label).fill(value)
     page.get_by_label("System prompt").fill("Be brief.")
     page.get_by_label("Model").select_option("second")
+    page.get_by_label("What the draft sees of pictures").select_option("none")
     ask(page, "Again")
     expect(page.locator(".answer[aria-busy=false]")).to_have_count(2)
     sampling, speculative = live.engine.requests[1].sampling, live.engine.requests[1].speculative
