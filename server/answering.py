@@ -145,6 +145,7 @@ def make_choices(
     """All with the same seed; the engine's noise differs by ``choice_index``, which begins at 0 for each
     prompt, so that it is answered as it would be alone."""
     builder = SamplingBuilder(parts.defaults, info.max_model_len, info.vocab_size)
+    speculative = speculative_params(request.speculative, request.image_details, info.compressors)
     unique_id = f"{request_id}-{secrets.token_hex(4)}"
     num_top = request.num_logprobs
     logprobs = None if num_top is None else LogprobFormatter(parts.processor, num_top)
@@ -158,7 +159,7 @@ def make_choices(
                 request_id=f"{unique_id}-{index}",
                 prompt=prompt,
                 sampling=replace(sampling, choice_index=choice_index),
-                speculative=speculative_params(request.speculative),
+                speculative=speculative,
                 cache_salt=request.cache_salt,
                 priority=request.priority,
             )

@@ -39,6 +39,9 @@ ENGINE_COUNTERS: Final = {
     "mm_cache_queries": "Pictures looked up in the encoder cache.",
     "mm_cache_hits": "Pictures found in the encoder cache.",
     "draft_seconds": "Time spent drafting.",
+    "draft_visual_tokens": "Visual tokens of pictures that the draft took in.",
+    "draft_kept_visual_tokens": "Those of them that its compressor kept.",
+    "draft_kv_bytes_saved": "Bytes of the draft's KV that the others would have taken.",
 }
 # Those whose names here differ from the engine's.
 RENAMED_COUNTERS: Final = {
@@ -97,6 +100,9 @@ class Metrics:
             "Drafts accepted by their depth; 0 is the first.",
             "position",
         )
+        self._pictures = self._counter(
+            "draft_pictures", "Pictures that the draft took in, by the branch of its compressor.", "branch"
+        )
         self.cached_prompt_tokens = self._counter(
             "prompt_tokens_cached", "Prompt tokens of answered requests that came from the cache."
         ).labels(*self._labels)
@@ -125,6 +131,9 @@ class Metrics:
         depths = zip_longest(last.spec_accepted_per_depth, stats.spec_accepted_per_depth, fillvalue=0)
         for position, (before, now) in enumerate(depths):
             self._accepted_per_pos.labels(*self._labels, str(position)).inc(increase(before, now))
+        for branch, count in stats.draft_pictures.items():
+            grown = increase(last.draft_pictures.get(branch, 0), count)
+            self._pictures.labels(*self._labels, branch).inc(grown)
         for name, recent in self._recent.items():
             recent.add(increase(getattr(last, name), getattr(stats, name)))
         self._last_stats = stats

@@ -28,6 +28,7 @@ from server.schemas.messages import (
     RefusalPart,
     TextPart,
     ToolMessage,
+    pictures_in,
 )
 from server.schemas.tools import CalledTool
 
@@ -74,7 +75,7 @@ class PromptBuilder:
         ``plan``: how the model is told of tools. ``max_len``, in tokens, spares the tokenizer texts that are
         too long whatever their tokens.
         """
-        urls = image_urls(messages)
+        urls = [picture.url for picture in pictures_in(messages)]
         self._check_count(len(urls), max_images)
         if max_len is not None:
             await self._check_length(num_characters(messages), max_len, "messages")
@@ -149,16 +150,6 @@ def num_characters(messages: Sequence[Message]) -> int:
         else sum(len(part.text) for part in message.content or () if isinstance(part, TextPart))
         for message in messages
     )
-
-
-def image_urls(messages: Sequence[Message]) -> list[str]:
-    return [
-        part.image_url.url
-        for message in messages
-        if isinstance(message.content, list)
-        for part in message.content
-        if isinstance(part, ImagePart)
-    ]
 
 
 def with_images(messages: Sequence[Message], images: Sequence[Image.Image]) -> list[chat.ChatMessage]:

@@ -89,7 +89,8 @@ class ServeSettings(BaseSettings):
     )
     speculative_config: Speculative = Field(
         SpeculativeConfig(),
-        description="upper limits of a draft tree, as JSON with num_steps, topk, num_draft_tokens",
+        description="as JSON: upper limits of a draft tree (num_steps, topk, num_draft_tokens), and what "
+        "the draft sees of pictures (compressor, compressor_ratios)",
     )
 
     dtype: DType = Field("auto", description="type of the weights")

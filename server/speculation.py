@@ -4,25 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from engine import messages
-from engine.messages import SpeculationStats, SpeculativeParams
+from engine.messages import Detail, SpeculationStats, SpeculativeParams
+from server.errors import bad_request
+from server.schemas.messages import ImageDetail
 from server.schemas.speculation import AnswerMetrics, SpeculativeDecoding, SpeculativeFields, TracedRound
 
 if TYPE_CHECKING:
     from processing.processor import Processor
 
 
-def speculative_params(asked: SpeculativeFields | None) -> SpeculativeParams:
-    if asked is None:
-        return SpeculativeParams()
+DETAILS: Final[dict[ImageDetail, Detail]] = {
+    "auto": "auto",
+    "low": "low",
+    "high": "high",
+    "original": "high",
+}
+
+
+def speculative_params(
+    asked: SpeculativeFields | None, details: Sequence[ImageDetail], compressors: Sequence[str]
+) -> SpeculativeParams:
+    """``details``: of each picture. ``compressors``: those of the loaded draft; ``ApiError`` for another."""
+    asked = asked or SpeculativeFields.model_validate({})
+    if asked.compressor not in compressors:
+        raise bad_request(
+            f"'speculative.compressor' '{asked.compressor}' is not supported by the draft of this server; "
+            f"it has {', '.join(compressors)}.",
+            param="speculative.compressor",
+            code="unsupported_parameter",
+        )
+    told = [DETAILS[detail] for detail in details]
     return SpeculativeParams(
         enabled=asked.enabled,
         num_steps=asked.num_steps,
         topk=asked.topk,
         num_draft_tokens=asked.num_draft_tokens,
         trace=asked.trace,
+        compressor=asked.compressor,
+        details=told if set(told) - {"auto"} else [],
     )
 
 
@@ -44,8 +66,20 @@ def answer_metrics(choices: Sequence[SpeculationStats | None]) -> AnswerMetrics 
             draft_acceptance_rate=num_accepted / num_drafts if num_drafts else None,
             acceptance_histogram=[sum(counts) for counts in zip_longest(*histograms, fillvalue=0)],
             num_spec_tokens=sum(stats.num_spec_tokens for stats in told),
+            **seen_pictures(told[0]),
         )
     )
+
+
+def seen_pictures(stats: SpeculationStats) -> dict[str, Any]:
+    """Of a prompt, which all choices have in common."""
+    branches = {shown.compressor for shown in stats.pictures if shown.compressor is not None}
+    kept = sum(shown.visual_tokens for shown in stats.pictures)
+    return {
+        "compressor": "mixed" if len(branches) > 1 else next(iter(branches), None),
+        "visual_tokens": stats.visual_tokens,
+        "draft_visual_tokens": kept if stats.pictures else None,
+    }
 
 
 class TraceFormatter:

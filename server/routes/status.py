@@ -44,5 +44,6 @@ async def version(state: State) -> Version:
             num_steps=info.num_steps,
             topk=info.topk,
             num_draft_tokens=info.num_draft_tokens,
+            compressors=list(info.compressors),
         )
     return Version(version=VERSION, speculative=drafting)

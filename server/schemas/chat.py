@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from server.schemas.base import NO_EFFECT, JsonObject, Refused
 from server.schemas.generation import GenerationFields
-from server.schemas.messages import Message
+from server.schemas.messages import ImageDetail, Message, pictures_in
 from server.schemas.output import OutputFields
 from server.schemas.sampling import MaxTokens
 
@@ -67,6 +67,10 @@ class ChatRequest(GenerationFields, OutputFields):
     @property
     def token_limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def image_details(self) -> list[ImageDetail]:
+        return [picture.detail for picture in pictures_in(self.messages)]
 
     @property
     def num_logprobs(self) -> int | None:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.schemas.base import ClientModel
+from server.schemas.messages import ImageDetail
 from server.schemas.sampling import INT32_MAX, MaxTokens, SamplingFields
 from server.schemas.speculation import SpeculativeFields
 
@@ -62,6 +63,11 @@ class GenerationFields(CommonFields):
     def token_limit(self) -> int | None:
         """Most tokens of an answer; ``None`` takes what fits."""
         return self.max_tokens
+
+    @property
+    def image_details(self) -> list[ImageDetail]:
+        """Of each picture."""
+        return []
 
     @property
     def num_choices(self) -> int:

@@ -6,6 +6,7 @@ assistant messages, because clients send those back as they got them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -30,7 +31,9 @@ class RefusalPart(ClientModel):
 class ImageUrl(ClientModel):
     url: str = Field(min_length=1, description="An http(s), data or file URL; the last only where allowed.")
     detail: ImageDetail = Field(
-        "auto", description="Accepted. The model's own processor decides the resolution."
+        "auto",
+        description="How much of the picture the draft sees, which changes speed alone; the model's own "
+        "processor decides the resolution.",
     )
 
 
@@ -74,3 +77,14 @@ class ToolMessage(ClientModel):
 
 
 Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
+
+
+def pictures_in(messages: Sequence[Message]) -> list[ImageUrl]:
+    """In their order of appearance."""
+    return [
+        part.image_url
+        for message in messages
+        if isinstance(message.content, list)
+        for part in message.content
+        if isinstance(part, ImagePart)
+    ]

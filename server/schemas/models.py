@@ -30,6 +30,7 @@ class Drafting(AnswerModel):
     num_steps: int
     topk: int
     num_draft_tokens: int
+    compressors: list[str] = Field(description="What 'speculative.compressor' may be.")
 
 
 class Version(AnswerModel):

@@ -34,7 +34,7 @@ class InputText(ClientModel):
 class InputImage(ClientModel):
     type: Literal["input_image"]
     image_url: str = Field(min_length=1, description="An http(s), data or file URL; the last where allowed.")
-    detail: Annotated[ImageDetail | None, NO_EFFECT] = "auto"
+    detail: ImageDetail | None = Field("auto", description="How much of the picture the draft sees.")
     file_id: None = Field(None, description="Refused: no files are stored.")
     prompt_cache_breakpoint: JsonObject | None = None
 

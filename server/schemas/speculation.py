@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, Self
+from typing import Final
 
-from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
-from engine.config import MAX_TREE_NODES
+from engine.config import MAX_TREE_NODES, CompressorName
 from server.schemas.base import AnswerModel, ClientModel
 
 MAX_STEPS: Final = 32
 MAX_TOPK: Final = 32
-
-BUILT_COMPRESSORS: Final = ("auto", "none")
-"""Both give the draft every visual token, as long as no compressor is built."""
 
 
 class SpeculativeFields(ClientModel):
@@ -26,20 +22,12 @@ class SpeculativeFields(ClientModel):
     num_draft_tokens: int | None = Field(
         None, ge=0, le=MAX_TREE_NODES - 1, description="Bounds the nodes of a tree, its root left out."
     )
-    compressor: Literal["auto", "none", "prune", "pool", "conv", "resampler", "text_only"] = Field(
-        "auto", description="Only 'auto' and 'none' are built, and the draft sees all of a picture with both."
+    compressor: CompressorName = Field(
+        "auto",
+        description="What the draft sees of pictures. 'auto': as the server was started, by each picture's "
+        "'detail'; 'none': all of them. Which of the others this server's draft has, '/version' tells.",
     )
     trace: bool = Field(False, description="Report every verified tree.")
-
-    @model_validator(mode="after")
-    def _compressor_is_built(self) -> Self:
-        if self.compressor not in BUILT_COMPRESSORS:
-            raise PydanticCustomError(
-                "unsupported_parameter",
-                "'{name}' '{value}' is not supported by this server yet; 'auto' and 'none' are.",
-                {"name": "speculative.compressor", "value": self.compressor},
-            )
-        return self
 
 
 class SpeculativeDecoding(AnswerModel):
@@ -56,6 +44,12 @@ class SpeculativeDecoding(AnswerModel):
     )
     acceptance_histogram: list[int] = Field(description="At index k: rounds in which k drafts were accepted.")
     num_spec_tokens: int = Field(description="Output tokens of all rounds, bonus tokens included.")
+    compressor: str | None = Field(
+        description="The branch that the prompt's pictures went through on their way to the draft, as "
+        "'pool-5', or 'mixed'; null where no draft saw a picture."
+    )
+    visual_tokens: int = Field(description="Of the prompt, all of which the model sees.")
+    draft_visual_tokens: int | None = Field(description="What a draft had of them; null where none looks.")
 
 
 class AnswerMetrics(AnswerModel):

@@ -152,6 +152,7 @@ class FakeEngineClient:
             num_steps=6,
             topk=4,
             num_draft_tokens=32,
+            compressors=("auto", "none", "text_only", "pool"),
         )
 
     async def wait_ready(self, timeout: float | None = None) -> EngineInfo:

@@ -84,6 +84,25 @@ def test_sizes_of_trees_and_rounds_without_one() -> None:
     assert total == pytest.approx(37)
 
 
+def test_pictures_of_the_draft_are_counted_by_branch_and_survive_a_restart_of_the_engine() -> None:
+    metrics = Metrics("specvlm", MODEL)
+    for pictures, visual in (({"pool-5": 2}, 200), ({"pool-5": 3, "none": 1}, 400), ({"pool-5": 1}, 100)):
+        stats = EngineStats(
+            draft_pictures=pictures,
+            draft_visual_tokens=visual,
+            draft_kept_visual_tokens=visual // 5,
+            draft_kv_bytes_saved=10 * visual,
+        )
+        metrics.on_step(StepReport(outputs=[], stats=stats))
+
+    def value(name: str, **labels: str) -> float | None:
+        return metrics.registry.get_sample_value(f"specvlm:{name}_total", LABELS | labels)
+
+    assert (value("draft_pictures", branch="pool-5"), value("draft_pictures", branch="none")) == (4, 1)
+    assert (value("draft_visual_tokens"), value("draft_kept_visual_tokens")) == (500, 100)
+    assert value("draft_kv_bytes_saved") == 5000
+
+
 def test_under_vllms_prefix_its_dashboards_find_their_names_and_labels() -> None:
     metrics = Metrics("vllm", MODEL)
     metrics.on_step(StepReport(outputs=[], stats=EngineStats(spec_accepted_per_depth=[1])))

@@ -15,6 +15,7 @@ from engine.messages import (
     EngineStats,
     GenerateRequest,
     RequestOutput,
+    ShownPicture,
     SpeculationStats,
     SpeculativeParams,
     TracedRound,
@@ -39,6 +40,9 @@ BLOCK = {
     "draft_acceptance_rate": 10 / 14,
     "acceptance_histogram": [0, 1, 0, 3],
     "num_spec_tokens": 14,
+    "compressor": None,
+    "visual_tokens": 0,
+    "draft_visual_tokens": None,
 }
 
 
@@ -57,9 +61,9 @@ def test_what_a_client_asks_reaches_the_engine(live: Live, client: openai.OpenAI
     ask(client, speculative={})
     ask(client, speculative={"enabled": False})
     asked = {"num_steps": 0, "topk": 2, "num_draft_tokens": 63, "trace": True}
-    ask(client, speculative=asked | {"compressor": "none"}, n=2)
+    ask(client, speculative=asked | {"compressor": "pool"}, n=2)
     silent = SpeculativeParams()
-    told = SpeculativeParams(num_steps=0, topk=2, num_draft_tokens=63, trace=True)
+    told = SpeculativeParams(num_steps=0, topk=2, num_draft_tokens=63, trace=True, compressor="pool")
     assert [request.speculative for request in live.engine.requests] == [
         *(silent, silent, SpeculativeParams(enabled=False), told, told)
     ]
@@ -125,6 +129,7 @@ def test_the_block_is_summed_over_choices(live: Live, client: openai.OpenAI) -> 
         "acceptance_histogram": [0, 1 + 7, 0, 3],
         "num_spec_tokens": 28,
     }
+    expected = BLOCK | expected
     assert ask(client, n=2).metrics["speculative_decoding"] == expected
     *before, last = ask(client, n=2, stream=True)
     assert last.metrics["speculative_decoding"] == expected
@@ -138,6 +143,46 @@ def test_the_block_of_a_stream_is_in_its_last_chunk(client: openai.OpenAI, inclu
     assert last.metrics["speculative_decoding"] == BLOCK
     assert not any("metrics" in chunk.model_extra for chunk in before)
     assert bool(last.choices) is not include_usage
+
+
+@pytest.mark.parametrize(
+    ("shown", "said"),
+    [
+        ([("pool-5", 20), ("pool-5", 4)], ("pool-5", 24)),
+        ([("pool-5", 20), ("none", 100)], ("mixed", 120)),
+        ([(None, 0), ("none", 100)], ("none", 100)),
+        ([(None, 0)], (None, 0)),
+        ([], (None, None)),
+    ],
+)
+def test_the_block_tells_what_the_draft_saw_of_the_pictures(
+    shown: list[tuple[str | None, int]], said: tuple[str | None, int | None]
+) -> None:
+    """Pictures are the prompt's, so choices do not add up."""
+    pictures = [ShownPicture(compressor=branch, visual_tokens=kept) for branch, kept in shown]
+    stats = SpeculationStats(visual_tokens=200, pictures=pictures)
+    told = answer_metrics([stats, stats])
+    assert told is not None
+    block = told.speculative_decoding
+    assert (block.compressor, block.draft_visual_tokens, block.visual_tokens) == (*said, 200)
+
+
+def test_detail_is_for_the_draft(live: Live, client: openai.OpenAI) -> None:
+    """In the order of the pictures; a request that leaves it alone says nothing to the engine."""
+
+    def told(*details: str | None) -> list[str]:
+        parts = [
+            {"type": "image_url", "image_url": {"url": "color:red"} | ({"detail": d} if d else {})}
+            for d in details
+        ]
+        client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": parts}])  # type: ignore[list-item, misc]
+        return list(live.engine.requests[-1].speculative.details)
+
+    assert told("low", None, "original", "high") == ["low", "auto", "high", "high"]
+    assert told(None, "auto") == []
+    image = {"type": "input_image", "image_url": "color:red", "detail": "low"}
+    client.responses.create(model=MODEL, input=[{"role": "user", "content": [image]}])  # type: ignore[list-item, misc]
+    assert live.engine.requests[-1].speculative.details == ["low"]
 
 
 def test_without_a_round_counts_are_zero_and_ratios_null(client: openai.OpenAI) -> None:
@@ -281,7 +326,12 @@ def test_counters_and_gauges(start_server: StartServer) -> None:
 
 
 def test_version_says_what_drafts(live: Live, http: httpx.Client, start_server: StartServer) -> None:
-    limits = {"num_steps": 6, "topk": 4, "num_draft_tokens": 32}
+    limits = {
+        "num_steps": 6,
+        "topk": 4,
+        "num_draft_tokens": 32,
+        "compressors": ["auto", "none", "text_only", "pool"],
+    }
     assert http.get("/version").json()["speculative"] == {"draft": "ngram"} | limits
     unloaded = start_server()
     unloaded.engine.info = None
