@@ -204,13 +204,13 @@ class EngineCore:
         encoding = bool(plan.encode)
         self._encode(plan)
         sizes = _tree_sizes(plan)
-        outputs, forward_seconds = self._execute(plan) if plan.spans else ([], 0.0)
+        outputs, forward_seconds = self._execute(plan.spans) if plan.spans else ([], 0.0)
         outputs, self._pending = [*outputs, *self._pending], []
         if not self.scheduler.has_work:
             self._check_no_leak()
         ended = time.monotonic()
         self._step_seconds += ended - started
-        if sizes and len(sizes) == len(plan.spans) and not encoding:
+        if sizes and len(sizes) == len(plan.spans) and not encoding and forward_seconds:
             self._speculator.learn_costs(
                 plan.num_tokens, forward_seconds, ended - drafted - forward_seconds, speculating=any(sizes)
             )
@@ -237,14 +237,14 @@ class EngineCore:
                 self._queue(request, grammar)
 
     def _encode(self, plan: StepPlan) -> None:
-        for key in self._runner.encode(plan.encode):
-            self._fail_users(plan, key)
+        for key, (code, message) in self._runner.encode(plan.encode).items():
+            self._fail_users(plan, key, code, message)
 
-    def _fail_users(self, plan: StepPlan, key: bytes) -> None:
+    def _fail_users(self, plan: StepPlan, key: bytes, code: RejectCode, message: str) -> None:
         """End every request that was to use this picture and take its span out of the step."""
         for sequence in [s for s in self.scheduler.running if key in s.pinned]:
             plan.spans = [span for span in plan.spans if span.sequence is not sequence]
-            self._fail(sequence, "a picture could not be encoded")
+            self._fail(sequence, message, code)
         plan.num_tokens = sum(span.num_rows for span in plan.spans)
         self._embeddings.drop(key)
 
@@ -260,20 +260,23 @@ class EngineCore:
         self._speculator.forget(sequence)
         self._pending.append(_failure(sequence.request_id, code, message))
 
-    def _execute(self, plan: StepPlan) -> tuple[list[RequestOutput], float]:
-        """Forward, walk, commit; the outputs, and the seconds of the first two."""
-        started = time.monotonic()
-        outcome = self._runner.run(plan.spans)
-        seconds = time.monotonic() - started
-        self._speculator.keep(plan.spans, outcome)
-        outputs = []
-        for span, walked in zip(plan.spans, outcome.walks, strict=True):
-            if walked is None:
-                self.scheduler.commit(span, [], span.end)
-            elif not walked.token_ids:
-                self._fail_draw(span.sequence)
-            else:
-                outputs.append(self._commit(span, walked))
+    def _execute(self, spans: list[Span]) -> tuple[list[RequestOutput], float]:
+        """Forward, walk, commit; the outputs, and the seconds of the first two, 0 where they say nothing."""
+        outputs: list[RequestOutput] = []
+        seconds = 0.0
+        for part, outcome in self._runner.run_parts(spans):
+            if outcome is None:
+                self._fail(part[0].sequence, "there is not enough memory for this request", "out_of_memory")
+                continue
+            seconds = outcome.seconds if len(part) == len(spans) else 0.0
+            self._speculator.keep(part, outcome)
+            for span, walked in zip(part, outcome.walks, strict=True):
+                if walked is None:
+                    self.scheduler.commit(span, [], span.end)
+                elif not walked.token_ids:
+                    self._fail_draw(span.sequence)
+                else:
+                    outputs.append(self._commit(span, walked))
         return outputs, seconds
 
     def _commit(self, span: Span, walked: Walk) -> RequestOutput:

@@ -6,7 +6,8 @@ Knows tensors and spans; it neither plans nor commits, and it knows no requests.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -18,10 +19,15 @@ from engine.batch import build_batch, part_of
 from engine.encoder_cache import EncoderCache
 from engine.grammar_tree import fill_ahead
 from engine.kv_cache import KVCache
+from engine.messages import RejectCode
 from engine.scheduler import Span
 from engine.target import TargetModel
 from engine.verify import Walk, walk
 from processing.prompt import ImageInput
+
+Failure = tuple[RejectCode, str]
+NOT_ENCODED: Failure = ("internal_error", "a picture could not be encoded")
+TOO_LARGE: Failure = ("out_of_memory", "there is not enough memory to encode a picture of this size")
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +35,13 @@ log = logging.getLogger(__name__)
 @dataclass(slots=True, frozen=True)
 class Outcome:
     """``walks``: one a span, ``None`` for a prompt that is not through yet. ``features`` ``[N, size]`` and
-    ``embeddings`` ``[N, hidden]``: of the whole row.
+    ``embeddings`` ``[N, hidden]``: of the whole row. ``seconds``: what all of it took.
     """
 
     walks: list[Walk | None]
     features: torch.Tensor
     embeddings: torch.Tensor
+    seconds: float
 
     @property
     def paths(self) -> list[list[int]]:
@@ -52,30 +59,51 @@ class Runner:
         self._embeddings = embeddings
         self._page_size = page_size
 
-    def encode(self, images: Mapping[bytes, ImageInput]) -> list[bytes]:
+    def encode(self, images: Mapping[bytes, ImageInput]) -> dict[bytes, Failure]:
         """Encode pictures in one pass; if it fails, one by one, so that only the culprits are lost.
 
-        Returns the keys of those that could not be encoded.
+        Returns the keys of those that could not be encoded, and why.
         """
         if not images:
-            return []
-        encoded: Seq[torch.Tensor | None]
+            return {}
+        encoded: Seq[torch.Tensor | Failure]
         try:
             encoded = self._target.encode_images(list(images.values()))
         except Exception:  # whatever a vision tower may raise, others go on
             log.exception("encoding %d pictures at once failed", len(images))
             encoded = [self._encode_alone(image) for image in images.values()]
-        finite = iter(_all_finite([features for features in encoded if features is not None]))
-        failed = []
+        finite = iter(_all_finite([features for features in encoded if isinstance(features, torch.Tensor)]))
+        failed = {}
         for key, features in zip(images, encoded, strict=True):
-            if features is not None and next(finite):
+            if not isinstance(features, torch.Tensor):
+                failed[key] = features
+            elif next(finite):
                 self._embeddings.put(key, features)
             else:
-                failed.append(key)
+                failed[key] = NOT_ENCODED
         return failed
+
+    def run_parts(self, spans: list[Span]) -> Iterator[tuple[list[Span], Outcome | None]]:
+        """``run``; where memory does not suffice for all at once, one half after the other. ``None`` is for a
+        span that does not fit alone. What a run writes nobody shares yet, so it can be done again.
+        """
+        outcome = None
+        try:
+            outcome = self.run(spans)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            log.error("not enough memory for a step of %d sequences: %s", len(spans), error)
+        half = len(spans) // 2
+        if outcome is not None or not half:
+            yield spans, outcome
+        else:  # behind the error, which holds on to tensors
+            yield from self.run_parts(spans[:half])
+            yield from self.run_parts(spans[half:])
 
     def run(self, spans: Seq[Span]) -> Outcome:
         """Forward the row, draw along every tree, and make the KV of accepted nodes dense."""
+        started = time.monotonic()
         batch = build_batch([part_of(span) for span in spans], self._page_size, self._target.device)
         hidden, embeddings, features = self._target.forward(
             prepare(batch, self._cache), self._placements(spans)
@@ -95,7 +123,7 @@ class Runner:
             for i, walked in zip(drawing, walk(logits, [spans[i] for i in drawing]), strict=True):
                 walks[i] = walked
         self._compact(spans, walks)
-        return Outcome(walks, features, embeddings)
+        return Outcome(walks, features, embeddings, time.monotonic() - started)
 
     def _compact(self, spans: Seq[Span], walks: Iterable[Walk | None]) -> None:
         """Bring the KV of accepted nodes into logical order: node ``path[i]`` becomes token ``i + 1`` after
@@ -119,12 +147,12 @@ class Runner:
                 torch.from_numpy(np.concatenate(targets)).to(device),
             )
 
-    def _encode_alone(self, image: ImageInput) -> torch.Tensor | None:
+    def _encode_alone(self, image: ImageInput) -> torch.Tensor | Failure:
         try:
             return self._target.encode_images([image])[0]
-        except Exception:
+        except Exception as error:
             log.exception("encoding a picture of %d tokens failed", image.num_tokens)
-            return None
+            return TOO_LARGE if is_out_of_memory(error) else NOT_ENCODED
 
     def _placements(self, spans: Seq[Span]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Rows of this step that are picture placeholders, and the embeddings that go there."""
@@ -140,6 +168,11 @@ class Runner:
                 placements.append((rows, features[int(chosen[0]) : int(chosen[-1]) + 1]))
             first_row += span.num_rows
         return placements
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Torch has a type of its own for a GPU's memory, and only a text for the host's."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _all_finite(tensors: Seq[torch.Tensor]) -> list[bool]:
