@@ -1,4 +1,4 @@
-"""Where memory runs out as little as possible ends: others go on, pages come back, the next answer is right."""
+"""Where memory runs out as little as possible ends: others go on, pages come back, the next one is right."""
 
 from __future__ import annotations
 
