@@ -10,7 +10,16 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from processing.tools.request import EMPTY_PARAMETERS, JsonFormat, OutputRequest, Schema, Tool
+from processing.tools.request import (
+    EMPTY_PARAMETERS,
+    ChoiceFormat,
+    Format,
+    JsonFormat,
+    OutputRequest,
+    RegexFormat,
+    Schema,
+    Tool,
+)
 from processing.tools.styles import MARK, NAME, ToolStyle
 
 TokenId = Callable[[str], int | None]
@@ -26,6 +35,7 @@ CALL_LAYOUT: dict[str, Any] = {
 ANSWER_LAYOUT: dict[str, Any] = {"whitespace_pattern": "[ \\t\\n\\r]{1,32}"}
 
 PIECES = re.compile(rf'({MARK}|"[^"]*"|[{{}}]|[:,] )')
+ESCAPED = {"/": "\\/", "\n": "\\n", "\r": "\\r", "\\\n": "\\n", "\\\r": "\\r"}
 TEXT = r"TEXT: /(.|\n)*/"
 NO_OBJECT = r"TEXT: /([^{](.|\n)*)?/"
 
@@ -72,8 +82,20 @@ def text_or_calls(style: ToolStyle, special: TokenId) -> list[str]:
     return ["start: TEXT | marked rest", marked, TEXT]
 
 
-def answer_rule(name: str, form: JsonFormat, layout: dict[str, Any]) -> str:
-    return f"{name}: {json_rule(form.schema, layout, strict=form.strict)}"
+def answer_rule(name: str, form: Format, layout: dict[str, Any]) -> str:
+    match form:
+        case JsonFormat():
+            return f"{name}: {json_rule(form.schema, layout, strict=form.strict)}"
+        case RegexFormat():
+            return f"{name}: {regex(form.pattern)}"
+        case ChoiceFormat():
+            return f"{name}: {' | '.join(map(literal, form.choices))}"
+
+
+def regex(pattern: str) -> str:
+    """Between slashes, on one line. What is escaped already stays so."""
+    escaped = re.sub(r"\\.|[/\n\r]", lambda found: ESCAPED.get(found[0], found[0]), pattern, flags=re.DOTALL)
+    return f"/{escaped}/"
 
 
 def json_rule(schema: Schema, layout: dict[str, Any], *, strict: bool) -> str:
@@ -86,4 +108,10 @@ def terminals(text: str, special: TokenId) -> str:
     a JSON answer would be: what both may begin with must be one lexeme to both.
     """
     ids = [(part, special(part)) for part in PIECES.split(text) if part]
-    return " ".join(json.dumps(part) if token_id is None else f"<[{token_id}]>" for part, token_id in ids)
+    return " ".join(literal(part) if token_id is None else f"<[{token_id}]>" for part, token_id in ids)
+
+
+def literal(text: str) -> str:
+    """As JSON, but that the language knows no control characters at all, which JSON does."""
+    written = json.dumps(text, ensure_ascii=False)
+    return re.sub(r"[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", written)

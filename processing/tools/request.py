@@ -42,6 +42,23 @@ class JsonFormat:
 
 
 @dataclass(frozen=True, slots=True)
+class RegexFormat:
+    """The whole answer matches ``pattern``."""
+
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceFormat:
+    """The answer is one of these texts."""
+
+    choices: tuple[str, ...]
+
+
+Format = JsonFormat | RegexFormat | ChoiceFormat
+
+
+@dataclass(frozen=True, slots=True)
 class OutputRequest:
     """``callable_names``: those of ``tools`` that may be called; ``None``: all. ``mode`` ``required``: at
     least one must be. Without ``parallel`` at most one is.
@@ -51,7 +68,7 @@ class OutputRequest:
     mode: Mode = "none"
     callable_names: frozenset[str] | None = None
     parallel: bool = True
-    format: JsonFormat | None = None
+    format: Format | None = None
 
     @property
     def callable_tools(self) -> list[Tool]:

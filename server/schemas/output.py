@@ -15,6 +15,7 @@ from server.schemas.tools import (
     FunctionTool,
     NamedTool,
     ResponseFormat,
+    StructuredOutputs,
     ToolChoice,
 )
 
@@ -23,12 +24,23 @@ TemplateArgument = bool | int | float | Annotated[str, Field(max_length=1024)] |
 
 class OutputFields(ClientModel):
     response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = Field(None, description="As of vLLM's users.")
     tools: list[FunctionTool] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: ToolChoice | None = Field(None, description="'auto' by default, where there are tools.")
     parallel_tool_calls: bool | None = Field(None, description="False allows one call at most.")
     chat_template_kwargs: dict[str, TemplateArgument] | None = Field(
         None, max_length=16, description="Those that the model's chat template reads; others are refused."
     )
+
+    @model_validator(mode="after")
+    def _one_format(self) -> Self:
+        if self.response_format is not None and self.structured_outputs is not None:
+            raise PydanticCustomError(
+                "invalid_combination",
+                "'{name}' and 'response_format' exclude each other.",
+                {"name": "structured_outputs"},
+            )
+        return self
 
     @model_validator(mode="after")
     def _tools_agree(self) -> Self:
@@ -80,5 +92,5 @@ class OutputFields(ClientModel):
             mode=mode if self.tools else "none",
             callable_names=self._chosen,
             parallel=self.parallel_tool_calls is not False and not isinstance(self.tool_choice, NamedTool),
-            format=self.response_format.as_format if self.response_format is not None else None,
+            format=form.as_format if (form := self.response_format or self.structured_outputs) else None,
         )

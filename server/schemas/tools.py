@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from processing.tools.request import JsonFormat, Tool
+from processing.tools.request import ChoiceFormat, Format, JsonFormat, RegexFormat, Tool
 from server.schemas.base import ClientModel, JsonObject
 
 MAX_SCHEMA_SIZE: Final = 100_000
@@ -132,6 +132,38 @@ class JsonSchemaFormat(ClientModel):
     def as_format(self) -> JsonFormat | None:
         told = self.json_schema
         return JsonFormat(told.schema_ if told.schema_ is not None else {"type": "object"}, bool(told.strict))
+
+
+Choice = Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+class StructuredOutputs(ClientModel):
+    """vLLM's way to ask for a form of answer; one of these."""
+
+    json_: SchemaObject | None = Field(None, alias="json", description="A schema.")
+    json_object: Literal[True] | None = None
+    regex: str | None = Field(None, min_length=1, max_length=8192, description="The whole answer matches it.")
+    choice: list[Choice] | None = Field(
+        None, min_length=1, max_length=1024, description="One of these texts."
+    )
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if len(self.model_fields_set) != 1:
+            raise PydanticCustomError(
+                "invalid_combination",
+                "'{name}' takes one of 'json', 'json_object', 'regex' and 'choice'.",
+                {"name": "structured_outputs"},
+            )
+        return self
+
+    @property
+    def as_format(self) -> Format | None:
+        if self.regex is not None:
+            return RegexFormat(self.regex)
+        if self.choice is not None:
+            return ChoiceFormat(tuple(self.choice))
+        return JsonFormat(self.json_ if self.json_ is not None else {"type": "object"})
 
 
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]

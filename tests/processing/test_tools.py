@@ -17,7 +17,7 @@ from tokenizers import AddedToken
 from processing.chat import ChatMessage
 from processing.tools.plain_chat import with_tools_as_text, written_calls
 from processing.tools.reader import CallReader, Read
-from processing.tools.request import JsonFormat, OutputRequest, Tool
+from processing.tools.request import ChoiceFormat, JsonFormat, OutputRequest, RegexFormat, Tool
 from processing.tools.styles import HERMES, LLAMA3_JSON, MISTRAL, MISTRAL_ARGS, detect_style
 from processing.tools.support import OutputPlan, ToolSupport
 from tests.tokenizer import tiny_tokenizer
@@ -256,6 +256,31 @@ def test_a_schema_cannot_loosen_what_the_server_says() -> None:
     loose = made.plan(OutputRequest(format=JsonFormat({"type": "object"})))
     assert allows(loose, '{\n    "a": 1\n}')
     assert not allows(loose, "{" + " " * 40 + "}"), "white space without end"
+
+
+@settings(max_examples=60, deadline=None)
+@given(choices=st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=4, unique=True))
+def test_one_of_any_texts(choices: list[str]) -> None:
+    plan = support("hermes").plan(OutputRequest(format=ChoiceFormat(tuple(choices))))
+    assert all(allows(plan, text, special=False) for text in choices)
+    other = "".join(choices) + "!"
+    assert allows(plan, other, special=False) is (other in choices)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "good", "bad"),
+    [
+        (r"[0-9]{3}", ["123"], ["12", "1234"]),
+        (r"a/b\/c", ["a/b/c"], ["a/b"]),
+        (r"\\/x", ["\\/x"], ["/x"]),
+        ("a\nb\\\nc\\r?", ["a\nb\nc", "a\nb\nc\r"], ["a b\nc"]),
+        (r'"(yes|no)" # not a comment', ['"yes" # not a comment'], ['"yes"']),
+    ],
+)
+def test_regular_expressions_are_handed_on_as_they_are(pattern: str, good: list[str], bad: list[str]) -> None:
+    plan = support("hermes").plan(OutputRequest(format=RegexFormat(pattern)))
+    assert all(allows(plan, text) for text in good)
+    assert not any(allows(plan, text) for text in bad)
 
 
 def test_styles_are_told_from_templates() -> None:

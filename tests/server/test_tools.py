@@ -166,6 +166,22 @@ def test_formats(live: Live, client: openai.OpenAI) -> None:
         assert (grammar_told(live) is not None) is constrained
 
 
+@pytest.mark.parametrize(
+    ("form", "part"),
+    [
+        ({"choice": ["yes", "no"]}, 'start: "yes" | "no"'),
+        ({"regex": "[a-z]+"}, "start: /[a-z]+/"),
+        ({"json": {"type": "integer"}}, '"type": "integer"'),
+        ({"json_object": True}, '"type": "object"'),
+    ],
+)
+def test_forms_as_vllm_spells_them(
+    live: Live, client: openai.OpenAI, form: dict[str, Any], part: str
+) -> None:
+    ask(client, tools=openai.omit, extra_body={"structured_outputs": form})
+    assert part in (grammar_told(live) or "")
+
+
 BIG = {"enum": ["x" * 200_000]}
 DEEP: dict[str, Any] = {}
 for _ in range(80):
@@ -185,6 +201,10 @@ def schema(value: Any) -> dict[str, Any]:
         ({"response_format": schema(BIG)}, "response_format.json_schema.schema"),
         ({"response_format": schema(DEEP)}, "response_format.json_schema.schema"),
         ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"grammar": "start: A"}}, "structured_outputs.grammar"),
+        ({"structured_outputs": {"regex": "a"}, "response_format": {"type": "text"}}, "structured_outputs"),
         ({"tools": [{"type": "custom", "custom": {"name": "c"}}]}, "tools[0].type"),
         ({"tools": [{"type": "function", "function": {"name": "no spaces"}}]}, "tools[0].function.name"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": DEEP}}]},
