@@ -91,6 +91,9 @@ class TrainSettings(BaseModel):
     gate_temperature: float = Field(1.0, gt=0.0, description="of its Gumbel-softmax")
 
     lr: float = Field(8e-5, gt=0.0, description="peak learning rate of AdamW (0.9, 0.95), no weight decay")
+    compressor_lr: float = Field(
+        1.0, gt=0.0, description="learning rate of the compressor, times that of the draft"
+    )
     schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="how it falls, to zero")
     warmup_steps: int = Field(0, ge=0, description="steps in which it rises")
     clip: float = Field(1.0, gt=0.0, description="largest norm of a step's gradient")

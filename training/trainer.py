@@ -70,10 +70,12 @@ class Trainer:
         self._device: torch.device = accelerator.device
         self.draft = draft.to(self._device)
         self._compression = compression
-        self._parameters = list(self.draft.parameters())
+        groups: list[dict[str, Any]] = [{"params": list(self.draft.parameters()), "scale": 1.0}]
         if compression is not None:
-            self._parameters += compression.compressor.to(self._device).parameters()
-        self.optimizer = torch.optim.AdamW(self._parameters, lr=settings.lr, betas=BETAS, weight_decay=0.0)
+            added = list(compression.compressor.to(self._device).parameters())
+            groups.append({"params": added, "scale": settings.compressor_lr})
+        self._parameters = [parameter for group in groups for parameter in group["params"]]
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=BETAS, weight_decay=0.0)
         decays = [settings.unroll_decay**step for step in range(settings.unroll)]
         self._step_weights = [decay / sum(decays) for decay in decays]
 
@@ -92,7 +94,7 @@ class Trainer:
         sums = self._accelerator.reduce(sums, reduction="sum")
         rate = learning_rate(number, self._num_steps, settings)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["scale"]
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, settings.clip)
         self.optimizer.step()
         stops, total, ce, feature, *rest = sums.tolist()

@@ -163,6 +163,21 @@ def state_at_start(model: Path, data: Path, out: Path, changes: dict[str, Any]) 
     return state(out)
 
 
+def test_the_compressor_may_learn_faster_than_the_draft(
+    tiny: Callable[..., Path], dialogues: Any, tmp_path: Path
+) -> None:
+    """AdamW's first step moves every weight that has a gradient by its learning rate."""
+    data, model = dialogues(4, pictures=True), tiny("llava")
+    changes = compressing(gate_every=1, max_steps=1, eval_data=[])
+    before = state_at_start(model, data, tmp_path / "start", changes)
+    train(settings(model, data, tmp_path / "out", **changes, compressor_lr=5.0))
+    moved = {
+        name: float((value - before[name]).abs().max()) for name, value in state(tmp_path / "out").items()
+    }
+    assert moved["draft.fc.weight"] == pytest.approx(1e-3, rel=0.05)
+    assert moved["compressor.gate.out.bias"] == pytest.approx(5e-3, rel=0.05)
+
+
 @pytest.mark.parametrize("mode", ["select", "weight", "concat"])
 def test_it_does_not_matter_how_a_batch_with_compressed_pictures_is_cut(
     mode: str, tiny: Callable[..., Path], dialogues: Any, tmp_path: Path
