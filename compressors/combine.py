@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -33,6 +34,9 @@ class Concat(Compressor):
     @property
     def tag(self) -> str:
         return f"{self.name}({','.join(part.tag for part in self._parts)})"
+
+    def at(self, ratio: float) -> Self:
+        raise ValueError(f"{self.tag} has several ratios, not one that could be {ratio:g}")
 
     def num_kept(self, picture: Picture) -> int:
         return min(picture.num_tokens, sum(part.num_kept(picture) for part in self._parts))
@@ -69,6 +73,9 @@ class Weighted(Compressor):
             for part, weight in zip(self._parts, self._weights, strict=True)
         )
         return f"{self.name}-{self.ratio:g}({shares})"
+
+    def at(self, ratio: float) -> Self:
+        return type(self)([part.at(ratio) for part in self._parts], self._weights)
 
     def forward(self, inputs: Tensor, pictures: Sequence[Picture]) -> list[Compressed]:
         found = [part(inputs, pictures) for part in self._parts]

@@ -129,6 +129,15 @@ def test_weights_of_a_sum() -> None:
     assert mixed.tag == "weight-4(prune:0.25,pool:0.75)"
 
 
+def test_another_ratio_of_several_compressors() -> None:
+    """Of a sum it is that of all parts; side by side there is no one ratio."""
+    mixed = Weighted([RandomPrune(4), Pool(4)], torch.tensor([0.25, 0.75])).at(2)
+    (found,) = mixed(noise(30, SIZE), PICTURES[:1])
+    assert len(found.values) == mixed.num_kept(PICTURES[0]) == Pool(2).num_kept(PICTURES[0])
+    with pytest.raises(ValueError, match="several ratios"):
+        Concat([Pool(4), RandomPrune(2)]).at(3)
+
+
 @pytest.mark.parametrize("weights", [[0.5, 0.3, 0.2], [1 / 3, 1 / 3, 1 / 3], [1.0, 0.0, 0.0]])
 def test_stepped_weights_sum_to_one(weights: list[float]) -> None:
     found = stepped(torch.tensor(weights))
