@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from processing.tools.request import ChoiceFormat, Format, JsonFormat, RegexFormat, Tool
-from server.schemas.base import ClientModel, JsonObject
+from server.schemas.base import NO_EFFECT, ClientModel, JsonObject
 
 MAX_SCHEMA_SIZE: Final = 100_000
 """Of one schema, in characters, about. Together they make a grammar, which the engine bounds."""
@@ -89,7 +89,7 @@ ToolChoice = (
 class CalledFunction(ClientModel):
     name: FunctionName
     arguments: str
-    parsed_arguments: Any = Field(None, description="Accepted: the openai package puts it there.")
+    parsed_arguments: Annotated[Any, NO_EFFECT] = Field(None, description="The openai package puts it there.")
 
 
 class CalledTool(ClientModel):
@@ -98,7 +98,7 @@ class CalledTool(ClientModel):
     id: str
     type: Literal["function"]
     function: CalledFunction
-    index: int | None = Field(None, description="Accepted: clients keep it from a stream.")
+    index: Annotated[int | None, NO_EFFECT] = Field(None, description="Clients keep it from a stream.")
 
 
 class TextFormat(ClientModel):
