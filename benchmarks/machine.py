@@ -45,8 +45,10 @@ def busy_warning(before: dict[str, Any], after: dict[str, Any]) -> str | None:
 
 
 def commit() -> str | None:
-    """The commit of the checkout, ``+dirty`` where tracked files differ from it."""
+    """The commit of the checkout, ``+dirty`` where tracked files differ from it; ``None`` if installed."""
     root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():  # an installed package may lie inside somebody else's checkout
+        return None
     try:
         head = _git(root, "rev-parse", "HEAD")
         return head + ("+dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")

@@ -17,13 +17,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from demo.model import IMAGE_TOKEN_ID, IMAGE_TOKENS
+from demo.text import ASSISTANT, END, SYSTEM, USER
 
 Encode = Callable[[str], list[int]]
 
-SYSTEM = (
-    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
-)
-USER, END, ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n", "<|im_start|>assistant\n"
 PICTURE = [IMAGE_TOKEN_ID] * IMAGE_TOKENS
 
 

@@ -8,7 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from demo.packing import ASSISTANT, END, SYSTEM, USER
+SYSTEM = (
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+)
+USER, END, ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n", "<|im_start|>assistant\n"
 
 _THINGS = (
     "the moon",

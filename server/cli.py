@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
-from pydantic_settings import CliApp, CliSubCommand, CliUnknownArgs, SettingsError
+from pydantic_settings import CliApp, CliSubCommand, SettingsError
 
 from server.settings import ServeSettings
 
@@ -73,17 +73,6 @@ class Demo(BaseModel):
         CliApp.run_subcommand(self)
 
 
-class Bench(BaseModel):
-    """Measure speed and memory; print JSON. Takes the flags of ``python -m benchmarks``."""
-
-    flags: CliUnknownArgs
-
-    def cli_cmd(self) -> None:
-        from benchmarks.__main__ import main
-
-        sys.exit(main(self.flags))
-
-
 class Selftest(BaseModel):
     """Check that this machine computes what it should; print JSON. The exit code is 1 if it does not."""
 
@@ -102,7 +91,8 @@ class Selftest(BaseModel):
 
 
 def program() -> type[BaseModel]:
-    """All commands. A function, because training's flags are read from training's own settings."""
+    """All commands. A function, because some read their flags from settings of other packages."""
+    from benchmarks.load.cli import Bench
     from training.cli import Train
 
     class Specvlm(BaseModel):
@@ -111,7 +101,7 @@ def program() -> type[BaseModel]:
         serve: CliSubCommand[Serve] = Field(description="serve a model over HTTP")
         train: CliSubCommand[Train] = Field(description="distil a draft from a model")
         demo: CliSubCommand[Demo] = Field(description="build, train or score the embedded demo model")
-        bench: CliSubCommand[Bench] = Field(description="measure speed and memory")
+        bench: CliSubCommand[Bench] = Field(description="put load on any OpenAI API, and compare")
         selftest: CliSubCommand[Selftest] = Field(description="check what this machine computes")
 
         def cli_cmd(self) -> None:

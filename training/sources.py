@@ -30,13 +30,18 @@ def _read(path: Path, image_folder: Path | None, max_length: int) -> Iterator[It
     if path.is_dir():
         yield from _texts(path, max_length)
         return
+    for record, where in records(path):
+        yield parse_record(record, image_folder or path.parent, where)
+
+
+def records(path: Path) -> Iterator[tuple[Any, str]]:
+    """What a file holds, record by record, each with its place for messages. Raises ``TrainingError``."""
+    readers = {".jsonl": _json_lines, ".json": _json_array, ".parquet": _parquet}
     if not path.is_file():
         raise TrainingError(f"there is no file or folder {str(path)!r}")
-    readers = {".jsonl": _json_lines, ".json": _json_array, ".parquet": _parquet}
     if path.suffix not in readers:
         raise TrainingError(f"{path}: data must be {', '.join(readers)} files or folders of text")
-    for record, where in readers[path.suffix](path):
-        yield parse_record(record, image_folder or path.parent, where)
+    yield from readers[path.suffix](path)
 
 
 def _json_lines(path: Path) -> Iterator[tuple[Any, str]]:

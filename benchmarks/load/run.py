@@ -1,0 +1,179 @@
+"""Everything that was asked for, measured in turn: one JSON document."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from typing import Any
+
+import aiohttp
+from tqdm import tqdm
+
+from benchmarks.load.client import closed_loop, open_session
+from benchmarks.load.counters import counters, grown
+from benchmarks.load.data import DataSet, read
+from benchmarks.load.errors import BenchError
+from benchmarks.load.metrics import Window
+from benchmarks.load.report import averages, comparison, side_document, warnings_of
+from benchmarks.load.settings import BenchSettings
+from benchmarks.load.stream import parse
+from benchmarks.load.targets import Side, Target, meet, sides
+from benchmarks.machine import busy_warning, load, machine
+from benchmarks.own_server import own_server
+from benchmarks.timing import interleaved
+
+FORMAT = 1
+"""Raised when a field of the document changes its meaning or goes."""
+LOAD_SECONDS = 3600.0
+"""For a server of our own to be ready: a large model may have to be downloaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    data: DataSet
+    temperature: float
+    concurrency: int
+
+
+def bench(settings: BenchSettings) -> dict[str, Any]:
+    """Raises ``BenchError``, ``ServerError`` or, for data files, ``TrainingError``."""
+    found = sides(settings)
+    data = read(settings)
+    before, started = load(), time.time()
+    key = settings.api_key.get_secret_value() if settings.api_key else os.environ.get("OPENAI_API_KEY")
+    with _served(settings, found) as reachable, asyncio.Runner() as runner:
+        http = runner.run(open_session(key, settings.timeout))
+        try:
+            targets = [runner.run(_meet(http, side, own, settings)) for side, own in reachable]
+            points = _measure(runner, http, targets, data, settings)
+        finally:
+            runner.run(http.close())
+    after = load()
+    return {
+        "format": FORMAT,
+        "argv": without_key(sys.argv[1:]),
+        "started_unix": round(started),
+        "seconds": round(time.time() - started, 1),
+        "machine": machine(),
+        "load": {"before": before, "after": after},
+        "warnings": warnings_of(targets, busy_warning(before, after)),
+        "settings": settings.model_dump(mode="json", exclude={"api_key"}),
+        "sides": [
+            {"label": t.label, "url": t.url, "model": t.model, "fields": t.fields, "server": t.server}
+            for t in targets
+        ],
+        "points": points,
+        "averages": averages(points),
+    }
+
+
+def without_key(argv: Sequence[str]) -> list[str]:
+    """The command line as it may be shown to others."""
+    shown: list[str] = []
+    for word in argv:
+        if shown and shown[-1] == "--api-key":
+            shown.append("…")
+        else:
+            shown.append("--api-key=…" if word.startswith("--api-key=") else word)
+    return shown
+
+
+@contextmanager
+def _served(settings: BenchSettings, found: Sequence[Side]) -> Iterator[list[tuple[Side, bool]]]:
+    """Every side with a URL, and whether that is our own server's, which runs as long as the block."""
+    if all(side.url is not None for side in found):
+        yield [(side, False) for side in found]
+        return
+    flags = ["--model", settings.model] if settings.model is not None else []
+    print("starting a server …", file=sys.stderr, flush=True)
+    with own_server([*flags, *shlex.split(settings.serve)], limit_seconds=LOAD_SECONDS) as server:
+        own = f"{server.url}/v1"
+        yield [(replace(side, url=side.url or own), side.url is None) for side in found]
+
+
+async def _meet(http: aiohttp.ClientSession, side: Side, own: bool, settings: BenchSettings) -> Target:
+    """A folder that our own server was started with need not be the name that it is served under."""
+    return await meet(http, side, wanted=None if own else settings.model, fields=settings.fields)
+
+
+def _measure(
+    runner: asyncio.Runner,
+    http: aiohttp.ClientSession,
+    targets: Sequence[Target],
+    data: Sequence[DataSet],
+    settings: BenchSettings,
+) -> list[dict[str, Any]]:
+    todo = [Point(*point) for point in product(data, settings.temperature, settings.concurrency)]
+    requests = sum(len(point.data.questions) for point in todo) * len(targets) * settings.repeats
+    with tqdm(total=requests, unit="request", disable=None) as bar:
+        results = []
+        for point in todo:
+            bar.set_description(f"{point.data.name}, {point.concurrency} at a time")
+
+            def window(target: Target, index: int, point: Point = point) -> Window:
+                return runner.run(_window(http, target, point, index, settings, bar))
+
+            results.append(_point(point, targets, window, settings))
+    return results
+
+
+async def _window(
+    http: aiohttp.ClientSession, target: Target, point: Point, index: int, settings: BenchSettings, bar: tqdm
+) -> Window:
+    """All questions of the set once. Raises ``BenchError`` if none was answered."""
+    # The same questions again must not be answered from what a server remembers of the last time.
+    salt = f"{time.time_ns()} {target.label} {index}"
+    bodies = [
+        target.body(
+            messages,
+            salt=salt,
+            temperature=point.temperature,
+            max_tokens=settings.max_tokens,
+            seed=settings.seed + number,
+        )
+        for number, messages in enumerate(point.data.questions)
+    ]
+    before = {} if target.reports else await counters(http, target.url)
+    seconds, recordings = await closed_loop(http, target.chat, bodies, point.concurrency, bar.update)
+    after = await counters(http, target.url) if before else {}
+    found = Window(seconds, [parse(recording) for recording in recordings], grown(before, after))
+    if not found.tokens_per_second:
+        why = next((answer.error for answer in found.answers if answer.error), "no answer holds a token")
+        raise BenchError(f"{target.url} answered none of {len(bodies)} requests: {why}")
+    return found
+
+
+def _point(
+    point: Point,
+    targets: Sequence[Target],
+    window: Callable[[Target, int], Window],
+    settings: BenchSettings,
+) -> dict[str, Any]:
+    windows: dict[str, list[Window]] = {target.label: [] for target in targets}
+
+    def rate(target: Target, index: int) -> float:
+        windows[target.label].append(window(target, index))
+        return windows[target.label][-1].tokens_per_second
+
+    ratio = None
+    if len(targets) == 2:
+        first, second = (partial(rate, target) for target in targets)
+        ratio = interleaved(first, second, repeats=settings.repeats, warmup=0)["ratio"]
+    else:
+        for index in range(settings.repeats):
+            rate(targets[0], index)
+    return {
+        "data": point.data.name,
+        "temperature": point.temperature,
+        "concurrency": point.concurrency,
+        "sides": {label: side_document(found, settings.limits()) for label, found in windows.items()},
+        "comparison": comparison(ratio, *windows.values()) if ratio is not None else None,
+    }

@@ -1,0 +1,87 @@
+"""``specvlm serve`` in a process of its own, on a free port, for as long as a block runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import httpx
+
+STOP_SECONDS = 20.0
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+class ServerError(Exception):
+    """It ended, or did not become ready; says what it wrote."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnServer:
+    """``url`` has no path. ``seconds``: from its start to the first 200 of ``/ready``."""
+
+    url: str
+    seconds: float
+
+
+@contextmanager
+def own_server(flags: Sequence[str], *, limit_seconds: float = 180.0) -> Iterator[OwnServer]:
+    """``flags`` are those of ``specvlm serve``. The caller's ``SPECVLM_*`` variables do not reach it.
+
+    Raises ``ServerError`` if it is not ready after ``limit_seconds``.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # This code's server, whatever the working folder holds; relative paths in flags are the caller's.
+    command = [sys.executable, "-P", "-m", "server", "serve", "--port", str(port), *flags]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SPECVLM_")}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), environment.get("PYTHONPATH")]))
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        url = f"http://127.0.0.1:{port}"
+        try:
+            _wait(f"{url}/ready", process, output, start + limit_seconds)
+            yield OwnServer(url, time.perf_counter() - start)
+        finally:
+            _stop(process)
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], output: IO[bytes], deadline: float) -> None:
+    while time.perf_counter() < deadline and process.poll() is None:
+        try:
+            if httpx.get(url, timeout=1.0).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.02)
+    ended = process.poll()
+    fate = "was not ready in time" if ended is None else f"ended with code {ended}"
+    output.seek(0)
+    raise ServerError(f"specvlm serve {fate}:\n{output.read().decode(errors='replace')[-4000:]}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
