@@ -145,11 +145,19 @@ def longest_token(processor: Processor) -> int:
 
 def num_characters(messages: Sequence[Message]) -> int:
     return sum(
-        len(message.content)
-        if isinstance(message.content, str)
-        else sum(len(part.text) for part in message.content or () if isinstance(part, TextPart))
+        len(text)
         for message in messages
+        for text in (
+            [message.content]
+            if isinstance(message.content, str)
+            else [part.text for part in message.content or () if isinstance(part, TextPart)]
+        )
+        + [call.function.arguments for call in calls_of(message)]
     )
+
+
+def calls_of(message: Message) -> Sequence[CalledTool]:
+    return (message.tool_calls or ()) if isinstance(message, AssistantMessage) else ()
 
 
 def with_images(messages: Sequence[Message], images: Sequence[Image.Image]) -> list[chat.ChatMessage]:
@@ -185,9 +193,8 @@ def spelled(call: CalledTool) -> dict[str, Any]:
 def extra_of(message: Message) -> dict[str, Any]:
     """What chat templates read of a message besides who said what."""
     extra: dict[str, Any] = {"name": message.name} if message.name is not None else {}
-    match message:
-        case AssistantMessage(tool_calls=[_, *_] as calls):
-            extra["tool_calls"] = [spelled(call) for call in calls]
-        case ToolMessage():
-            extra["tool_call_id"] = message.tool_call_id
+    if calls := calls_of(message):
+        extra["tool_calls"] = [spelled(call) for call in calls]
+    if isinstance(message, ToolMessage):
+        extra["tool_call_id"] = message.tool_call_id
     return extra

@@ -11,6 +11,7 @@ from processing.tools.request import Mode, OutputRequest
 from server.schemas.base import ClientModel
 from server.schemas.tools import (
     MAX_TOOLS,
+    MAX_TOOLS_SIZE,
     AllowedToolsChoice,
     FunctionTool,
     NamedTool,
@@ -48,6 +49,10 @@ class OutputFields(ClientModel):
         if len(set(names)) < len(names):
             raise PydanticCustomError(
                 "invalid_combination", "'{name}' has two functions of the same name.", {"name": "tools"}
+            )
+        if sum(tool.size for tool in self.tools or ()) > MAX_TOOLS_SIZE:
+            raise PydanticCustomError(
+                "invalid_combination", "'{name}' is too large, all together.", {"name": "tools"}
             )
         if self.tool_choice in (None, "none", "auto"):
             return self

@@ -14,10 +14,17 @@ MAX_SCHEMA_SIZE: Final = 100_000
 """Of one schema, in characters, about. Together they make a grammar, which the engine bounds."""
 MAX_SCHEMA_DEPTH: Final = 64
 MAX_TOOLS: Final = 128
+MAX_TOOLS_SIZE: Final = 400_000
 
 
 def check_schema(schema: JsonObject) -> JsonObject:
     """Whether it may be handed on. What is in it is for the grammar's compiler to say."""
+    schema_size(schema)
+    return schema
+
+
+def schema_size(schema: JsonObject) -> int:
+    """In characters, about. Raises for what is too large or too deep."""
     size, level = 0, list[Any]([schema])
     for _ in range(MAX_SCHEMA_DEPTH):
         inner: list[Any] = []
@@ -33,7 +40,7 @@ def check_schema(schema: JsonObject) -> JsonObject:
             if size > MAX_SCHEMA_SIZE:
                 raise PydanticCustomError("schema_too_large", "this schema is too large")
         if not inner:
-            return schema
+            return size
         level = inner
     raise PydanticCustomError("schema_too_deep", "this schema is nested too deeply")
 
@@ -54,6 +61,12 @@ class FunctionDefinition(ClientModel):
 class FunctionTool(ClientModel):
     type: Literal["function"]
     function: FunctionDefinition
+
+    @property
+    def size(self) -> int:
+        """In characters, about."""
+        told = self.function
+        return len(told.name) + len(told.description or "") + schema_size(told.parameters or {})
 
     @property
     def as_tool(self) -> Tool:

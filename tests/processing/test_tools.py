@@ -15,11 +15,13 @@ from llguidance import LLMatcher, LLTokenizer
 from tokenizers import AddedToken
 
 from processing.chat import ChatMessage
+from processing.detokenizer import Detokenizer
 from processing.tools.plain_chat import with_tools_as_text, written_calls
 from processing.tools.reader import CallReader, Read
 from processing.tools.request import ChoiceFormat, JsonFormat, OutputRequest, RegexFormat, Tool
 from processing.tools.styles import HERMES, LLAMA3_JSON, MISTRAL, MISTRAL_ARGS, detect_style
 from processing.tools.support import OutputPlan, ToolSupport
+from processing.vocabulary import Vocabulary
 from tests.tokenizer import tiny_tokenizer
 
 STYLES = {"hermes": HERMES, "llama3_json": LLAMA3_JSON, "mistral": MISTRAL, "mistral [ARGS]": MISTRAL_ARGS}
@@ -281,6 +283,20 @@ def test_regular_expressions_are_handed_on_as_they_are(pattern: str, good: list[
     plan = support("hermes").plan(OutputRequest(format=RegexFormat(pattern)))
     assert all(allows(plan, text) for text in good)
     assert not any(allows(plan, text) for text in bad)
+
+
+def test_markers_that_are_special_tokens_reach_the_reader() -> None:
+    backend = tiny_tokenizer().backend_tokenizer
+    backend.add_special_tokens([AddedToken("[TOOL_CALLS]", special=True)])
+    made = ToolSupport("{{ tools }}[TOOL_CALLS]", takes_tools=True, special_id=backend.token_to_id)
+    plan = made.plan(OutputRequest(tools=(TIME,), mode="auto"))
+    text = '[TOOL_CALLS][{"name": "get_time", "arguments": {}}]<|im_end|>'
+    tokens = backend.encode(text, add_special_tokens=False).ids
+    shown = Detokenizer(Vocabulary(backend), shown_ids=plan.shown_ids).feed(tokens)
+    assert shown == text.removesuffix("<|im_end|>")
+    reader = plan.reader()
+    assert reader is not None
+    assert read(reader, [shown]) == ("", [("get_time", "{}")])
 
 
 def test_styles_are_told_from_templates() -> None:

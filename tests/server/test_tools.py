@@ -25,6 +25,12 @@ WEATHER = {
 }
 TIME = {"type": "function", "function": {"name": "get_time"}}
 TOOLS = [WEATHER, TIME]
+
+
+def named(name: str, **function: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **function}}
+
+
 CALLS = (
     'One moment.\n<tool_call>\n{"name": "get_weather", "arguments": {"city": "Zürich"}}\n</tool_call>\n'
     '<tool_call>\n{"name": "get_time", "arguments": {}}\n</tool_call>'
@@ -182,6 +188,12 @@ def test_forms_as_vllm_spells_them(
     assert part in (grammar_told(live) or "")
 
 
+def test_calls_in_the_history_count_as_text(live: Live, http: httpx.Client) -> None:
+    long = named("f", arguments="x" * 100_000) | {"id": "c"}
+    answer = http.post(CHAT, json={"messages": [*HI, {"role": "assistant", "tool_calls": [long]}, *HI]})
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
+
+
 BIG = {"enum": ["x" * 200_000]}
 DEEP: dict[str, Any] = {}
 for _ in range(80):
@@ -211,6 +223,7 @@ def schema(value: Any) -> dict[str, Any]:
          "tools[0].function.parameters"),
         ({"tools": [TIME, TIME]}, "tools"),
         ({"tools": [TIME] * 129}, "tools"),
+        ({"tools": [named(f"f{i}", description="x" * 90_000) for i in range(5)]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": "sometimes", "tools": TOOLS}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "g"}}, "tools": TOOLS}, "tool_choice"),
