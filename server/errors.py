@@ -206,6 +206,10 @@ def validation_error(error: RequestValidationError) -> ApiError:
             return bad_request(f"Unknown parameter: '{param}'.", param=param, code="unknown_parameter")
         case "missing":
             return bad_request(f"Missing parameter: '{param}'.", param=param, code="missing_parameter")
+        case "union_tag_invalid":
+            expected = re.sub(r"[\[\]]", "", detail["ctx"]["expected_tags"])
+            message = f"Invalid value for '{param}': only {expected} are known here."
+            return bad_request(message, param=param)
         case "unsupported_parameter" | "invalid_combination":
             return bad_request(detail["msg"], param=detail["ctx"]["name"], code=detail["type"])
         case _:

@@ -35,7 +35,7 @@ RENAMED: Final = {
 
 
 def to_chat(request: ResponsesRequest) -> ChatRequest:
-    """Raises ``ApiError``, in the names of ``/v1/responses``."""
+    """Raises ``ApiError``, in the names of a chat."""
     given = request.model_dump(include=request.model_fields_set & set(CommonFields.model_fields))
     text = request.text
     chat = {
@@ -54,7 +54,7 @@ def to_chat(request: ResponsesRequest) -> ChatRequest:
         return ChatRequest.model_validate(given)
     except ValidationError as error:
         located = [{**detail, "loc": ("body", *detail["loc"])} for detail in error.errors()]
-        raise validation_error(RequestValidationError(located, body=given)).renamed(RENAMED) from None
+        raise validation_error(RequestValidationError(located, body=given)) from None
 
 
 def messages(request: ResponsesRequest) -> list[JsonObject]:

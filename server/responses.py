@@ -8,14 +8,12 @@ from typing import Any, Literal
 
 from server.answering import AnswerParts, OpenAnswer
 from server.chat import ChatAnswer, begin_chat
-from server.errors import ApiError, as_api_error
-from server.response_input import RENAMED, to_chat
-from server.response_items import OpenMessage, Told
-from server.schemas.answers import ChunkChoice
+from server.errors import as_api_error
+from server.response_input import to_chat
+from server.response_items import ItemWriter
 from server.schemas.response_answers import (
     IncompleteDetails,
     InputTokensDetails,
-    MessageItem,
     OutputTokensDetails,
     Response,
     ResponseError,
@@ -39,8 +37,7 @@ class ResponsesAnswer:
         self._model = model
         self._created = int(time.time())
         self._num_events = 0
-        self._items: list[MessageItem] = []
-        self._open: OpenMessage | None = None
+        self._writer = ItemWriter(request_id)
         self._rounds: list[TracedRound] = []
 
     @property
@@ -71,27 +68,12 @@ class ResponsesAnswer:
             self._rounds += chunk.speculative_trace or ()
             for choice in chunk.choices:
                 reason = choice.finish_reason or reason
-                for kind, fields in self._take(choice):
+                for kind, fields in self._writer.take(choice):
                     yield self._event(kind, **fields)
         status: Literal["completed", "incomplete"] = "incomplete" if reason == "length" else "completed"
-        for kind, fields in self._end_item(status):
+        for kind, fields in self._writer.finish(status):
             yield self._event(kind, **fields)
         yield self._event(f"response.{status}", response=self._response(status))
-
-    def _take(self, choice: ChunkChoice) -> Told:
-        text = choice.delta.content or ""
-        logprobs = choice.logprobs.content if choice.logprobs else []
-        if self._open is None:
-            self._open = OpenMessage(f"msg_{self._request_id}", len(self._items))
-            yield from self._open.begin()
-        if text or logprobs:
-            yield from self._open.grow(text, logprobs)
-
-    def _end_item(self, status: Literal["completed", "incomplete"]) -> Told:
-        if self._open is not None:
-            yield from self._open.end(status)
-            self._items.append(self._open.item(status))
-            self._open = None
 
     def _event(self, kind: str, **fields: Any) -> ResponseEvent:
         event = ResponseEvent(type=kind, sequence_number=self._num_events, **fields)
@@ -110,7 +92,7 @@ class ResponsesAnswer:
             error=error,
             incomplete_details=cut,
             model=self._model,
-            output=list(self._items),
+            output=list(self._writer.items),
             usage=self._usage() if has_ended else None,
             instructions=request.instructions,
             max_output_tokens=request.max_output_tokens,
@@ -145,10 +127,7 @@ async def begin_response(
     parts: AnswerParts, request: ResponsesRequest, *, request_id: str, model: str
 ) -> ResponsesAnswer:
     """Let the request in and start it. Raises ``ApiError`` where it cannot be answered."""
-    try:
-        chat = await begin_chat(parts, to_chat(request), request_id=request_id, model=model)
-    except ApiError as error:
-        raise error.renamed(RENAMED) from None
+    chat = await begin_chat(parts, to_chat(request), request_id=request_id, model=model)
     return ResponsesAnswer(request, chat, request_id=request_id, model=model)
 
 

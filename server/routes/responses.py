@@ -7,7 +7,9 @@ from functools import partial
 from fastapi import APIRouter, Request, Response
 
 from server.body import StrictRoute
+from server.errors import ApiError
 from server.openapi import answers
+from server.response_input import RENAMED
 from server.responses import begin_response
 from server.schemas.response_answers import Response as ResponseAnswer
 from server.schemas.response_answers import ResponseEvent
@@ -24,4 +26,7 @@ async def create_response(request: Request, body: ResponsesRequest, state: State
     model = state.served_name(body.model)
     request_id = adopt_id(request, body.request_id)
     begin = partial(begin_response, state.parts, body, request_id=request_id, model=model)
-    return await respond(request, begin, stream=body.stream)
+    try:
+        return await respond(request, begin, stream=body.stream)
+    except ApiError as error:  # whatever raised it knows it as a chat
+        raise error.renamed(RENAMED) from None

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.schemas.base import ClientModel
+from server.schemas.base import NO_EFFECT, ClientModel
 from server.schemas.messages import ImageDetail
 from server.schemas.sampling import INT32_MAX, MaxTokens, SamplingFields
 from server.schemas.speculation import SpeculativeFields
@@ -16,7 +16,7 @@ from server.schemas.speculation import SpeculativeFields
 class StreamOptions(ClientModel):
     include_usage: bool = False
     continuous_usage_stats: bool = Field(False, description="With 'include_usage': so far, in every chunk.")
-    include_obfuscation: bool | None = Field(None, description="Accepted; nothing is obfuscated.")
+    include_obfuscation: Annotated[bool | None, NO_EFFECT] = None
 
     @model_validator(mode="after")
     def _continuous_usage_is_usage(self) -> Self:

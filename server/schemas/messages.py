@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from server.schemas.base import ClientModel, JsonObject
+from server.schemas.base import NO_EFFECT, ClientModel, JsonObject
 from server.schemas.tools import MAX_TOOLS, CalledTool
 
 ImageDetail = Literal["auto", "low", "high", "original"]
@@ -20,7 +20,7 @@ ImageDetail = Literal["auto", "low", "high", "original"]
 class TextPart(ClientModel):
     type: Literal["text"]
     text: str
-    prompt_cache_breakpoint: JsonObject | None = None
+    prompt_cache_breakpoint: Annotated[JsonObject | None, NO_EFFECT] = None
 
 
 class RefusalPart(ClientModel):
@@ -40,7 +40,7 @@ class ImageUrl(ClientModel):
 class ImagePart(ClientModel):
     type: Literal["image_url"]
     image_url: ImageUrl
-    prompt_cache_breakpoint: JsonObject | None = None
+    prompt_cache_breakpoint: Annotated[JsonObject | None, NO_EFFECT] = None
 
 
 class SystemMessage(ClientModel):
@@ -60,8 +60,8 @@ class AssistantMessage(ClientModel):
     content: str | list[Annotated[TextPart | RefusalPart, Field(discriminator="type")]] | None = None
     name: str | None = None
     refusal: str | None = None
-    annotations: list[JsonObject] | None = None
-    parsed: Any = Field(None, description="Accepted: the openai package puts it there.")
+    annotations: Annotated[list[JsonObject] | None, NO_EFFECT] = None
+    parsed: Annotated[Any, NO_EFFECT] = Field(None, description="The openai package puts it there.")
     audio: None = None
     function_call: None = None
     tool_calls: Annotated[list[CalledTool], Field(max_length=MAX_TOOLS)] | None = None

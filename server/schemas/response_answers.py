@@ -28,6 +28,18 @@ class MessageItem(AnswerModel):
     content: list[OutputTextPart]
 
 
+class FunctionCallItem(AnswerModel):
+    type: Literal["function_call"] = "function_call"
+    id: str
+    call_id: str
+    name: str
+    arguments: str
+    status: ItemStatus
+
+
+OutputItem = MessageItem | FunctionCallItem
+
+
 class InputTokensDetails(AnswerModel):
     cached_tokens: int
     cache_write_tokens: int = 0
@@ -71,7 +83,7 @@ class Response(Extension):
     error: ResponseError | None = None
     incomplete_details: IncompleteDetails | None = None
     model: str
-    output: list[MessageItem]
+    output: list[OutputItem]
     usage: ResponseUsage | None = None
 
     background: Literal[False] = False
@@ -101,8 +113,10 @@ class ResponseEvent(AnswerModel):
     output_index: int | None = Field(default=None, exclude_if=is_absent)
     content_index: int | None = Field(default=None, exclude_if=is_absent)
     item_id: str | None = Field(default=None, exclude_if=is_absent)
-    item: MessageItem | None = Field(default=None, exclude_if=is_absent)
+    item: OutputItem | None = Field(default=None, exclude_if=is_absent)
     part: OutputTextPart | None = Field(default=None, exclude_if=is_absent)
     delta: str | None = Field(default=None, exclude_if=is_absent)
     text: str | None = Field(default=None, exclude_if=is_absent)
+    name: str | None = Field(default=None, exclude_if=is_absent)
+    arguments: str | None = Field(default=None, exclude_if=is_absent)
     logprobs: list[TokenLogprob] | None = Field(default=None, exclude_if=is_absent)

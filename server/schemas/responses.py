@@ -28,7 +28,7 @@ NO_REASONING: Final[tuple[object, ...]] = (
 class InputText(ClientModel):
     type: Literal["input_text"]
     text: str
-    prompt_cache_breakpoint: JsonObject | None = None
+    prompt_cache_breakpoint: Annotated[JsonObject | None, NO_EFFECT] = None
 
 
 class InputImage(ClientModel):
@@ -36,14 +36,14 @@ class InputImage(ClientModel):
     image_url: str = Field(min_length=1, description="An http(s), data or file URL; the last where allowed.")
     detail: ImageDetail | None = Field("auto", description="How much of the picture the draft sees.")
     file_id: None = Field(None, description="Refused: no files are stored.")
-    prompt_cache_breakpoint: JsonObject | None = None
+    prompt_cache_breakpoint: Annotated[JsonObject | None, NO_EFFECT] = None
 
 
 class OutputText(ClientModel):
     type: Literal["output_text"]
     text: str
-    annotations: list[JsonObject] | None = None
-    logprobs: list[JsonObject] | None = None
+    annotations: Annotated[list[JsonObject] | None, NO_EFFECT] = None
+    logprobs: Annotated[list[JsonObject] | None, NO_EFFECT] = None
 
 
 class Refusal(ClientModel):
@@ -61,9 +61,9 @@ class InputMessage(ClientModel):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
     content: str | list[Part]
-    id: str | None = None
-    status: Status | None = None
-    phase: str | None = None
+    id: Annotated[str | None, NO_EFFECT] = None
+    status: Annotated[Status | None, NO_EFFECT] = None
+    phase: Annotated[str | None, NO_EFFECT] = None
 
 
 class FunctionCall(ClientModel):
@@ -71,16 +71,16 @@ class FunctionCall(ClientModel):
     call_id: str
     name: str
     arguments: str
-    id: str | None = None
-    status: Status | None = None
+    id: Annotated[str | None, NO_EFFECT] = None
+    status: Annotated[Status | None, NO_EFFECT] = None
 
 
 class FunctionCallOutput(ClientModel):
     type: Literal["function_call_output"]
     call_id: str
     output: str | list[InputText]
-    id: str | None = None
-    status: Status | None = None
+    id: Annotated[str | None, NO_EFFECT] = None
+    status: Annotated[Status | None, NO_EFFECT] = None
 
 
 def item_kind(value: Any) -> str:
@@ -93,21 +93,17 @@ InputItem = Annotated[
     Annotated[InputMessage, Tag("[message]")]
     | Annotated[FunctionCall, Tag("[function_call]")]
     | Annotated[FunctionCallOutput, Tag("[function_call_output]")],
-    Discriminator(
-        item_kind,
-        custom_error_type="unsupported_item",
-        custom_error_message="items are messages, function calls and their outputs",
-    ),
+    Discriminator(item_kind),
 ]
 
 
 class TextConfig(ClientModel):
     format: JsonObject | None = Field(None, description="As 'response_format' of a chat, one level flatter.")
-    verbosity: str | None = None
+    verbosity: Annotated[str | None, Refused((None, "medium"))] = None  # checked as a chat's
 
 
 class ResponseStreamOptions(ClientModel):
-    include_obfuscation: bool | None = Field(None, description="Accepted; nothing is obfuscated.")
+    include_obfuscation: Annotated[bool | None, NO_EFFECT] = None
 
 
 class ResponsesRequest(CommonFields):

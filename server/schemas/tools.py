@@ -131,8 +131,8 @@ class JsonObjectFormat(ClientModel):
 
 
 class JsonSchema(ClientModel):
-    name: str = Field(max_length=256)
-    description: str | None = None
+    name: Annotated[str, NO_EFFECT] = Field(max_length=256)
+    description: Annotated[str | None, NO_EFFECT] = None
     schema_: SchemaObject | None = Field(None, alias="schema")
     strict: bool | None = Field(None, description="False leaves out keywords that cannot be enforced.")
 

@@ -131,6 +131,15 @@ def test_sixteen_tokens_are_the_default(live: Live, client: openai.OpenAI) -> No
         assert live.engine.requests[-1].sampling.max_tokens == expected
 
 
+def test_texts_begin_as_the_tokenizer_would(
+    live: Live, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live.engine.processor, "encode", lambda text, bos: [1] * bos + [5])
+    for fields, expected in (({}, [1, 5]), ({"extra_body": {"add_special_tokens": False}}, [5])):
+        ask(client, **fields)
+        assert live.engine.requests[-1].prompt.token_ids == expected
+
+
 def test_stop_and_length(client: openai.OpenAI) -> None:
     [choice] = ask(client, stop=[", w", "zz"]).choices
     assert (choice.text, choice.finish_reason) == ("Hello", "stop")

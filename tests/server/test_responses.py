@@ -9,7 +9,7 @@ import openai
 import pytest
 from openai.types.responses import response_create_params as params
 
-from engine.client import EngineDeadError
+from engine.client import EngineDeadError, RequestRejectedError
 from server.schemas.responses import ResponsesRequest
 from tests.server.conftest import MODEL, Live
 from tests.server.fakes import IMAGE_TOKENS, MAX_MODEL_LEN
@@ -202,6 +202,64 @@ def test_complaints_use_the_names_of_this_address(live: Live, http: httpx.Client
 
 
 FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}}
+
+
+def call_items(events: list[Any]) -> list[tuple[str, str]]:
+    return [(item.name, item.arguments) for item in events if item.type == "function_call"]
+
+
+CALLS = (
+    'One moment.\n<tool_call>\n{"name": "f", "arguments": {"x": "é"}}\n</tool_call>\n'
+    '<tool_call>\n{"name": "g", "arguments": {}}\n</tool_call>'
+)
+CALLED = [("f", '{"x": "é"}'), ("g", "{}")]
+FUNCTIONS = [FUNCTION, {**FUNCTION, "name": "g", "strict": False}]
+
+
+@pytest.mark.parametrize("step", [1, 7, 500])
+def test_calls_of_functions_are_items(live: Live, client: openai.OpenAI, step: int) -> None:
+    live.engine.answer = live.engine.says(CALLS, step=step)
+    answer = ask(client, tools=FUNCTIONS)
+    assert [item.type for item in answer.output] == ["message", "function_call", "function_call"]
+    assert call_items(answer.output) == CALLED
+    assert (answer.status, answer.output_text) == ("completed", "One moment.")
+    assert len({item.id for item in answer.output}) == 3
+    events = list(ask(client, tools=FUNCTIONS, stream=True))
+    assert call_items(events[-1].response.output) == CALLED
+    done = [e for e in events if e.type == "response.function_call_arguments.done"]
+    assert [(e.name, e.arguments) for e in done] == CALLED
+    for index, (_, arguments) in enumerate(CALLED, start=1):
+        deltas = [e.delta for e in events if e.type.endswith("arguments.delta") and e.output_index == index]
+        assert "".join(deltas) == arguments
+    ended = [e.item for e in events if e.type == "response.output_item.done"]
+    assert [item.id for item in ended] == [item.id for item in events[-1].response.output]
+    with client.responses.stream(model=MODEL, input="Hi", tools=FUNCTIONS) as stream:
+        assert call_items(stream.get_final_response().output) == CALLED
+
+
+def test_calls_and_what_they_gave_can_be_sent_back(live: Live, client: openai.OpenAI) -> None:
+    live.engine.answer = live.engine.says(CALLS)
+    answer = ask(client, tools=FUNCTIONS)
+    gave = [
+        {"type": "function_call_output", "call_id": item.call_id, "output": f"of {item.name}"}
+        for item in answer.output
+        if item.type == "function_call"
+    ]
+    again = [{"role": "user", "content": "Hi"}, *answer.output, *gave]
+    ask(client, again, tools=FUNCTIONS)
+    prompt = sent(live)
+    assert prompt.index("One moment.") < prompt.index("of f") < prompt.index("of g")
+
+
+def test_a_format_is_told_to_the_engine(live: Live, client: openai.OpenAI, http: httpx.Client) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    form = {"type": "json_schema", "name": "n", "schema": schema, "strict": True}
+    ask(client, text={"format": form})
+    assert '"integer"' in (live.engine.requests[-1].sampling.grammar or "")
+    live.engine.answer = live.engine.rejects(RequestRejectedError("invalid_grammar", "no such keyword"))
+    message = refused(http, "text.format", "invalid_grammar", text={"format": form})
+    assert message == "no such keyword"
+    refused(http, "tool_choice", tool_choice={"type": "function", "name": "h"}, tools=FUNCTIONS)
 
 
 def user(*parts: dict[str, Any]) -> dict[str, Any]:
