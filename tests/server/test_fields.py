@@ -132,23 +132,22 @@ def test_the_table_is_that_of_the_schemas() -> None:
     assert page == with_tables(page), "run: python -m tests.server.field_tables"
 
 
-WRONG: tuple[Any, ...] = (None, True, -1, 2**70, 1.5, "", "x", "\x00", [], [None], [[]], {}, {"": None})
+WRONG: tuple[Any, ...] = (None, True, -1, 2**70, "x\x00", [None], {"": None})
 
 
 @pytest.mark.parametrize("endpoint", ANSWERS)
 def test_wrong_types_in_every_field_are_no_fault_of_ours(obeying: Live, endpoint: str) -> None:
     """Deep ones too: each value of each example is replaced by each wrong one."""
     examples = [with_it for _, with_it in (WORKS[endpoint] | NO_EFFECT[endpoint]).values()]
-    bodies = [BASE[endpoint] | fields for fields in [*examples, *REFUSED[endpoint].values()]]
     tried = set()
     with obeying.http() as http:
-        for body in bodies:
-            for changed in replaced(body):
+        for fields in (BASE[endpoint], *examples, *REFUSED[endpoint].values()):
+            for changed in replaced(fields):
                 if (key := repr(changed)) not in tried:
                     tried.add(key)
-                    response = http.post(URLS[endpoint], json=changed)
+                    response = http.post(URLS[endpoint], json=BASE[endpoint] | changed)
                     assert response.status_code in (200, 400, 404), (changed, response.text)
-    assert len(tried) > 400
+    assert len(tried) > 200
 
 
 def replaced(value: Any) -> Iterator[Any]:
