@@ -61,7 +61,7 @@ class AssistantMessage(ClientModel):
     name: str | None = None
     refusal: str | None = None
     annotations: Annotated[list[JsonObject] | None, NO_EFFECT] = None
-    parsed: Annotated[Any, NO_EFFECT] = Field(None, description="The openai package puts it there.")
+    parsed: Annotated[Any, NO_EFFECT] = Field(None, description="The `openai` package puts it there.")
     audio: None = None
     function_call: None = None
     tool_calls: Annotated[list[CalledTool], Field(max_length=MAX_TOOLS)] | None = None

@@ -76,6 +76,10 @@ RESPONSES = {
         with_parts(INPUT_PICTURE),
         with_parts({**INPUT_PICTURE, "image_url": "color:blue"}),
     ),
+    "input[].content[].detail": (
+        with_parts(INPUT_PICTURE),
+        with_parts({**INPUT_PICTURE, "detail": "low"}),
+    ),
     "input[].content[].refusal": (
         with_parts({"type": "refusal", "refusal": "no"}, role="assistant"),
         with_parts({"type": "refusal", "refusal": "never"}, role="assistant"),
@@ -106,10 +110,6 @@ NO_EFFECT: dict[str, dict[str, Example]] = {
         "input[].id": (given(TOLD), given({**TOLD, "id": "msg_1"})),
         "input[].status": (given(TOLD), given({**TOLD, "status": "completed"})),
         "input[].phase": (given(TOLD), given({**TOLD, "phase": "commentary"})),
-        "input[].content[].detail": (
-            with_parts(INPUT_PICTURE),
-            with_parts({**INPUT_PICTURE, "detail": "low"}),
-        ),
         "input[].content[].prompt_cache_breakpoint": (
             with_parts(INPUT_TEXT),
             with_parts({**INPUT_TEXT, **BREAKPOINT}),
@@ -152,7 +152,6 @@ REFUSED: dict[str, dict[str, Json]] = {
 
 TESTED = {
     "add_special_tokens": "tests/server/test_completions.py::test_texts_begin_as_the_tokenizer_would",
-    "speculative.compressor": "tests/server/test_speculation.py::test_what_is_refused_is_named",
     "response_format.json_schema.strict": "tests/server/test_tools.py::test_formats",
 }
 """Fields that work and whose effect a test of their own shows."""

@@ -32,8 +32,12 @@ def answered(**fields: Any) -> Json:
     return messages({"role": "user", "content": "Hi"}, {"role": "assistant", "content": None, **fields})
 
 
-def called(call_id: str = "1", name: str = "f", arguments: str = "{}") -> Json:
-    call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+def called(call_id: str = "1", **fields: Any) -> Json:
+    function = {"name": "f", "arguments": "{}", **fields}
+    call = {"id": call_id, "type": "function", "function": function}
     return answered(tool_calls=[call])
 
 
@@ -103,6 +107,10 @@ CHAT = {
         said(PICTURE),
         said({**PICTURE, "image_url": {"url": "color:blue"}}),
     ),
+    "messages[].content[].image_url.detail": (
+        said(PICTURE),
+        said({**PICTURE, "image_url": {"url": "color:red", "detail": "low"}}),
+    ),
     "messages[].content[].refusal": (
         answered(content="x"),
         answered(content=[{"type": "refusal", "refusal": "no"}]),
@@ -131,11 +139,10 @@ CHAT_NO_EFFECT: dict[str, Example] = {
         {"response_format": form(description="d")},
     ),
     "messages[].annotations": (answered(content="x"), answered(content="x", annotations=[{}])),
+    "messages[].parsed": (answered(content="x"), answered(content="x", parsed={})),
+    "messages[].tool_calls[].index": (called(), answered(tool_calls=[{**CALL, "index": 0}])),
+    "messages[].tool_calls[].function.parsed_arguments": (called(), called(parsed_arguments={})),
     "messages[].content[].prompt_cache_breakpoint": (said(PICTURE), said({**PICTURE, **BREAKPOINT})),
-    "messages[].content[].image_url.detail": (
-        said(PICTURE),
-        said({**PICTURE, "image_url": {"url": "color:red", "detail": "low"}}),
-    ),
 }
 
 CHAT_REFUSED: dict[str, Json] = {

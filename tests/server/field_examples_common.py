@@ -44,6 +44,7 @@ COMMON = {
     **inside(
         "speculative",
         {},
+        compressor={"compressor": "pool"},
         enabled={"enabled": False},
         num_draft_tokens={"num_draft_tokens": 3},
         num_steps={"num_steps": 3},
