@@ -87,6 +87,11 @@ CHAT = {
         {"tools": [function(parameters=SCHEMA)]},
         {"tools": [function(parameters=SCHEMA, strict=True)]},
     ),
+    "structured_outputs": ({}, {"structured_outputs": {"json": SCHEMA}}),
+    **{
+        f"structured_outputs.{kind}": ({}, {"structured_outputs": {kind: value}})
+        for kind, value in {"json": SCHEMA, "json_object": True, "regex": "a+", "choice": ["a"]}.items()
+    },
     "tool_choice": (BOTH, {**BOTH, "tool_choice": "required"}),
     "tool_choice.function": (F, G),
     "tool_choice.function.name": (F, G),
