@@ -8,6 +8,7 @@ memory (``LIMITS``); beyond them it is refused.
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
@@ -154,5 +155,8 @@ def reason_of(matcher: LLMatcher) -> str | None:
     """Why ``matcher`` gave up, in one line without the grammar itself."""
     if not matcher.is_error():
         return None
-    first, *_ = matcher.get_error().strip().split("\n   1 |")
-    return " ".join(first.split())[:MAX_REASON_LEN]
+    error = matcher.get_error()
+    if error.startswith("NoExtension"):
+        return "nothing satisfies it"
+    told, *_ = re.sub(r"^at \d+\(\d+\): |<non-verbose/>", "", error).split("\n   1 |")
+    return " ".join(told.split())[:MAX_REASON_LEN]

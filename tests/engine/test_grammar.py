@@ -162,6 +162,7 @@ def test_what_explodes_or_makes_no_sense_is_refused_in_a_line(name: str) -> None
     assert message
     assert len(message) <= module.MAX_REASON_LEN
     assert "\n" not in message
+    assert "non-verbose" not in message
 
 
 HARD: dict[str, Any] = {
