@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.load import run
-from server.logs import configure_logging
 from tests.bench.peer import Peer, running_peer
-from tests.server.conftest import Live, start_live, stop_live
+from tests.server.conftest import Live, quiet_logs, start_live, stop_live
 
 
 @pytest.fixture(autouse=True)
@@ -23,10 +22,10 @@ def _no_look_at_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def shared_live() -> Iterator[Live]:
-    configure_logging("error", "json")
-    live = start_live()
-    yield live
-    stop_live(live)
+    with quiet_logs():
+        live = start_live()
+        yield live
+        stop_live(live)
 
 
 @pytest.fixture

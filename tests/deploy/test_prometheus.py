@@ -38,9 +38,9 @@ def ask(server: LiveServer, **body: Any) -> int:
 def traffic(server: LiveServer) -> None:
     """A round of everything that a panel shows: pictures seen before, text that repeats, and mistakes."""
     messages = question("What is this?", 1)
-    # The likelier a token that was seen, the more look-up finds to propose.
-    likely = {"logit_bias": {"7": 100, "9": 99}, "max_tokens": 40}
-    assert ask(server, messages=messages, **likely) == 200
+    # The same token over and over: look-up's first drafts are right, whatever steps cost on this machine.
+    same = {"logit_bias": {"7": 100}, "temperature": 0, "max_tokens": 40}
+    assert ask(server, messages=messages, **same) == 200
     assert ask(server, messages=messages, stream=True, max_tokens=4) == 200
     assert ask(server, messages=messages, nonsense=1) == 400
     assert ask(server, messages=messages, model="other") == 404

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +29,27 @@ from tests.server.fakes import ByteProcessor, FakeEngineClient
 MODEL = "fake-vlm"
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _quiet_and_alone() -> None:
-    """No noise from servers in threads, and no settings from outside."""
+@contextmanager
+def quiet_logs() -> Iterator[None]:
+    """No noise from servers in threads; other modules' tests see the log as it was."""
+    root = logging.getLogger()
+    level = root.level
     configure_logging("error", "json")
+    ours = list(root.handlers)
+    yield
+    root.setLevel(level)
+    root.handlers = [handler for handler in root.handlers if handler not in ours]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quiet() -> Iterator[None]:
+    with quiet_logs():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _alone() -> None:
+    """No settings from outside."""
     for name in [name for name in os.environ if name.startswith("SPECVLM_")]:
         del os.environ[name]
 
