@@ -34,9 +34,17 @@ def build(weights: Path | None = None, root: Path | None = None, progress: bool 
     target = root / "models" / f"specvlm-demo-{_key(inputs)}"
     if intact(target):
         return target
-    with locked(root / "models" / ".demo.lock"):
-        if not intact(target):
-            _assemble(target, weights, root, inputs, progress)
+    from safetensors import SafetensorError  # what saving raises where the disk is full
+
+    try:
+        with locked(root / "models" / ".demo.lock"):
+            if not intact(target):
+                _assemble(target, weights, root, inputs, progress)
+    except (OSError, SafetensorError) as error:
+        raise DemoUnavailableError(
+            f"The demo model could not be made in {root}: {error}. It needs about 0.4 GB there (set "
+            "XDG_CACHE_HOME to a folder with room), and 0.1 GB for temporary files meanwhile."
+        ) from error
     return target
 
 
@@ -102,18 +110,12 @@ def _assemble(target: Path, weights: Path, root: Path, inputs: dict[str, str], p
         except ValueError as error:
             raise DemoUnavailableError(f"The demo model's weights do not fit: {error}") from error
         advance("saving")
-        try:
-            with atomic_folder(target) as scratch:
-                model.save_pretrained(scratch)
-                processor(tokenizer).save_pretrained(scratch)
-                if inputs["draft"]:
-                    (scratch / _DRAFT).mkdir()
-                    for name in _DRAFT_FILES:
-                        shutil.copyfile(weights / _DRAFT / name, scratch / _DRAFT / name)
-                write_manifest(scratch, inputs)
-        except OSError as error:
-            raise DemoUnavailableError(
-                f"The demo model could not be written to {target.parent}: {error}. "
-                "It needs about 0.4 GB; set XDG_CACHE_HOME to a folder with room."
-            ) from error
+        with atomic_folder(target) as scratch:
+            model.save_pretrained(scratch)
+            processor(tokenizer).save_pretrained(scratch)
+            if inputs["draft"]:
+                (scratch / _DRAFT).mkdir()
+                for name in _DRAFT_FILES:
+                    shutil.copyfile(weights / _DRAFT / name, scratch / _DRAFT / name)
+            write_manifest(scratch, inputs)
         advance("ready")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -143,6 +144,24 @@ def test_an_interrupted_build_leaves_nothing(stub: Path, monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         _build(stub)
     assert [path.name for path in (stub / "cache" / "models").iterdir()] == [".demo.lock"]
+
+
+def test_a_full_disk_leaves_nothing_and_says_what_to_do(stub: Path) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, most))
+    try:
+        with pytest.raises(cache.DemoUnavailableError, match=r"File too large.*XDG_CACHE_HOME"):
+            _build(stub)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert [path.name for path in (stub / "cache" / "models").iterdir()] == [".demo.lock"]
+    assert cache.intact(_build(stub))
+
+
+def test_a_cache_that_cannot_be_there_says_so(stub: Path) -> None:
+    (stub / "cache").write_text("a file")
+    with pytest.raises(cache.DemoUnavailableError, match="XDG_CACHE_HOME"):
+        _build(stub)
 
 
 def test_scratch_of_a_killed_builder_is_swept(tmp_path: Path) -> None:
