@@ -43,20 +43,24 @@ def free_port() -> int:
 
 
 @contextmanager
-def serve(model: Path, folder: Path, *flags: str) -> Iterator[LiveServer]:
-    """Run ``python -m server serve`` until the block ends; its output goes to a file in ``folder``."""
+def serve(
+    model: Path, folder: Path, *flags: str, ready: bool = True, **environment: str
+) -> Iterator[LiveServer]:
+    """Run ``python -m server serve`` until the block ends; its output goes to a file in ``folder``. Waits for
+    the model, unless ``ready`` is false.
+    """
     port = free_port()
     command = [sys.executable, "-m", "server", "serve", "--model", str(model), "--device", "cpu"]
     command += ["--dtype", "float32", "--host", "127.0.0.1", "--port", str(port), *flags]
     log = folder / f"server-{port}.log"
     # A developer's own settings must not reach the server under test.
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("SPECVLM_")}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("SPECVLM_")}
     with log.open("wb") as output:
         # A session of its own, so that a server that does not stop can be ended with its engine.
         process = subprocess.Popen(
             command,
             cwd=ROOT,
-            env=environment,
+            env=inherited | environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -64,10 +68,12 @@ def serve(model: Path, folder: Path, *flags: str) -> Iterator[LiveServer]:
         )
     server = LiveServer(f"http://127.0.0.1:{port}", process, log)
     try:
-        wait_ready(server)
+        if ready:
+            wait_ready(server)
         yield server
     finally:
-        stop(process)
+        if process.poll() is None:
+            stop(process)
 
 
 def wait_ready(server: LiveServer) -> None:
