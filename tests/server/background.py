@@ -22,6 +22,6 @@ class Background(threading.Thread):
             self.result = error
 
     def wait(self) -> Any:
-        self.join(timeout=10)
+        self.join(timeout=60)
         assert not self.is_alive()
         return self.result
