@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks.machine import busy_warning, load, machine
 from benchmarks.plot import write_svg
 from benchmarks.settings import Settings
+from training.chart import check_plotting
 
 MEASUREMENTS = (
     *("rows", "decode", "batch", "first_token", "overhead", "memory", "startup"),
@@ -32,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
         num_tokens=arguments.num_tokens,
         seed=arguments.seed,
     )
+    if arguments.plot:
+        check_plotting()
     before = load()
     started = time.time()
     results = {name: _run(name, settings) for name in arguments.only or MEASUREMENTS}

@@ -1,40 +1,54 @@
-"""A curve as SVG, without a plotting library."""
+"""Plots by matplotlib, which is optional: SVG with its text as text, the same file for the same points."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from html import escape
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-WIDTH, HEIGHT, MARGIN = 640, 360, 56
+from training.errors import TrainingError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+log = logging.getLogger(__name__)
+
+_SVG = {"svg.fonttype": "none", "svg.hashsalt": "specvlm"}
+
+
+def check_plotting() -> None:
+    """Raise ``TrainingError`` without matplotlib: before long work whose end is a plot."""
+    if find_spec("matplotlib") is None:
+        raise TrainingError("plots need matplotlib: pip install 'specvlm[plot]'")
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure; inches."""
+    check_plotting()
+    from matplotlib.figure import Figure
+
+    return Figure((width, height), layout="constrained")
+
+
+def save(figure: Figure, path: Path) -> None:
+    from matplotlib import rc_context
+
+    with rc_context(_SVG):
+        figure.savefig(path, format="svg", metadata={"Date": None})
 
 
 def draw_curve(path: Path, points: Sequence[tuple[float, float]], *, x: str, y: str) -> None:
-    """Two points or more, joined in order; axes from zero for ``x``, from the lowest value for ``y``."""
-    right = max(p[0] for p in points) or 1.0
-    low, high = min(p[1] for p in points), max(p[1] for p in points)
-    low, high = (low, high) if high > low else (low - 0.5, high + 0.5)
-
-    def place(px: float, py: float) -> str:
-        across = MARGIN + px / right * (WIDTH - 2 * MARGIN)
-        up = HEIGHT - MARGIN - (py - low) / (high - low) * (HEIGHT - 2 * MARGIN)
-        return f"{across:.1f},{up:.1f}"
-
-    line = " ".join(place(*p) for p in points)
-    dots = "".join(
-        f'<circle cx="{place(*p).split(",")[0]}" cy="{place(*p).split(",")[1]}" r="3"/>' for p in points
-    )
-    bottom, end = HEIGHT - MARGIN, WIDTH - MARGIN
-    path.write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" '
-        f'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>'
-        f'<path d="M{MARGIN} {MARGIN}V{bottom}H{end}" fill="none" stroke="#333"/>'
-        f'<text x="{MARGIN - 6}" y="{MARGIN + 4}" text-anchor="end">{high:.2f}</text>'
-        f'<text x="{MARGIN - 6}" y="{bottom + 4}" text-anchor="end">{low:.2f}</text>'
-        f'<text x="{end}" y="{bottom + 18}" text-anchor="end">{right:,.0f}</text>'
-        f'<text x="{MARGIN}" y="{bottom + 18}">0</text>'
-        f'<text x="{WIDTH / 2}" y="{bottom + 34}" text-anchor="middle">{escape(x)}</text>'
-        f'<text x="{MARGIN}" y="{MARGIN - 16}">{escape(y)}</text>'
-        f'<polyline points="{line}" fill="none" stroke="#2a7d4f" stroke-width="2"/>'
-        f'<g fill="#2a7d4f">{dots}</g></svg>\n'
-    )
+    """Two points or more, joined in order. Without matplotlib there is a word in the log instead."""
+    try:
+        check_plotting()
+    except TrainingError as error:
+        log.warning("no %s: %s", path.name, error)
+        return
+    figure = new_figure(6.4, 3.6)
+    axes = figure.subplots()
+    axes.plot(*zip(*points, strict=True), marker="o", color="#2a7d4f")
+    axes.set(xlabel=x, ylabel=y, xlim=(0, None))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    save(figure, path)

@@ -20,9 +20,12 @@ class Bench(BenchSettings):
         from benchmarks.load.run import bench
         from benchmarks.load.table import render
         from benchmarks.own_server import ServerError
+        from training.chart import check_plotting
         from training.errors import TrainingError
 
         try:
+            if self.plot is not None:
+                check_plotting()
             document = bench(self)
         except (BenchError, ServerError, TrainingError) as error:
             sys.exit(f"specvlm: {error}")

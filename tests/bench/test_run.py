@@ -7,12 +7,11 @@ import json
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 
 from benchmarks.load.errors import BenchError
-from benchmarks.load.plot import write_svg
+from benchmarks.load.plot import draw
 from benchmarks.load.run import bench, without_key
 from benchmarks.load.settings import BenchSettings
 from benchmarks.load.table import render
@@ -239,12 +238,12 @@ def test_ours_beside_a_peer(live: Live, peer: Peer, questions: str, tmp_path: Pa
     ]
     assert average["speed_up"] == pytest.approx(sum(medians) / 2)
     assert average["mean_acceptance_length"] == {"ours": None, "theirs": 1.5}
-    write_svg(document, tmp_path / "figures.svg")
-    root = ElementTree.parse(tmp_path / "figures.svg").getroot()
-    lines = list(root.iter("{http://www.w3.org/2000/svg}polyline"))
-    assert len(lines) == 2 * 2 * 5, (
-        "data and temperature share rows: throughput, and two latencies twice, a side"
+    panels = draw(document).axes
+    assert [len(panel.lines) for panel in panels] == 2 * [2, 4, 4], (
+        "rows by data and temperature, lines by side"
     )
+    theirs = [p["sides"]["theirs"]["tokens_per_second"] for p in document["points"] if p["temperature"] == 0]
+    assert sorted(panels[0].lines[1].get_ydata()) == sorted(theirs)
 
 
 def test_what_cannot_be_measured_is_said(live: Live, peer: Peer, questions: str) -> None:
