@@ -39,9 +39,7 @@ ENGINE_COUNTERS: Final = {
     "mm_cache_queries": "Pictures looked up in the encoder cache.",
     "mm_cache_hits": "Pictures found in the encoder cache.",
     "draft_seconds": "Time spent drafting.",
-    "draft_visual_tokens": "Visual tokens of pictures that the draft took in.",
-    "draft_kept_visual_tokens": "Those of them that its compressor kept.",
-    "draft_kv_bytes_saved": "Bytes of the draft's KV that the others would have taken.",
+    "draft_kv_bytes_saved": "Bytes of the draft's KV that visual tokens it was spared would have taken.",
 }
 # Those whose names here differ from the engine's.
 RENAMED_COUNTERS: Final = {
@@ -49,6 +47,8 @@ RENAMED_COUNTERS: Final = {
     "spec_draft_tokens": ("spec_decode_num_draft_tokens", "Drafts verified: nodes of trees without roots."),
     "spec_accepted_tokens": ("spec_decode_num_accepted_tokens", "Drafts accepted."),
     "step_seconds": ("engine_step_seconds", "Time of all steps of the engine."),
+    "draft_visual_tokens": ("visual_tokens", "Visual tokens of pictures that the draft took in."),
+    "draft_kept_visual_tokens": ("draft_visual_tokens", "Those of them that its compressor kept."),
 }
 
 Number = TypeVar("Number", int, float)
@@ -101,7 +101,7 @@ class Metrics:
             "position",
         )
         self._pictures = self._counter(
-            "draft_pictures", "Pictures that the draft took in, by the branch of its compressor.", "branch"
+            "compressor_branch", "Pictures that the draft took in, by the branch of its compressor.", "branch"
         )
         self.cached_prompt_tokens = self._counter(
             "prompt_tokens_cached", "Prompt tokens of answered requests that came from the cache."

@@ -15,6 +15,7 @@ import pytest
 from tests.conftest import BuildCheckpoint
 from tests.deploy.conftest import API_KEY, Prometheus, program, prometheus
 from tests.deploy.files import ALERTS, DOCKER, GUIDE, alert_rules, dashboard, dashboard_queries, metrics_in
+from tests.golden.speculating import draft_folder
 from tests.http.conftest import LiveServer, serve
 from tests.http.test_live_openai import question
 from tests.imports import ROOT
@@ -22,11 +23,6 @@ from tests.imports import ROOT
 pytestmark = pytest.mark.program
 
 HEADERS = {"Authorization": f"Bearer {API_KEY}"}
-# What the draft's compression is to report; until the engine counts it, these panels say "no data".
-TO_COME = {
-    *("specvlm:compressor_branch_total", "specvlm:draft_kv_bytes_saved_total"),
-    *("specvlm:draft_visual_tokens_total", "specvlm:visual_tokens_total"),
-}
 
 
 def ask(server: LiveServer, **body: Any) -> int:
@@ -41,7 +37,8 @@ def traffic(server: LiveServer) -> None:
     # The same token over and over: look-up's first drafts are right, whatever steps cost on this machine.
     same = {"logit_bias": {"7": 100}, "temperature": 0, "max_tokens": 40}
     assert ask(server, messages=messages, **same) == 200
-    assert ask(server, messages=messages, stream=True, max_tokens=4) == 200
+    few = {"max_tokens": 4, "speculative": {"compressor": "pool"}}
+    assert ask(server, messages=messages, stream=True, **few) == 200
     assert ask(server, messages=messages, nonsense=1) == 400
     assert ask(server, messages=messages, model="other") == 404
 
@@ -51,8 +48,10 @@ def watched(tiny: BuildCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> 
     """Prometheus after some scrapes of a server that was asked this and that."""
     program("prometheus")
     folder = tmp_path_factory.mktemp("watched")
+    model = tiny("llava")
+    draft = str(draft_folder(model, None))
     with (
-        serve(tiny("llava"), folder, "--api-key", API_KEY, "--served-model-name", "tiny") as server,
+        serve(model, folder, "--draft", draft, "--api-key", API_KEY, "--served-model-name", "tiny") as server,
         prometheus(server.url.removeprefix("http://"), folder) as running,
     ):
         running.wait_for("specvlm:engine_up", 1)
@@ -99,9 +98,7 @@ def test_every_query_of_the_dashboard_returns_data(watched: Prometheus) -> None:
         if not any(math.isfinite(value) for value in found):
             empty[f"{panel}: {query}"] = found
         unknown |= {name for name in metrics_in(query) if not watched.query(name)}
-    assert unknown <= TO_COME
-    wrong = {query: found for query, found in empty.items() if not metrics_in(query) & TO_COME}
-    assert not wrong
+    assert (empty, unknown) == ({}, set())
 
 
 def test_the_dashboard_tells_what_happened(watched: Prometheus) -> None:

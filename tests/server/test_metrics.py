@@ -98,8 +98,8 @@ def test_pictures_of_the_draft_are_counted_by_branch_and_survive_a_restart_of_th
     def value(name: str, **labels: str) -> float | None:
         return metrics.registry.get_sample_value(f"specvlm:{name}_total", LABELS | labels)
 
-    assert (value("draft_pictures", branch="pool-5"), value("draft_pictures", branch="none")) == (4, 1)
-    assert (value("draft_visual_tokens"), value("draft_kept_visual_tokens")) == (500, 100)
+    assert (value("compressor_branch", branch="pool-5"), value("compressor_branch", branch="none")) == (4, 1)
+    assert (value("visual_tokens"), value("draft_visual_tokens")) == (500, 100)
     assert value("draft_kv_bytes_saved") == 5000
 
 
