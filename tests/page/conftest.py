@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
-from tests.server.conftest import StartServer, _quiet_and_alone, start_server
+from tests.server.conftest import StartServer, _alone, _quiet, start_server
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-SHARED_FIXTURES = (_quiet_and_alone, start_server)
+SHARED_FIXTURES = (_quiet, _alone, start_server)
 PATIENCE_MS = 60_000  # a busy machine is no failure
 
 OpenPage = Callable[..., Page]
