@@ -5,7 +5,8 @@
 Held-out prompts with one picture (some questions do not need it) and with six are written to OUT and answered
 by the target, once. Then each way to compress is walked over the same answers as chain speculation at
 temperature 0 would walk them, so that two ways differ in their rounds alone; 95 % intervals of the ratio of
-acceptance lengths are bootstrapped over dialogues, in pairs. Needs no engine but for the answers.
+acceptance lengths are bootstrapped over dialogues, in pairs. Needs no engine but for the answers. JSON on
+stdout, tables in Markdown on stderr.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from benchmarks.compressor_plot import markdown, write_svg
 from benchmarks.compressor_ways import Way, costs, sizes, ways_of
 from benchmarks.machine import load, machine
 from compressors.base import Compressor
@@ -31,6 +33,7 @@ from demo.draft_data import ALBUM, write
 from engine.draft_files import OwnDraft, load_draft
 from training.acceptance import Acceptance, measure
 from training.batches import Batch
+from training.chart import check_plotting
 from training.compression import Choose, place
 from training.data import open_data
 from training.generate import generate
@@ -45,6 +48,8 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def main(argv: Sequence[str] | None = None) -> None:
     chosen = _parser().parse_args(argv)
+    if chosen.plot:
+        check_plotting()
     model = chosen.model or build()
     before, started = load(), time.time()
     data = {
@@ -72,6 +77,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "results": results,
     }
     print(json.dumps(document, indent=1))
+    for name, result in results.items():
+        print(f"{name}\n\n{markdown(result)}\n", file=sys.stderr)
+    if chosen.plot:
+        write_svg(results[str(chosen.draft[0])], chosen.plot)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -82,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--draft", type=Path, action="append", required=True, help="folder of a draft; repeat"
     )
+    parser.add_argument("--plot", type=Path, help="an SVG of the first draft's figures")
     parser.add_argument("--model", type=Path, help="the target's folder; without it the embedded demo model")
     parser.add_argument("--one", type=int, default=96, help="dialogues with one picture, a third need it not")
     parser.add_argument("--six", type=int, default=24, help="dialogues with six pictures")
