@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.compressor_attention import Attended
 from compressors.base import Compressor, Picture, TextOnly, Whole
 from compressors.combine import Concat, Weighted
 from compressors.elastic import Elastic, training_free
@@ -31,10 +33,13 @@ class Way:
     note: str = ""
 
 
-def ways_of(draft: OwnDraft, ratios: Sequence[float]) -> dict[str, Way]:
-    """By name; ``none``, the base of all comparisons, is the first."""
+def ways_of(draft: OwnDraft, ratios: Sequence[float], scores: dict[bytes, Tensor]) -> dict[str, Way]:
+    """By name; ``none``, the base of all comparisons, is the first. ``scores`` of pictures for pruning by
+    attention, by their keys; without any there is no such way.
+    """
     found: dict[str, Way] = {}
-    for way in (Whole(), *_at_ratios(draft.compressor, ratios), TextOnly()):
+    attended = [Attended(ratio, scores) for ratio in ratios if scores]
+    for way in (Whole(), *_at_ratios(draft.compressor, ratios), *attended, TextOnly()):
         found[way.tag] = Way(always(way), way)
     if draft.compressor is not None:
         found.update(_combined(draft.compressor))

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from benchmarks.compressor_attention import class_attention
 from benchmarks.compressor_plot import markdown, write_svg
 from benchmarks.compressor_ways import Way, costs, sizes, ways_of
 from benchmarks.machine import load, machine
@@ -134,7 +135,8 @@ def _table(
 ) -> dict[str, Any]:
     data = open_data(settings, settings.data, model, "data.index")
     batches = list(data.batches(data.first(len(data.index), settings), settings.workers))
-    ways = ways_of(draft, chosen.ratios)
+    scores = class_attention(model, (image for batch in batches for image in batch.images))
+    ways = ways_of(draft, chosen.ratios, scores)
     taken: dict[str, Counter[str]] = {name: Counter() for name in ways}
     found = measure(
         draft.module,
