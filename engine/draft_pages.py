@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from engine.config import MAX_TREE_NODES
 from engine.draft_kv import DraftKV
-from engine.draft_slots import WHOLE, Block, SlotMap, View, draft_root
+from engine.draft_slots import WHOLE, Block, SlotMap, Sources, View, draft_root
 from engine.pages import PagePool, PageTable
 from engine.sequence import Sequence
 
@@ -38,10 +38,13 @@ def keep_all(tag: str, view: View) -> int:
 
 @dataclass(slots=True)
 class _Remembered:
-    """``chosen``: by the gate; ``stored``: the last branch that slots were made with."""
+    """``chosen``: by the gate; ``stored``: the last branch that slots were made with. ``sources``: of the
+    branches that slots were made with, less the one that keeps everything.
+    """
 
     chosen: str | None = None
     stored: str | None = None
+    sources: dict[str, Sources] = field(default_factory=dict)
 
 
 @dataclass(slots=True, frozen=True)
@@ -129,13 +132,16 @@ class DraftPages:
                 if tag is None:
                     return
                 self._memory(view.key).chosen = tag
-            draft.slots.add(view, sequence.token_ids, tag, self._num_kept(tag, view))
+            self._add(draft.slots, view, sequence.token_ids, tag)
             del draft.undecided[0]
 
     def took_in(self, block: Block) -> None:
         """The slots of a picture were made."""
         assert block.tag is not None
-        self._memory(block.view.key).stored = block.tag
+        memory = self._memory(block.view.key)
+        memory.stored = block.tag
+        if block.sources is not None:
+            memory.sources[block.tag] = block.sources
         self.counts.num_visual += block.view.image.num_tokens
         self.counts.num_kept += block.num_kept
         self.counts.by_branch[block.tag] = self.counts.by_branch.get(block.tag, 0) + 1
@@ -149,8 +155,7 @@ class DraftPages:
         token_ids, num_computed = sequence.token_ids, sequence.num_computed
         slots = SlotMap(draft_root(sequence.root, self._version), self.page_size)
         for view, tag in zip(views, tags, strict=True):
-            kept = 0 if tag is None else self._num_kept(tag, view)
-            slots.add(view, token_ids, tag, kept)
+            self._add(slots, view, token_ids, tag)
         num_slots = slots.slot_of(slots.behind_cut(num_computed))
         missing = next((block.first_slot for block in slots.blocks if block.tag is None), num_slots)
         slots.extend_hashes(token_ids, missing)
@@ -163,9 +168,16 @@ class DraftPages:
             return _Found(slots, pages, part, num_slots, complete=True)
         lost = [None if b.is_cut and b.end_slot > in_place else b.tag for b in slots.blocks]
         without = SlotMap(slots.root, self.page_size)
-        for view, tag, block in zip(views, lost, slots.blocks, strict=True):
-            without.add(view, token_ids, tag, 0 if tag is None else block.num_kept)
+        for view, tag in zip(views, lost, strict=True):
+            self._add(without, view, token_ids, tag)
         return _Found(without, pages, [], in_place, complete=False)
+
+    def _add(self, slots: SlotMap, view: View, token_ids: Seq[int], tag: str | None) -> None:
+        if tag is None:
+            slots.add(view, token_ids, tag)
+        else:
+            sources = self._remembered.get(view.key, _Remembered()).sources.get(tag)
+            slots.add(view, token_ids, tag, self._num_kept(tag, view), sources)
 
     def _begin(self, found: _Found, num_computed: int) -> DraftKV:
         draft = DraftKV(

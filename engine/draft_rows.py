@@ -66,6 +66,8 @@ class DraftRows:
         if cuts:
             found = self._compressed(inputs, cuts)
             _place(slots, cuts, found, len(inputs))
+            for cut, one in zip(cuts, found, strict=True):
+                cut.block.sources = one.sources.numpy().astype(np.int32)
             inputs = torch.cat([inputs, *(one.values.to(inputs.dtype) for one in found)])
             (rows,) = to_device([np.concatenate([own.rows for own in slots])], inputs.device)
             inputs = inputs[rows]

@@ -19,8 +19,13 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
+import numpy as np
+import numpy.typing as npt
+
 from engine.hashing import DIGEST_SIZE
 from processing.prompt import ImageInput
+
+Sources = npt.NDArray[np.int32]
 
 WHOLE = "none"
 """Tag of the branch that keeps every visual token."""
@@ -39,13 +44,14 @@ class View:
     tag: str | None
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Block:
     """A picture in the draft: tokens ``start .. end`` in ``num_slots`` slots from ``first_slot`` on.
 
     ``tag``: the branch that its visual tokens went through, which kept ``num_kept``; ``None`` where the draft
     goes without the picture, as its features were not to be had. ``digest``: of all that decides, with what
-    is before, what the slots hold.
+    is before, what the slots hold. ``sources`` int32 ``[num_kept]``: the visual tokens whose places its slots
+    take, as far as that is known; it is once they are made.
     """
 
     view: View
@@ -55,6 +61,7 @@ class Block:
     tag: str | None
     num_kept: int
     digest: bytes
+    sources: Sources | None = field(default=None, compare=False)
 
     @property
     def num_slots(self) -> int:
@@ -89,11 +96,18 @@ class SlotMap:
     blocks: list[Block] = field(default_factory=list)
     hashes: list[bytes] = field(default_factory=list)
 
-    def add(self, view: View, token_ids: Seq[int], tag: str | None, num_kept: int = 0) -> None:
+    def add(
+        self,
+        view: View,
+        token_ids: Seq[int],
+        tag: str | None,
+        num_kept: int = 0,
+        sources: Sources | None = None,
+    ) -> None:
         """Decide about the next picture of the prompt ``token_ids``."""
         image = view.image
         first, digest = self.slot_of(image.start), _digest(image, token_ids, tag, num_kept)
-        self.blocks.append(Block(view, image.start, image.end, first, tag, num_kept, digest))
+        self.blocks.append(Block(view, image.start, image.end, first, tag, num_kept, digest, sources))
 
     def slot_of(self, token: int) -> int:
         """How many slots the first ``token`` tokens take; not asked for the inside of a cut block."""

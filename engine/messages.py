@@ -115,10 +115,16 @@ class RequestError(msgspec.Struct, frozen=True, kw_only=True):
 class ShownPicture(msgspec.Struct, frozen=True, kw_only=True):
     """What a draft has of a picture: the branch of its compressor (``none``: all of it) and the visual tokens
     that it kept. No branch: the draft goes without this picture.
+
+    For those who asked for a trace, ``grids``: (rows, columns) of each grid of the picture's visual tokens,
+    row by row, one grid after the other; ``sources``: the tokens whose places the kept ones take, ``None``
+    where that is not known, or where all were kept.
     """
 
     compressor: str | None
     visual_tokens: int
+    grids: list[tuple[int, int]] = []
+    sources: list[int] | None = None
 
 
 class SpeculationStats(msgspec.Struct, frozen=True, kw_only=True):

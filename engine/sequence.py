@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from engine.config import NO_SPECULATION, SpeculativeConfig
 from engine.draft_kv import DraftKV
-from engine.draft_slots import SlotMap, View
+from engine.draft_slots import Block, SlotMap, View
 from engine.grammar import GrammarState
 from engine.hashing import extend_hashes, root_hash
 from engine.messages import (
@@ -234,7 +234,7 @@ class Sequence:
             acceptance_histogram=list(self.acceptance),
             visual_tokens=sum(image.num_tokens for image in self.images),
             pictures=[
-                ShownPicture(compressor=block.tag, visual_tokens=block.num_kept)
+                _shown(block, self.trace)
                 for block in (self.draft_slots.blocks if self.draft_slots is not None else ())
             ],
         )
@@ -245,6 +245,15 @@ class Sequence:
         scheduled = self.scheduled_at if self.scheduled_at is not None else now
         first = self.first_token_at if self.first_token_at is not None else now
         return RequestTimings(queue=scheduled - self.queued_at, prefill=first - scheduled, decode=now - first)
+
+
+def _shown(block: Block, trace: bool) -> ShownPicture:
+    return ShownPicture(
+        compressor=block.tag,
+        visual_tokens=block.num_kept,
+        grids=list(block.view.grids) if trace else [],
+        sources=block.sources.tolist() if trace and block.sources is not None else None,
+    )
 
 
 def _limits(asked: SpeculativeParams, limits: SpeculativeConfig) -> SpeculativeConfig:

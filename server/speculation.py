@@ -7,10 +7,16 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Final
 
 from engine import messages
-from engine.messages import Detail, SpeculationStats, SpeculativeParams
+from engine.messages import Detail, ShownPicture, SpeculationStats, SpeculativeParams
 from server.errors import bad_request
 from server.schemas.messages import ImageDetail
-from server.schemas.speculation import AnswerMetrics, SpeculativeDecoding, SpeculativeFields, TracedRound
+from server.schemas.speculation import (
+    AnswerMetrics,
+    SeenPicture,
+    SpeculativeDecoding,
+    SpeculativeFields,
+    TracedRound,
+)
 
 if TYPE_CHECKING:
     from processing.processor import Processor
@@ -79,7 +85,19 @@ def seen_pictures(stats: SpeculationStats) -> dict[str, Any]:
         "compressor": "mixed" if len(branches) > 1 else next(iter(branches), None),
         "visual_tokens": stats.visual_tokens,
         "draft_visual_tokens": kept if stats.pictures else None,
+        "pictures": [seen_picture(shown) for shown in stats.pictures if shown.grids] or None,
     }
+
+
+def seen_picture(shown: ShownPicture) -> SeenPicture:
+    """Of a trace."""
+    return SeenPicture(
+        compressor=shown.compressor,
+        visual_tokens=sum(rows * columns for rows, columns in shown.grids),
+        draft_visual_tokens=shown.visual_tokens,
+        grids=shown.grids,
+        sources=shown.sources,
+    )
 
 
 class TraceFormatter:

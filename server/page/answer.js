@@ -15,9 +15,8 @@
  * @typedef {object} Speculation
  * @property {number} num_draft_tokens
  * @property {number} num_accepted_draft_tokens
- * @property {string | null} [compressor]
- * @property {number | null} [visual_tokens]
  * @property {number | null} [draft_visual_tokens]
+ * @property {import("./pictures.js").Seen[]} [pictures] those of the prompt
  */
 
 /**

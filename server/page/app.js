@@ -69,7 +69,7 @@ async function meet() {
   const { data: models } = await (await api.get("v1/models", asksForKey)).json();
   const { version, speculative } = await (await api.get("version")).json();
   settings.setModels(models);
-  settings.setDrafting(speculative.num_draft_tokens, speculative.compressors ?? ["auto", "none"]);
+  settings.setDrafting(speculative.num_draft_tokens, speculative.compressors);
   status.setServer([
     ["model", models.map((/** @type {{id: string}} */ model) => model.id).join(", ")],
     ["longest prompt and answer", `${number(models[0].max_model_len)} tokens`],

@@ -1,6 +1,7 @@
 /** How an answer came about: its rounds, one round's tree, its speed, and what the draft saw of the pictures. */
 
-import { byId, el, meter, number, percent, seconds, showFigures, svg } from "./dom.js";
+import { byId, number, percent, seconds, showFigures, svg } from "./dom.js";
+import { drawPicture } from "./pictures.js";
 import { drawTree } from "./tree.js";
 
 /** @typedef {import("./answer.js").Answer} Answer */
@@ -9,6 +10,10 @@ import { drawTree } from "./tree.js";
 export class Inside {
   /** @type {Answer | null} */
   #answer = null;
+  /** @type {Picture[]} */
+  #pictures = [];
+  /** @type {object | null} the report that the pictures are drawn by */
+  #told = null;
   /** @type {number | null} the round that is shown; null follows the newest */
   #chosen = null;
   /** @type {object | null} the round that the picture of a tree shows */
@@ -32,9 +37,9 @@ export class Inside {
   show(answer, pictures, round) {
     this.#answer = answer;
     this.#chosen = round;
-    const images = pictures.map(({ name, url }) => el("img", { src: url, alt: name }));
-    byId("seen-pictures", HTMLElement).replaceChildren(...images);
-    byId("seen", HTMLElement).hidden = !images.length;
+    this.#pictures = pictures;
+    byId("seen", HTMLElement).hidden = !pictures.length;
+    this.#drawPictures();
     this.#draw();
   }
 
@@ -82,7 +87,15 @@ export class Inside {
     byId("no-rounds", HTMLElement).hidden = hasRounds || !answer.text || answer.state === "streaming";
     if (hasRounds) this.#drawRounds(answer);
     this.#markShown(hasRounds);
-    byId("seen-counts", HTMLElement).replaceChildren(...seen(answer));
+    byId("seen-counts", HTMLElement).textContent = seen(answer);
+    if (answer.speculation !== this.#told) this.#drawPictures();
+  }
+
+  /** What became of them is told at the end of an answer. */
+  #drawPictures() {
+    this.#told = this.#answer?.speculation ?? null;
+    const drawn = this.#pictures.map((picture, i) => drawPicture(picture, this.#answer?.speculation?.pictures?.[i]));
+    byId("seen-pictures", HTMLElement).replaceChildren(...drawn);
   }
 
   /** @param {Answer} answer */
@@ -130,13 +143,10 @@ function bars(answer, shown) {
   return svg("svg", { ...size, "aria-hidden": "true" }, ...all);
 }
 
-/** How much of the pictures model and draft saw. @param {Answer} answer @returns {Node[]} */
+/** How much of the pictures the model saw, and whether a draft looked. @param {Answer} answer */
 function seen(answer) {
-  const total = answer.speculation?.visual_tokens ?? answer.usage?.prompt_tokens_details.image_tokens;
-  if (!total) return [];
-  const shown = el("p", {}, `The model saw ${number(total)} visual tokens.`);
-  const kept = answer.speculation?.draft_visual_tokens;
-  if (kept === null || kept === undefined) return [shown];
-  const how = answer.speculation?.compressor ? ` (${answer.speculation.compressor})` : "";
-  return [shown, meter(`The draft saw ${number(kept)} of them${how}`, kept / total)];
+  const total = answer.usage?.prompt_tokens_details.image_tokens;
+  if (!total) return "";
+  const isBlind = answer.speculation?.draft_visual_tokens === null;
+  return `The model saw ${number(total)} visual tokens.${isBlind ? " No draft looked at them." : ""}`;
 }

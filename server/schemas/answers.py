@@ -6,14 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from server.schemas.base import AnswerModel
+from server.schemas.base import AnswerModel, is_absent
 from server.schemas.speculation import AnswerMetrics, TracedRound
 
 FinishReason = Literal["stop", "length", "tool_calls"]
-
-
-def is_absent(value: object) -> bool:
-    return value is None
 
 
 class TopLogprob(AnswerModel):

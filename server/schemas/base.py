@@ -54,6 +54,11 @@ def refusal(name: str, instead: str = "") -> PydanticCustomError:
     )
 
 
+def is_absent(value: object) -> bool:
+    """For ``exclude_if``."""
+    return value is None
+
+
 class AnswerModel(BaseModel):
     """Sent to a client."""
 

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from server.schemas.answers import Extension, TokenLogprob, is_absent
-from server.schemas.base import AnswerModel, JsonObject
+from server.schemas.answers import Extension, TokenLogprob
+from server.schemas.base import AnswerModel, JsonObject, is_absent
 
 
 class OutputTextPart(AnswerModel):

@@ -7,7 +7,7 @@ from typing import Final
 from pydantic import Field
 
 from engine.config import MAX_TREE_NODES, CompressorName
-from server.schemas.base import AnswerModel, ClientModel
+from server.schemas.base import AnswerModel, ClientModel, is_absent
 
 MAX_STEPS: Final = 32
 MAX_TOPK: Final = 32
@@ -30,6 +30,21 @@ class SpeculativeFields(ClientModel):
     trace: bool = Field(False, description="Report every verified tree.")
 
 
+class SeenPicture(AnswerModel):
+    """What the draft has of one picture, whose visual tokens lie in grids, one after the other."""
+
+    compressor: str | None = Field(
+        description="The branch that it went through; 'none': all of it; null: the draft goes without."
+    )
+    visual_tokens: int
+    draft_visual_tokens: int = Field(description="Kept of them.")
+    grids: list[tuple[int, int]] = Field(description="Rows and columns of each grid, told row by row.")
+    sources: list[int] | None = Field(
+        description="The visual tokens, counted from 0, whose places those of the draft take; null where all "
+        "were kept, none, or where it is not known."
+    )
+
+
 class SpeculativeDecoding(AnswerModel):
     """What speculation did for an answer, over all its choices. A round verified one tree of drafts."""
 
@@ -50,6 +65,11 @@ class SpeculativeDecoding(AnswerModel):
     )
     visual_tokens: int = Field(description="Of the prompt, all of which the model sees.")
     draft_visual_tokens: int | None = Field(description="What a draft had of them; null where none looks.")
+    pictures: list[SeenPicture] | None = Field(
+        default=None,
+        exclude_if=is_absent,
+        description="With 'speculative.trace': what a draft had of each picture, in their order.",
+    )
 
 
 class AnswerMetrics(AnswerModel):

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from compressors.base import Picture
-from compressors.elastic import BranchConfig, ElasticConfig
+from compressors.elastic import BranchConfig, ElasticConfig, training_free
 from engine.compression import Compression
 from engine.config import CompressorName, SpeculativeConfig
 from engine.core import EngineCore
@@ -85,7 +85,8 @@ def core_with(
 
 
 def ask(name: str, prompt: Prompt, compressor: CompressorName, **how: Any) -> GenerateRequest:
-    told = SpeculativeParams(compressor=compressor, details=how.pop("details", []))
+    asked = {"details": how.pop("details", []), "trace": how.pop("trace", False)}
+    told = SpeculativeParams(compressor=compressor, **asked)
     return asking(name, prompt, **({"max_tokens": NUM_TOKENS} | how), speculative=told)
 
 
@@ -282,6 +283,33 @@ def test_fewer_visual_tokens_are_fewer_slots_and_the_counters_say_so(tiny: Build
         assert stats.draft_kept_visual_tokens == shown.visual_tokens
         assert stats.draft_kv_bytes_saved == (visual - shown.visual_tokens) * slot_bytes
         assert stats.draft_pictures == {shown.compressor: 1}
+
+
+def test_a_trace_tells_which_visual_tokens_were_kept(tiny: BuildCheckpoint) -> None:
+    """Of a picture that was compressed for it, and of one whose compressed pages it found."""
+    golden = load_golden(tiny("llava_next"))
+    prompts = [golden.prompt(text, [WIDE]) for text in ("What is this?", "What colour?", "Where?")]
+    (image,) = prompts[0].images
+    core = core_with(golden, prompts)
+    grids = core.target.adapter.grids(image)
+    assert len(grids) > 1
+    ways = {"pool": ("pool", 3), "prune": ("prune", 5), "text_only": ("text_only", 1), "none": None}
+    for name, way in ways.items():
+        for i, prompt in enumerate(prompts):
+            one = ask(str(i), prompt, name, trace=i < 2, salt=name)  # type: ignore[arg-type]
+            told = run_all(core, [(0, one)])[str(i)].end.speculation
+            assert told is not None
+            (shown,) = told.pictures
+            if i == 2:
+                assert (shown.grids, shown.sources) == ([], None), "nobody asked"
+            elif way is None:
+                assert (shown.grids, shown.sources) == (list(grids), None)
+            else:
+                (kept,) = training_free(*way)(torch.zeros(image.num_tokens, 1), [Picture(grids, image.hash)])
+                assert (shown.grids, shown.sources) == (list(grids), kept.sources.tolist())
+                assert shown.visual_tokens == len(shown.sources)
+    assert core.stats.prefix_cache_hits > 0
+    assert sum(core.stats.draft_pictures.values()) == len(ways), "a picture was compressed again"
 
 
 def test_what_the_draft_cannot_do_is_refused(tiny: BuildCheckpoint) -> None:

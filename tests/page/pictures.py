@@ -1,6 +1,7 @@
 """Makes the page's pictures in ``docs/`` from a real answer of the demo: ``python -m tests.page.pictures``.
 
-Two screenshots, and the tree of the answer's most branching round as the page draws it.
+Two screenshots, the tree of the answer's most branching round, and what a compressor keeps of a picture, as the
+page draws them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 from demo.build import build
 from tests.http.conftest import serve
@@ -57,6 +58,8 @@ def main() -> None:
             show_most_branching_round(page)
             save(page, DOCS / f"page-{name}.png")
         (DOCS / "speculation-tree.svg").write_text(page.locator("#tree svg").evaluate(TREE) + "\n")
+        compress(page)
+        save(page.locator("#seen"), DOCS / "page-pictures.png")
         browser.close()
 
 
@@ -70,6 +73,19 @@ def ask(page: Page) -> None:
     expect(page.locator(".answer[aria-busy=false]")).to_be_visible(timeout=60_000)
 
 
+def compress(page: Page) -> None:
+    """Another picture: what was seen of the example is not thrown away."""
+    page.set_viewport_size({"width": 1280, "height": 1400})
+    page.get_by_role("tab", name="Settings").click()
+    page.get_by_label("What the draft sees of pictures").select_option("prune")
+    page.get_by_role("button", name="New chat").click()
+    page.locator("#files").set_input_files(DOCS / "chart.png")
+    page.get_by_role("textbox", name="Message").fill(QUESTION)
+    page.get_by_role("button", name="Send").click()
+    page.get_by_role("tab", name="Inside").click()
+    expect(page.get_by_role("figure", name="The draft saw")).to_be_visible(timeout=60_000)
+
+
 def show_most_branching_round(page: Page) -> None:
     """Of those with something accepted as well."""
     slider = page.get_by_role("slider", name="Round")
@@ -81,9 +97,9 @@ def show_most_branching_round(page: Page) -> None:
     slider.fill(str(max(branching)[-1]))
 
 
-def save(page: Page, path: Path) -> None:
+def save(shown: Page | Locator, path: Path) -> None:
     """With few colours, so that it is small."""
-    picture = Image.open(io.BytesIO(page.screenshot()))
+    picture = Image.open(io.BytesIO(shown.screenshot()))
     picture.convert("RGB").quantize(256).save(path, optimize=True)
 
 

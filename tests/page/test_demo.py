@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 from collections.abc import Iterator
 
 import httpx
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from demo.build import build
@@ -77,10 +79,29 @@ def test_a_picture_is_handed_in_and_the_answer_is_the_servers(
     shown = page.locator("#inside-figures").inner_text()
     assert "tokens a round" in shown
     assert "–" not in shown
-    expect(page.locator("#seen-counts")).to_contain_text("The model saw 100 visual tokens.")
+    expect(page.locator("#seen-counts")).to_have_text("The model saw 100 visual tokens.")
     expect(page.locator("#tree g.bonus")).to_have_count(1)
     follow_up = ask(page, "How many bars are there?")
     expect(follow_up.locator(".text")).not_to_be_empty()
+
+
+def test_the_cells_that_the_draft_kept_are_lit(server: LiveServer, open_page: OpenPage) -> None:
+    """Of the picture of an earlier question too, whose compressed tokens are found again."""
+    page = open_page(server.url)
+    decode_greedily(page)
+    page.get_by_role("tab", name="Settings").click()
+    page.get_by_label("What the draft sees of pictures").select_option("pool")
+    page.get_by_role("tab", name="Inside").click()
+    other = io.BytesIO()
+    Image.open(io.BytesIO(CHART)).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(other, "PNG")
+    hand_in(page, "drop", other.getvalue())  # one that no draft has seen whole
+    drawn = []
+    for question in ("What is shown here?", "How many bars are there?"):
+        ask(page, question)
+        figure = page.get_by_role("figure", name="The draft saw 20 of 100 visual tokens, branch pool-5")
+        drawn.append(figure.locator(".mask .kept").get_attribute("d"))
+    assert drawn[0] == drawn[1]
+    assert drawn[0].count("M") == 20
 
 
 def test_a_broken_picture_is_named_and_hinders_nothing(server: LiveServer, open_page: OpenPage) -> None:

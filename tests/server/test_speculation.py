@@ -15,7 +15,6 @@ from engine.messages import (
     EngineStats,
     GenerateRequest,
     RequestOutput,
-    ShownPicture,
     SpeculationStats,
     SpeculativeParams,
     TracedRound,
@@ -143,46 +142,6 @@ def test_the_block_of_a_stream_is_in_its_last_chunk(client: openai.OpenAI, inclu
     assert last.metrics["speculative_decoding"] == BLOCK
     assert not any("metrics" in chunk.model_extra for chunk in before)
     assert bool(last.choices) is not include_usage
-
-
-@pytest.mark.parametrize(
-    ("shown", "said"),
-    [
-        ([("pool-5", 20), ("pool-5", 4)], ("pool-5", 24)),
-        ([("pool-5", 20), ("none", 100)], ("mixed", 120)),
-        ([(None, 0), ("none", 100)], ("none", 100)),
-        ([(None, 0)], (None, 0)),
-        ([], (None, None)),
-    ],
-)
-def test_the_block_tells_what_the_draft_saw_of_the_pictures(
-    shown: list[tuple[str | None, int]], said: tuple[str | None, int | None]
-) -> None:
-    """Pictures are the prompt's, so choices do not add up."""
-    pictures = [ShownPicture(compressor=branch, visual_tokens=kept) for branch, kept in shown]
-    stats = SpeculationStats(visual_tokens=200, pictures=pictures)
-    told = answer_metrics([stats, stats])
-    assert told is not None
-    block = told.speculative_decoding
-    assert (block.compressor, block.draft_visual_tokens, block.visual_tokens) == (*said, 200)
-
-
-def test_detail_is_for_the_draft(live: Live, client: openai.OpenAI) -> None:
-    """In the order of the pictures; a request that leaves it alone says nothing to the engine."""
-
-    def told(*details: str | None) -> list[str]:
-        parts = [
-            {"type": "image_url", "image_url": {"url": "color:red"} | ({"detail": d} if d else {})}
-            for d in details
-        ]
-        client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": parts}])  # type: ignore[list-item, misc]
-        return list(live.engine.requests[-1].speculative.details)
-
-    assert told("low", None, "original", "high") == ["low", "auto", "high", "high"]
-    assert told(None, "auto") == []
-    image = {"type": "input_image", "image_url": "color:red", "detail": "low"}
-    client.responses.create(model=MODEL, input=[{"role": "user", "content": [image]}])  # type: ignore[list-item, misc]
-    assert live.engine.requests[-1].speculative.details == ["low"]
 
 
 def test_without_a_round_counts_are_zero_and_ratios_null(client: openai.OpenAI) -> None:
