@@ -1,7 +1,7 @@
 """Makes the page's pictures in ``docs/`` from a real answer of the demo: ``python -m tests.page.pictures``.
 
-Two screenshots, the tree of the answer's most branching round, and what a compressor keeps of a picture, as the
-page draws them.
+Two screenshots, the tree of the answer's most branching round, and what a compressor keeps of a picture, as
+the page draws them.
 """
 
 from __future__ import annotations
