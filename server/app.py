@@ -28,6 +28,8 @@ from server.version import VERSION
 if TYPE_CHECKING:
     from processing.processor import Processor
 
+PROBES = frozenset({"/health", "/ready", "/metrics"})
+
 
 def create_app(
     settings: ServeSettings,
@@ -94,5 +96,9 @@ def create_app(
             allow_headers=["*"],
             expose_headers=["X-Request-Id", "Retry-After"],
         )
-    app.add_middleware(RequestContextMiddleware, on_response=metrics.on_response)
+    app.add_middleware(
+        RequestContextMiddleware,
+        on_response=metrics.on_response,
+        quiet_paths=PROBES | page.PART_PATHS,
+    )
     return app

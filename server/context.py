@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from collections.abc import Set
 from typing import Protocol
 
 import structlog
@@ -15,7 +16,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HEADER = "X-Request-Id"
 ALLOWED_ID = re.compile(r"[\x21-\x7e]{1,128}")
-QUIET_PATHS = frozenset({"/health", "/ready", "/metrics"})
 
 log = structlog.get_logger("server.access")
 
@@ -25,11 +25,14 @@ class OnResponse(Protocol):
 
 
 class RequestContextMiddleware:
-    """``scope["state"]["request_id"]`` is the id; a route may replace it before it answers."""
+    """``scope["state"]["request_id"]`` is the id; a route may replace it before it answers. Requests for
+    ``quiet_paths`` are not counted, and logged for debugging alone.
+    """
 
-    def __init__(self, app: ASGIApp, on_response: OnResponse) -> None:
+    def __init__(self, app: ASGIApp, on_response: OnResponse, quiet_paths: Set[str]) -> None:
         self._app = app
         self._on_response = on_response
+        self._quiet_paths = quiet_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -53,7 +56,7 @@ class RequestContextMiddleware:
             await self._app(scope, receive, send_named)
         finally:
             path = scope["path"].removeprefix(scope.get("root_path", ""))
-            quiet = path in QUIET_PATHS
+            quiet = path in self._quiet_paths
             if not quiet:
                 self._on_response(route_of(scope), status)
             write = log.debug if quiet else log.info

@@ -110,7 +110,7 @@ class Metrics:
         self._rejections = self._counter("admission_rejections", "Requests turned away.", "reason")
         self._http_requests = Counter(  # vLLM's, which has no prefix
             "http_requests",
-            "HTTP requests by route and class of status; probes and scrapes are left out.",
+            "HTTP requests by route and class of status; probes, scrapes and parts of the page are left out.",
             ("handler", "status"),
             registry=self.registry,
         )

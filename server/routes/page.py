@@ -59,7 +59,8 @@ def read_files(folder: Path) -> dict[str, PageFile]:
 
 
 FILES: Final = read_files(FOLDER)
-PUBLIC_PATHS: Final = frozenset({"/", *(f"/page/{name}" for name in FILES)})
+PART_PATHS: Final = frozenset(f"/page/{name}" for name in FILES)
+PUBLIC_PATHS: Final = PART_PATHS | {"/"}
 
 router = APIRouter(include_in_schema=False)
 

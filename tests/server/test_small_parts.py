@@ -45,6 +45,17 @@ def test_logs_name_requests_and_hold_no_prompt(
     assert SECRET not in written
 
 
+def test_probes_and_parts_of_the_page_are_logged_for_debugging_alone(
+    http: httpx.Client, json_logs: io.StringIO
+) -> None:
+    for path in ("/health", "/page/app.js", "/", "/page/nowhere.js"):
+        http.get(path)
+    lines = [json.loads(line) for line in json_logs.getvalue().splitlines()]
+    levels = {line["path"]: line["level"] for line in lines if line["event"] == "request"}
+    quiet = {"/health": "debug", "/page/app.js": "debug"}
+    assert levels == quiet | {"/": "info", "/page/nowhere.js": "info"}
+
+
 def test_libraries_log_in_the_same_way(json_logs: io.StringIO) -> None:
     try:
         raise ValueError("inside")
