@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 Grid = tuple[int, int]
+"""Rows and columns."""
 
 
 @dataclass(frozen=True, slots=True)

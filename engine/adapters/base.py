@@ -11,10 +11,9 @@ from typing import Any, ClassVar, Protocol
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from compressors.base import Grid
 from engine.mrope import Positions
 from processing.prompt import ImageInput, Prompt
-
-Grid = tuple[int, int]
 
 
 class Adapter(Protocol):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
-from engine.adapters.base import Grid
+from compressors.base import Grid
 from engine.adapters.vision import VisionAdapter, tensor_of
 from engine.errors import ModelLoadError
 from processing.prompt import ImageInput

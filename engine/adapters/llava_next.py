@@ -12,7 +12,7 @@ from transformers.models.llava_next.modeling_llava_next import (
     unpad_image,
 )
 
-from engine.adapters.base import Grid
+from compressors.base import Grid
 from engine.adapters.vision import VisionAdapter, tensor_of
 from processing.prompt import ImageInput
 

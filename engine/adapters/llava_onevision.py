@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from engine.adapters.base import Grid
+from compressors.base import Grid
 from engine.adapters.llava_next import LlavaNextAdapter
 from processing.prompt import ImageInput
 

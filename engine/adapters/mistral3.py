@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from engine.adapters.base import Grid
+from compressors.base import Grid
 from engine.adapters.vision import VisionAdapter, tensor_of
 from processing.prompt import ImageInput
 

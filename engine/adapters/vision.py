@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
-from engine.adapters.base import Adapter, Grid
+from compressors.base import Grid
+from engine.adapters.base import Adapter
 from engine.adapters.causal_lm import CausalLMAdapter
 from engine.attention import ATTENTION_NAME
 from engine.errors import ModelLoadError
