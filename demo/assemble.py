@@ -43,6 +43,7 @@ def assemble(language: Any, weights: Path) -> LlavaForConditionalGeneration:
     model.tie_weights()
     model.generation_config.eos_token_id = model.generation_config.pad_token_id = 2
     model.generation_config.bos_token_id = 1
+    model.generation_config.do_sample = False  # chance makes answers about what is seen no better
     model.half()
     model.config.text_config.dtype = model.dtype
     model.config.text_config._name_or_path = ""

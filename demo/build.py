@@ -13,7 +13,7 @@ from demo.weights import DIGEST, FILE, FOLDER
 
 __all__ = ["DemoUnavailableError", "build", "model_key"]
 
-_VERSION = "2"
+_VERSION = "3"
 """Raise it when the assembly itself changes."""
 _TEMPLATE = Path(__file__).parent / "assets" / "chat_template.jinja"
 _DRAFT = "draft"

@@ -29,7 +29,11 @@ class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_generation_config(cls, config: dict[str, Any]) -> SamplingDefaults:
-        return msgspec.convert(config, cls)
+        """``do_sample: false`` is greedy, whatever temperature stands beside it, as in transformers; a file
+        without ``do_sample`` recommends nothing.
+        """
+        found = msgspec.convert(config, cls)
+        return msgspec.structs.replace(found, temperature=0.0) if config.get("do_sample") is False else found
 
 
 class SamplingBuilder:

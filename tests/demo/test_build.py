@@ -65,6 +65,7 @@ def test_the_built_model_loads_in_plain_transformers(stub: Path) -> None:
     processor = AutoProcessor.from_pretrained(folder)
     model = LlavaForConditionalGeneration.from_pretrained(folder)
     assert model.dtype == torch.float16
+    assert model.generation_config.do_sample is False
     assert "Pil" in type(processor.image_processor).__name__
     parts = [{"type": "image"}, {"type": "text", "text": "What?"}]
     text = processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)

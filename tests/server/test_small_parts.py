@@ -85,6 +85,13 @@ def test_a_models_recommendation_stands_where_the_client_is_silent(tmp_path: Pat
     assert build(request(temperature=1e-300), 5).temperature == 0
 
 
+def test_do_sample_false_recommends_greedy_decoding(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.9}')
+    build = SamplingBuilder(recommended_sampling(str(tmp_path)), max_model_len=100, vocab_size=10).build
+    assert build(request(), 5).temperature == 0
+    assert build(request(temperature=0.5), 5).temperature == 0.5
+
+
 def test_max_tokens_is_what_fits() -> None:
     build = SamplingBuilder(SamplingDefaults(), max_model_len=100, vocab_size=10).build
     assert build(request(), 99).max_tokens == 1
