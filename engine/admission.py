@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from engine.adapters.base import Adapter
-from engine.config import CompressorName
+from engine.config import CompressorName, VisualCompression
+from engine.errors import ModelLoadError
 from engine.grammar import MAX_GRAMMAR_CHARS
 from engine.messages import GenerateRequest, RejectCode
+from engine.visual_compression import compressed
 
 # Beyond these, float32 arithmetic on logits gives infinities or nothing that could be drawn.
 _RANGES: dict[str, tuple[float, float]] = {
@@ -37,20 +41,42 @@ class Rejected(ValueError):
 
 @dataclass(slots=True, frozen=True)
 class Admission:
-    """What a request must fit."""
+    """What a request must fit. ``compression``: of pictures for the target itself, where allowed."""
 
     adapter: Adapter
     vocab_size: int
     max_model_len: int
     encoder_cache_tokens: int
     compressors: tuple[CompressorName, ...]
+    compression: VisualCompression | None = None
 
-    def check(self, request: GenerateRequest) -> None:
-        """Raise ``Rejected`` unless the request can be served from beginning to end."""
-        self._check_prompt(request)
+    def __post_init__(self) -> None:
+        if self.compression is not None and not self.adapter.can_spare_tokens:
+            raise ModelLoadError("--target-visual-compression is not supported for this model's family")
+
+    def admit(self, request: GenerateRequest) -> GenerateRequest:
+        """The request as it is to be run: the same, unless pictures are compressed for the target, too.
+        Raises ``Rejected`` unless it can be served from beginning to end.
+        """
         self._check_images(request)
+        request = self._compressed(request)
+        self._check_prompt(request)
         self._check_sampling(request)
         self._check_speculation(request)
+        return request
+
+    def _compressed(self, request: GenerateRequest) -> GenerateRequest:
+        how = request.visual_compression or self.compression
+        if how is None or how.method == "none":
+            return request
+        if self.compression is None:
+            raise Rejected(
+                "invalid_request", "visual_compression was not allowed when the engine was started"
+            )
+        try:
+            return replace(request, prompt=compressed(request.prompt, how, self.adapter))
+        except ValueError as error:
+            raise Rejected("invalid_request", str(error)) from error
 
     def _check_prompt(self, request: GenerateRequest) -> None:
         token_ids = request.prompt.token_ids

@@ -17,6 +17,7 @@ from engine.draft_slots import WHOLE, View
 from engine.errors import ModelLoadError
 from engine.hashing import root_hash
 from engine.messages import Detail, GenerateRequest
+from engine.visual_compression import grids_of
 
 RATIO = 5.0
 """Of branches that need no training, where neither settings nor draft name one."""
@@ -54,7 +55,7 @@ class Compression:
         found = []
         details: list[Detail] = asked.details or ["auto"] * len(images)
         for image, detail in zip(images, details, strict=True):
-            grids = adapter.grids(image)
+            grids = grids_of(image, adapter)
             tag = self._tag(asked.compressor, detail, Picture(grids, image.hash))
             found.append(View(image, image.hash + root, grids, tag))
         return found

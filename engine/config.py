@@ -49,6 +49,16 @@ class SpeculativeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             )
 
 
+class VisualCompression(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Fewer visual tokens for the model itself, which changes answers. ``ratio``: tokens for each that is
+    kept, nearly. ``pool``: means of neighbours; ``prune``: those that differ most from each other.
+    """
+
+    method: Literal["none", "pool", "prune"]
+    ratio: Annotated[float, msgspec.Meta(ge=1, le=1000)] = 4.0
+
+
+NO_COMPRESSION = VisualCompression(method="none")
 NO_SPECULATION = SpeculativeConfig(num_steps=0, topk=0, num_draft_tokens=0)
 
 
@@ -61,13 +71,15 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ``draft``: ``none``, ``ngram``, a folder or hub id of draft weights, or ``auto``: the model's own draft
     (folder ``draft`` inside the model's), else ``ngram``. ``cpu_kernels``: compile and use our own kernels
     where they apply (a CPU, a C++ compiler); they compute in float32, from weights rounded to ``dtype``.
-    ``triton_kernels``: Triton's attention on CUDA.
+    ``triton_kernels``: Triton's attention on CUDA. ``target_visual_compression``: of requests that do not
+    say; ``None`` refuses those that do.
     """
 
     model: str
     revision: str | None = None
     draft: str = "auto"
     speculative: SpeculativeConfig = SpeculativeConfig()
+    target_visual_compression: VisualCompression | None = None
     device: Device = "auto"
     dtype: DType = "auto"
     max_model_len: int | None = None

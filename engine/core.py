@@ -87,6 +87,7 @@ class EngineCore:
             sizes.max_model_len,
             config.encoder_cache_tokens,
             compressors if self._compression is None else self._compression.names,
+            config.target_visual_compression,
         )
         self._compiling = None if grammars is None else GrammarQueue(grammars)
         self._arrivals = itertools.count()
@@ -111,6 +112,7 @@ class EngineCore:
             topk=limits.topk,
             num_draft_tokens=limits.num_draft_tokens,
             compressors=self._admission.compressors,
+            visual_compression=config.target_visual_compression,
         )
 
     @classmethod
@@ -158,7 +160,7 @@ class EngineCore:
     def add(self, request: GenerateRequest) -> None:
         """Queue a request whose id is free. One that can never be served is refused in the next outputs."""
         try:
-            self._admission.check(request)
+            request = self._admission.admit(request)
         except Rejected as error:
             self._pending.append(_failure(request.request_id, error.code, str(error)))
             return
@@ -307,6 +309,7 @@ class EngineCore:
             finish_reason=reason,
             stop_token_id=sequence.stop_token_id,
             num_cached_tokens=sequence.num_cached or 0,
+            num_spared_tokens=sequence.num_spared_tokens,
             timings=sequence.timings() if reason is not None else None,
             speculation=sequence.speculation(),
             rounds=rounds,

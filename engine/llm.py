@@ -91,6 +91,7 @@ class LLM:
         completion.token_ids += output.token_ids
         if output.finish_reason is not None:
             completion.finish_reason = output.finish_reason
+            completion.num_prompt_tokens -= output.num_spared_tokens
             completion.num_cached_tokens = output.num_cached_tokens
             completion.error = output.error.message if output.error else None
             stop = 1 if output.stop_token_id is not None else 0

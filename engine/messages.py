@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from engine.config import CompressorName
+from engine.config import CompressorName, VisualCompression
 from processing.prompt import Prompt
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -66,12 +66,15 @@ class SpeculativeParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
-    """One choice to generate. ``cache_salt`` separates prefix caches; lower ``priority`` runs first."""
+    """One choice to generate. ``cache_salt`` separates prefix caches; lower ``priority`` runs first.
+    ``visual_compression``: lossy; ``None`` takes the engine's setting.
+    """
 
     request_id: str
     prompt: Prompt
     sampling: SamplingParams
     speculative: SpeculativeParams = SpeculativeParams()
+    visual_compression: VisualCompression | None = None
     cache_salt: str = ""
     priority: int = 0
 
@@ -162,6 +165,7 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
     ``token_ids`` includes the stop token, if that is what ended the request; ``stop_token_id`` names it.
     ``timings`` come with the last output; ``speculation`` counts so far and comes with every one (a stop
     string ends a request before its last is heard); ``rounds`` come to those who asked for a trace.
+    ``num_spared_tokens``: visual tokens that lossy compression took out of the prompt.
     """
 
     request_id: str
@@ -170,6 +174,7 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     num_cached_tokens: int = 0
+    num_spared_tokens: int = 0
     timings: RequestTimings | None = None
     error: RequestError | None = None
     speculation: SpeculationStats | None = None
@@ -227,6 +232,8 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     num_draft_tokens: int = 0
     compressors: tuple[CompressorName, ...] = ("auto", "none")
     """What a request may ask for."""
+    visual_compression: VisualCompression | None = None
+    """Of requests that do not say; ``None``: a request may not ask for any."""
 
 
 class StepReport(msgspec.Struct, frozen=True, kw_only=True, tag="step"):

@@ -246,7 +246,7 @@ class Scheduler:
             cache.pin(key, sequence.request_id)
             self.mm_hits += 1
         else:
-            num_tokens = plan.num_encoder_tokens + image.num_tokens
+            num_tokens = plan.num_encoder_tokens + image.num_encoded
             # A picture larger than the whole budget is encoded alone.
             if plan.encode and num_tokens > self.limits.max_num_encoder_tokens:
                 return False

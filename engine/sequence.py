@@ -130,6 +130,11 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
+    def num_spared_tokens(self) -> int:
+        """Visual tokens that are not in the prompt, since pictures were compressed for the target, too."""
+        return sum(image.num_encoded - image.num_tokens for image in self.images)
+
+    @property
     def num_wanted(self) -> int:
         """Known tokens whose KV is missing."""
         return len(self.token_ids) - self.num_computed

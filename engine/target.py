@@ -36,6 +36,7 @@ from engine.kernels.modules import KernelLinear
 from engine.kernels.spans import AttentionKernels
 from engine.kv_cache import KVShape
 from engine.packing import PackedLinear, can_pack, pack_linears, packing_pays
+from engine.visual_compression import compress, whole_of
 from processing.prompt import ImageInput
 
 log = logging.getLogger(__name__)
@@ -133,7 +134,8 @@ class TargetModel:
     @torch.inference_mode()
     def encode_images(self, images: list[ImageInput]) -> list[torch.Tensor]:
         """What the adapter makes of each picture, ``[num_tokens, size]``."""
-        return [features.to(self.dtype) for features in self.adapter.encode_images(images)]
+        encoded = self.adapter.encode_images([whole_of(image) for image in images])
+        return [compress(image, own.to(self.dtype)) for image, own in zip(images, encoded, strict=True)]
 
     @torch.inference_mode()
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:

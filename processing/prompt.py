@@ -24,6 +24,11 @@ class ImageInput(msgspec.Struct, frozen=True, kw_only=True):
         return sum(length for _, length in self.spans)
 
     @property
+    def num_encoded(self) -> int:
+        """Visual tokens that the encoder makes."""
+        return self.num_tokens
+
+    @property
     def start(self) -> int:
         """Index of the first placeholder in the prompt."""
         return self.spans[0][0]

@@ -34,6 +34,7 @@ from server.schemas.speculation import AnswerMetrics
 from server.speculation import TraceFormatter, answer_metrics, speculative_params
 from server.timeline import Timeline
 from server.version import system_fingerprint
+from server.visual_compression import least_len
 
 if TYPE_CHECKING:
     from processing.processor import Processor
@@ -76,16 +77,19 @@ class OpenAnswer:
 
     def usage(self) -> Usage:
         """A prompt counts once, however many choices it has."""
-        prompt_tokens = sum(len(prompt.token_ids) for prompt in self.prompts)
-        completion_tokens = sum(choice.num_tokens for choice in self.choices)
         firsts = self.choices[:: len(self.choices) // len(self.prompts)]
+        num_spared = sum(choice.num_spared for choice in firsts)
+        prompt_tokens = sum(len(prompt.token_ids) for prompt in self.prompts) - num_spared
+        completion_tokens = sum(choice.num_tokens for choice in self.choices)
+        image_tokens = sum(image.num_tokens for prompt in self.prompts for image in prompt.images)
         return Usage(
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
             total_tokens=prompt_tokens + completion_tokens,
             prompt_tokens_details=PromptTokensDetails(
                 cached_tokens=sum(choice.num_cached for choice in firsts),
-                image_tokens=sum(image.num_tokens for prompt in self.prompts for image in prompt.images),
+                image_tokens=image_tokens - num_spared,
+                uncompressed_image_tokens=image_tokens if num_spared else None,
             ),
         )
 
@@ -151,7 +155,7 @@ def make_choices(
     logprobs = None if num_top is None else LogprobFormatter(parts.processor, num_top)
     choices: list[Choice] = []
     for number, prompt in enumerate(prompts):
-        prompt_len = len(prompt.token_ids)
+        prompt_len = least_len(prompt, request.lossy, info.visual_compression)
         sampling = builder.build(request, prompt_len, plan.grammar)
         for choice_index in range(request.num_choices):
             index = len(choices)
@@ -160,6 +164,7 @@ def make_choices(
                 prompt=prompt,
                 sampling=replace(sampling, choice_index=choice_index),
                 speculative=speculative,
+                visual_compression=request.lossy,
                 cache_salt=request.cache_salt,
                 priority=request.priority,
             )
@@ -178,7 +183,7 @@ def make_choices(
                     reader=plan.reader(),
                     logprobs=logprobs,
                     trace=TraceFormatter(parts.processor, index) if request.traces else None,
-                    timeline=Timeline(parts.metrics, arrival, prompt_len),
+                    timeline=Timeline(parts.metrics, arrival, len(prompt.token_ids)),
                 )
             )
     return choices

@@ -72,6 +72,7 @@ class Choice:
         self._timeline = timeline
         self.num_tokens = 0
         self.num_cached = 0
+        self.num_spared = 0
         self.speculation: SpeculationStats | None = None
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:
@@ -108,6 +109,7 @@ class Choice:
         if output.finish_reason in ("abort", "error"):
             raise shutting_down()
         self.num_cached = max(self.num_cached, output.num_cached_tokens)
+        self.num_spared = output.num_spared_tokens
         self.speculation = output.speculation or self.speculation
         piece = Piece(self._index)
         if self._trace is not None and output.rounds is not None:

@@ -23,6 +23,7 @@ from server.schemas.responses import (
     Refusal,
     ResponsesRequest,
 )
+from server.schemas.visual_compression import PictureFields
 
 RENAMED: Final = {
     "messages": "input",
@@ -36,7 +37,8 @@ RENAMED: Final = {
 
 def to_chat(request: ResponsesRequest) -> ChatRequest:
     """Raises ``ApiError``, in the names of a chat."""
-    given = request.model_dump(include=request.model_fields_set & set(CommonFields.model_fields))
+    shared = set(CommonFields.model_fields) | set(PictureFields.model_fields)
+    given = request.model_dump(include=request.model_fields_set & shared)
     text = request.text
     chat = {
         "messages": messages(request),

@@ -116,6 +116,7 @@ class ResponsesAnswer:
             input_tokens_details=InputTokensDetails(
                 cached_tokens=usage.prompt_tokens_details.cached_tokens,
                 image_tokens=usage.prompt_tokens_details.image_tokens,
+                uncompressed_image_tokens=usage.prompt_tokens_details.uncompressed_image_tokens,
             ),
             output_tokens=usage.completion_tokens,
             output_tokens_details=OutputTokensDetails(),

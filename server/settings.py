@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,7 +23,13 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from engine.config import Device, DType, EngineConfig, SpeculativeConfig
+from engine.config import (
+    Device,
+    DType,
+    EngineConfig,
+    SpeculativeConfig,
+    VisualCompression,
+)
 
 ENV_PREFIX = "SPECVLM_"
 CONFIG_ENV = ENV_PREFIX + "CONFIG"
@@ -31,16 +38,21 @@ DEMO_MODEL_NAME = "specvlm-demo"
 Names = Annotated[list[str], NoDecode]
 
 
-def read_speculative(value: Any) -> SpeculativeConfig:
-    """JSON text, or the object it stands for. The engine's own type says what is in it, and its ranges."""
-    if isinstance(value, SpeculativeConfig):
-        return value
-    if isinstance(value, str):
-        return msgspec.json.decode(value, type=SpeculativeConfig)
-    return msgspec.convert(value, SpeculativeConfig)
+def reader(kind: Any) -> Callable[[Any], Any]:
+    """Of JSON text, or the object it stands for. The engine's own type says what is in it, and its ranges."""
+
+    def read(value: Any) -> Any:
+        if isinstance(value, kind):
+            return value
+        if isinstance(value, str):
+            return msgspec.json.decode(value, type=kind)
+        return msgspec.convert(value, kind)
+
+    return read
 
 
-Speculative = Annotated[SpeculativeConfig, NoDecode, PlainValidator(read_speculative)]
+Speculative = Annotated[SpeculativeConfig, NoDecode, PlainValidator(reader(SpeculativeConfig))]
+Lossy = Annotated[VisualCompression | None, NoDecode, PlainValidator(reader(VisualCompression | None))]
 
 
 class ServeSettings(BaseSettings):
@@ -91,6 +103,12 @@ class ServeSettings(BaseSettings):
         SpeculativeConfig(),
         description="as JSON: upper limits of a draft tree (num_steps, topk, num_draft_tokens), and what "
         "the draft sees of pictures (compressor, compressor_ratios)",
+    )
+
+    target_visual_compression: Lossy = Field(
+        None,
+        description="lossy: allows fewer visual tokens for the model itself, which changes answers; as JSON "
+        "with method ('none', 'pool' or 'prune') and ratio, of requests that do not say",
     )
 
     dtype: DType = Field("auto", description="type of the weights")
@@ -193,6 +211,7 @@ class ServeSettings(BaseSettings):
             revision=self.revision,
             draft=self.draft,
             speculative=self.speculative_config,
+            target_visual_compression=self.target_visual_compression,
             device=self.device,
             dtype=self.dtype,
             max_model_len=self.max_model_len,

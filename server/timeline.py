@@ -19,11 +19,13 @@ class Timeline:
         self._last_token = arrival
         self._num_tokens = 0
         self._num_cached = 0
+        self._num_spared = 0
 
     def on_output(self, output: RequestOutput) -> None:
         now = time.monotonic()
         count = len(output.token_ids)
         self._num_cached = max(self._num_cached, output.num_cached_tokens)
+        self._num_spared = output.num_spared_tokens
         if count and self._first_token is None:
             self._first_token = now
             self._metrics.time_to_first_token.observe(now - self._arrival)
@@ -45,7 +47,7 @@ class Timeline:
         metrics = self._metrics
         metrics.on_finished(reason)
         metrics.e2e_latency.observe(time.monotonic() - self._arrival)
-        metrics.prompt_len.observe(self._prompt_len)
+        metrics.prompt_len.observe(self._prompt_len - self._num_spared)
         metrics.generation_len.observe(self._num_tokens)
         metrics.cached_prompt_tokens.inc(self._num_cached)
         if self._first_token is not None and self._num_tokens > 1:

@@ -27,6 +27,13 @@ class Adapter(Protocol):
         """Tokens of a picture that see each other in both directions, at most; 0: none does."""
         return 0
 
+    @property
+    def can_spare_tokens(self) -> bool:
+        """Whether a picture may have fewer visual tokens than its encoder makes of it: none of them stands
+        for a place of its own, by position or by features that other layers add.
+        """
+        return False
+
     def __init__(self, model: PreTrainedModel) -> None: ...
 
     @staticmethod

@@ -15,6 +15,7 @@ class Idefics3Adapter(VisionAdapter):
     """``tensors`` of a picture: ``pixel_values``, float32 ``[tiles, 3, image_size, image_size]``."""
 
     model_types: ClassVar[tuple[str, ...]] = ("idefics3", "smolvlm")
+    can_spare_tokens = True
 
     @property
     def text_model(self) -> torch.nn.Module:

@@ -15,6 +15,7 @@ class InternVLAdapter(VisionAdapter):
     """``tensors`` of a picture: ``pixel_values``, float32 ``[tiles, 3, height, width]``."""
 
     model_types: ClassVar[tuple[str, ...]] = ("internvl",)
+    can_spare_tokens = True
 
     def check_image(self, image: ImageInput) -> None:
         config, vision = self._model.config, self._model.config.vision_config

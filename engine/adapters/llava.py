@@ -19,6 +19,7 @@ class LlavaAdapter(VisionAdapter):
     """``tensors`` of a picture: ``pixel_values``, float32 ``[1, 3, image_size, image_size]``."""
 
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
+    can_spare_tokens = True
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)

@@ -23,6 +23,7 @@ class LlavaNextAdapter(VisionAdapter):
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
+    can_spare_tokens = True
 
     def check_image(self, image: ImageInput) -> None:
         self._check(image, tiled=True)

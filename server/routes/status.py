@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from server.errors import engine_unavailable
-from server.schemas.models import Drafting, Status, Version
+from server.schemas.models import Drafting, LossyPictures, Status, Version
 from server.state import State
 from server.version import VERSION
 
@@ -35,9 +35,9 @@ async def metrics(state: State) -> Response:
 
 @router.get("/version")
 async def version(state: State) -> Version:
-    """The version of this server, and what drafts in it."""
+    """The version of this server, what drafts in it, and whether pictures are compressed for the model."""
     info = state.client.info
-    drafting = None
+    drafting = lossy = None
     if info is not None:
         drafting = Drafting(
             draft=info.draft,
@@ -46,4 +46,6 @@ async def version(state: State) -> Version:
             num_draft_tokens=info.num_draft_tokens,
             compressors=list(info.compressors),
         )
-    return Version(version=VERSION, speculative=drafting)
+        if (how := info.visual_compression) is not None:
+            lossy = LossyPictures(method=how.method, ratio=how.ratio)
+    return Version(version=VERSION, speculative=drafting, visual_compression=lossy)

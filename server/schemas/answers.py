@@ -30,6 +30,11 @@ class ChoiceLogprobs(AnswerModel):
 class PromptTokensDetails(AnswerModel):
     cached_tokens: int
     image_tokens: int
+    uncompressed_image_tokens: int | None = Field(
+        default=None,
+        exclude_if=is_absent,
+        description="Where 'visual_compression' spared some: how many there were before.",
+    )
 
 
 class Usage(AnswerModel):

@@ -18,11 +18,12 @@ from server.schemas.generation import GenerationFields
 from server.schemas.messages import ImageDetail, Message, pictures_in
 from server.schemas.output import OutputFields
 from server.schemas.sampling import MaxTokens
+from server.schemas.visual_compression import PictureFields
 
 USE_TOOLS: Final = "Send 'tools' and 'tool_choice'."
 
 
-class ChatRequest(GenerationFields, OutputFields):
+class ChatRequest(PictureFields, GenerationFields, OutputFields):
     prompt_field: ClassVar[str] = "messages"
 
     messages: list[Message] = Field(min_length=1, max_length=4096)

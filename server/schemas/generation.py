@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from engine.config import VisualCompression
 from server.schemas.base import NO_EFFECT, ClientModel
 from server.schemas.messages import ImageDetail
 from server.schemas.sampling import INT32_MAX, MaxTokens, SamplingFields
@@ -68,6 +69,11 @@ class GenerationFields(CommonFields):
     def image_details(self) -> list[ImageDetail]:
         """Of each picture."""
         return []
+
+    @property
+    def lossy(self) -> VisualCompression | None:
+        """What becomes of pictures before the model sees them; ``None`` where nobody said."""
+        return None
 
     @property
     def num_choices(self) -> int:

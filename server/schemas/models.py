@@ -33,9 +33,19 @@ class Drafting(AnswerModel):
     compressors: list[str] = Field(description="What 'speculative.compressor' may be.")
 
 
+class LossyPictures(AnswerModel):
+    """What becomes of pictures before the model sees them."""
+
+    method: str = Field(description="'none', 'pool' or 'prune'")
+    ratio: float
+
+
 class Version(AnswerModel):
     version: str
     speculative: Drafting | None = Field(description="Null until the model is loaded.")
+    visual_compression: LossyPictures | None = Field(
+        description="Of requests that do not say; null where none may be asked for."
+    )
 
 
 class Status(AnswerModel):

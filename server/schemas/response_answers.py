@@ -44,6 +44,11 @@ class InputTokensDetails(AnswerModel):
     cached_tokens: int
     cache_write_tokens: int = 0
     image_tokens: int
+    uncompressed_image_tokens: int | None = Field(
+        default=None,
+        exclude_if=is_absent,
+        description="Where 'visual_compression' spared some: how many there were before.",
+    )
 
 
 class OutputTokensDetails(AnswerModel):

@@ -14,6 +14,7 @@ from server.schemas.base import NO_EFFECT, ClientModel, JsonObject, Refused
 from server.schemas.generation import CommonFields
 from server.schemas.messages import ImageDetail
 from server.schemas.sampling import MaxTokens
+from server.schemas.visual_compression import PictureFields
 
 LOGPROBS: Final = "message.output_text.logprobs"
 NO_REASONING: Final[tuple[object, ...]] = (
@@ -106,7 +107,7 @@ class ResponseStreamOptions(ClientModel):
     include_obfuscation: Annotated[bool | None, NO_EFFECT] = None
 
 
-class ResponsesRequest(CommonFields):
+class ResponsesRequest(PictureFields, CommonFields):
     input: str | Annotated[list[InputItem], Field(min_length=1, max_length=4096)]
     instructions: str | None = Field(None, description="A system message before the input.")
     max_output_tokens: MaxTokens | None = None

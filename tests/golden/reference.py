@@ -70,6 +70,11 @@ class Golden:
         self.inputs[_key(prompt)] = dict(inputs)
         return prompt
 
+    def give(self, prompt: Prompt, embeddings: torch.Tensor) -> None:
+        """Give the reference these embeddings ``[N, hidden]`` for a prompt that no processor makes."""
+        mask = torch.ones(1, len(embeddings), dtype=torch.int64)
+        self.inputs[_key(prompt)] = {"inputs_embeds": embeddings[None], "attention_mask": mask}
+
     def inputs_of(self, prompt: Prompt) -> dict[str, torch.Tensor]:
         """What the reference is given for a prompt of ours."""
         return self.inputs[_key(prompt)]
@@ -78,8 +83,11 @@ class Golden:
         """What ``generate`` says, computed once a prompt."""
         key = f"{_key(prompt)} {num_tokens}"
         if key not in self.memory:
+            inputs = self.inputs_of(prompt)
+            # Of a prompt that is given as embeddings, transformers returns what is new alone.
+            known = 0 if "inputs_embeds" in inputs else len(prompt.token_ids)
             output = self.model.generate(
-                **self.inputs_of(prompt),
+                **inputs,
                 max_new_tokens=num_tokens,
                 do_sample=False,
                 output_logits=True,
@@ -87,7 +95,7 @@ class Golden:
             )
             top = [logits[0].topk(2).values for logits in output.logits]
             self.memory[key] = Expected(
-                token_ids=output.sequences[0, len(prompt.token_ids) :].tolist(),
+                token_ids=output.sequences[0, known:].tolist(),
                 margins=[float(values[0] - values[1]) for values in top],
             )
         return self.memory[key]

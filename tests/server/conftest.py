@@ -106,6 +106,7 @@ def start_live(*, defaults: SamplingDefaults | None = None, loads: bool = True, 
     engine, media = FakeEngineClient(processor), FakeMedia()
     engine.loads = loads
     serve = ServeSettings(**({"port": 0, "served_model_name": [MODEL], "shutdown_timeout": 1} | settings))
+    engine.visual_compression = serve.target_visual_compression
     app = create_app(serve, client=engine, processor=processor, media=media, defaults=defaults)
     server = make_server(serve, app, engine)
     thread = threading.Thread(target=server.run, daemon=True)

@@ -11,6 +11,7 @@ from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from engine.client import EngineDeadError, EngineState, ReportListener, RequestRejectedError
+from engine.config import VisualCompression
 from engine.messages import (
     EngineInfo,
     EngineStats,
@@ -118,6 +119,7 @@ class FakeEngineClient:
         self.stats = EngineStats()
         self.listeners: list[ReportListener] = []
         self.loads = True
+        self.visual_compression: VisualCompression | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -153,6 +155,7 @@ class FakeEngineClient:
             topk=4,
             num_draft_tokens=32,
             compressors=("auto", "none", "text_only", "pool"),
+            visual_compression=self.visual_compression,
         )
 
     async def wait_ready(self, timeout: float | None = None) -> EngineInfo:

@@ -12,6 +12,7 @@ from tests.server.field_examples_common import (
     COMMON,
     NOT_OBFUSCATED,
     OLDER,
+    PICTURES,
     Example,
     Json,
     alone,
@@ -56,6 +57,7 @@ FLAT = [{"type": "function", "name": name} for name in "fg"]
 
 RESPONSES = {
     **COMMON,
+    **PICTURES,
     **alone(
         include=[LOGPROBS],
         input="Ho",

@@ -10,6 +10,7 @@ from tests.server.field_examples_common import (
     COMMON,
     NOT_OBFUSCATED,
     OLDER,
+    PICTURES,
     Example,
     Json,
     alone,
@@ -65,6 +66,7 @@ ALLOWED_F, ALLOWED_G = ({**BOTH, "tool_choice": allowed("required", name)} for n
 
 CHAT = {
     **COMMON,
+    **PICTURES,
     **OLDER,
     **alone(
         chat_template_kwargs={"mode": "x"},

@@ -53,6 +53,16 @@ COMMON = {
     ),
     "include_stop_str_in_output": ({"stop": "wor"}, {"stop": "wor", "include_stop_str_in_output": True}),
 }
+PICTURES = {
+    **alone(visual_compression={"method": "pool"}),
+    **inside(
+        "visual_compression",
+        {"method": "pool"},
+        method={"method": "prune"},
+        ratio={"method": "pool", "ratio": 2},
+    ),
+}
+"""Of endpoints that take pictures."""
 STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 OLDER = {
     **alone(max_tokens=3, n=2),

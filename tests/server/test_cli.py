@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from engine.config import SpeculativeConfig
+from engine.config import SpeculativeConfig, VisualCompression
 from server import cli
 from server.settings import ServeSettings
 
@@ -97,6 +97,8 @@ def test_toml(tmp_path: Path) -> None:
     [
         ["--draft", ""],
         ["--speculative-config", '{"num_draft_tokens": 64}'],
+        ["--target-visual-compression", '{"method": "zip"}'],
+        ["--target-visual-compression", '{"method": "pool", "ratio": 0.5}'],
         ["--nonsense"],
         ["--port", "65536"],
         ["--kv-cache-memory", "2 bananas"],
@@ -137,6 +139,13 @@ def test_speculation_reaches_the_engine(
         ("none", SpeculativeConfig(num_draft_tokens=5)),
         ("none", SpeculativeConfig(num_steps=0)),
     ]
+
+
+def test_lossy_compression_is_off_unless_it_is_asked_for(parsed: list[ServeSettings]) -> None:
+    cli.main(["serve"])
+    cli.main(["serve", "--target-visual-compression", '{"method": "pool"}'])
+    told = [settings.engine_config("m").target_visual_compression for settings in parsed]
+    assert told == [None, VisualCompression(method="pool", ratio=4.0)]
 
 
 @pytest.mark.parametrize(

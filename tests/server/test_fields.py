@@ -39,7 +39,7 @@ def cases(examples: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
 @pytest.fixture(scope="module")
 def obeying() -> Iterator[Live]:
     """A server that lets clients say all that they can say."""
-    live = start_live(scheduling_policy="priority")
+    live = start_live(scheduling_policy="priority", target_visual_compression={"method": "none"})
     yield live
     stop_live(live)
 
