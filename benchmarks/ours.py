@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.settings import Settings
 from benchmarks.workload import Chat, Trace
-from engine.config import EngineConfig
+from engine.config import EngineConfig, VisualCompression
 from engine.core import EngineCore
 from engine.drafts import MakeDrafter, choose_drafter
 from engine.messages import GenerateRequest, SamplingParams, SpeculativeParams, StepReport
@@ -50,6 +50,7 @@ class Ours:
         speculative: SpeculativeParams = SPECULATE,
         *,
         salt: str = "",
+        lossy: VisualCompression | None = None,
         step: Callable[[], StepReport] | None = None,
     ) -> list[Trace]:
         """One answer a chat, all at once. ``salt``: runs with another one share no cached prefix."""
@@ -64,6 +65,7 @@ class Ours:
                     prompt=self._prompt(chat),
                     sampling=sampling,
                     speculative=speculative,
+                    visual_compression=lossy,
                     cache_salt=salt,
                 )
             )
@@ -76,6 +78,9 @@ class Ours:
                 trace.token_times += [now] * len(output.token_ids)
                 trace.speculation = output.speculation
         return list(traces.values())
+
+    def text(self, trace: Trace) -> str:
+        return self._processor.decode(trace.token_ids).strip()
 
     def _prompt(self, chat: Chat) -> Prompt:
         return self._processor.apply([_message(message) for message in chat])

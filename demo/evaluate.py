@@ -107,7 +107,7 @@ def _run(
     todo = (sample(seed, i, "heldout", tasks[i % len(tasks)]) for i in range(samples))
     bar = tqdm(total=samples, desc="evaluate", disable=not progress, mininterval=5)
     for group in _batches(todo, batch):
-        for one, replies in zip(group, _dialogues(group, answer), strict=True):
+        for one, replies in zip(group, dialogues(group, answer), strict=True):
             marks = [score(reply, check) for reply, check in zip(replies, one.checks, strict=True)]
             results.append((one.task, sum(marks) / len(marks)))
             if min(marks) < 1:
@@ -117,14 +117,14 @@ def _run(
     return {
         "samples": samples,
         "seed": seed,
-        "tasks": _means(results, {task: (task,) for task in tasks}),
-        "groups": _means(results, GROUPS),
+        "tasks": means(results, {task: (task,) for task in tasks}),
+        "groups": means(results, GROUPS),
         "floors": FLOORS,
         "wrong": wrong,
     }
 
 
-def _means(
+def means(
     results: list[tuple[str, float]], groups: dict[str, tuple[str, ...]]
 ) -> dict[str, dict[str, float]]:
     found = {}
@@ -146,7 +146,7 @@ def _batches(samples: Iterator[Sample], size: int) -> Iterator[list[Sample]]:
         yield group
 
 
-def _dialogues(group: list[Sample], answer: Answer) -> list[list[str]]:
+def dialogues(group: list[Sample], answer: Answer) -> list[list[str]]:
     """Replies per sample and turn; a second turn sees the model's own first reply."""
     messages: list[list[dict[str, Any]]] = [[] for _ in group]
     replies: list[list[str]] = [[] for _ in group]

@@ -1,0 +1,170 @@
+"""What lossy compression for the target costs and gains: right answers and time to first token, by ratio.
+
+    python -m benchmarks.visual_compression --plot lossy.svg > lossy.json
+
+The demo's held-out samples (``demo.evaluate``, checked exactly) are answered with whole pictures and with
+every method at every ratio: each sample in all ways before the next one, in an order that turns, so that all
+ways meet the same machine. Nothing is cached between answers but within a dialogue. 95 % intervals are
+bootstrapped over samples, in pairs with whole pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from benchmarks.machine import busy_warning, load, machine
+from benchmarks.ours import Ours
+from benchmarks.settings import Settings
+from benchmarks.visual_compression_plot import write_svg
+from benchmarks.workload import Chat
+from demo.build import build
+from demo.evaluate import GROUPS, MAX_NEW_TOKENS, SEED, Turn, dialogues, means
+from demo.pictures import TASKS, Sample, sample
+from demo.scoring import score
+from engine.config import NO_COMPRESSION, VisualCompression
+from engine.messages import SamplingParams
+from training.chart import check_plotting
+
+WHOLE = "none"
+METHODS: tuple[Literal["pool", "prune"], ...] = ("pool", "prune")
+RESAMPLES = 4000
+GREEDY = SamplingParams(max_tokens=MAX_NEW_TOKENS, temperature=0.0)
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class Tally:
+    """Of one way, a number for each sample: its mark, 0 to 1, and the first token of its first turn."""
+
+    marks: list[float] = field(default_factory=list)
+    first_tokens: list[float] = field(default_factory=list)
+    visual_tokens: list[int] = field(default_factory=list)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    chosen = _parser().parse_args(argv)
+    if chosen.plot:
+        check_plotting()
+    ways = {WHOLE: NO_COMPRESSION} | {
+        f"{method}-{ratio:g}": VisualCompression(method=method, ratio=ratio)
+        for method in METHODS
+        for ratio in chosen.ratios
+    }
+    before, started = load(), time.time()
+    settings = Settings(model=str(chosen.model or build()), threads=chosen.threads)
+    tallies = walk(Ours(settings, target_visual_compression=NO_COMPRESSION), ways, chosen.samples)
+    after = load()
+    document = {
+        "machine": machine(),
+        "argv": sys.argv[1:] if argv is None else list(argv),
+        "seconds": round(time.time() - started, 1),
+        "load": {"before": before, "after": after},
+        "warning": busy_warning(before, after),
+        "settings": settings.as_dict(),
+        "samples": chosen.samples,
+        "ways": {
+            name: {"method": way.method, "ratio": way.ratio if name != WHOLE else 1.0}
+            | described(tallies[name], tallies[WHOLE])
+            for name, way in ways.items()
+        },
+    }
+    print(json.dumps(document, indent=1))
+    if chosen.plot:
+        write_svg(document, chosen.plot)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.visual_compression", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--model", type=Path, help="the target's folder; without it the embedded demo model")
+    parser.add_argument("--samples", type=int, default=160, help="held-out samples, all tasks in turn")
+    parser.add_argument("--ratios", type=float, nargs="+", default=[2, 4, 10, 25, 100])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="also draw both against the ratio")
+    return parser
+
+
+def walk(ours: Ours, ways: dict[str, VisualCompression], samples: int) -> dict[str, Tally]:
+    """Answer ``samples`` held-out samples in every way. One more, first, warms up and is not counted."""
+    tallies = {name: Tally() for name in ways}
+    for index in tqdm(range(-1, samples), desc="samples", mininterval=5):
+        one = sample(SEED, index % samples, "heldout", TASKS[index % samples % len(TASKS)])
+        turned = list(ways)[index % len(ways) :] + list(ways)[: index % len(ways)]
+        for name in turned:
+            tally = Tally() if index < 0 else tallies[name]
+            _answer_sample(ours, one, ways[name], f"{name} {index}", tally)
+    return tallies
+
+
+def _answer_sample(ours: Ours, one: Sample, way: VisualCompression, salt: str, tally: Tally) -> None:
+    [replies] = dialogues([one], partial(_answer, ours, way, salt, tally))
+    marks = [score(reply, check) for reply, check in zip(replies, one.checks, strict=True)]
+    tally.marks.append(sum(marks) / len(marks))
+
+
+def _answer(ours: Ours, way: VisualCompression, salt: str, tally: Tally, turns: list[Turn]) -> list[str]:
+    replies = []
+    for images, messages in turns:
+        [trace] = ours.answer([chat_of(messages, images)], GREEDY, salt=salt, lossy=way)
+        if len(messages) == 1:
+            tally.first_tokens.append(trace.first_token)
+            assert trace.speculation is not None
+            tally.visual_tokens.append(trace.speculation.visual_tokens)
+        replies.append(ours.text(trace))
+    return replies
+
+
+def chat_of(messages: list[dict[str, Any]], images: Sequence[Any]) -> Chat:
+    """A turn of ``demo.evaluate`` with its pictures where they belong."""
+    waiting = iter(images)
+    chat: Chat = []
+    for message in messages:
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        parts = [{**part, "image": next(waiting)} if part["type"] == "image" else part for part in parts]
+        chat.append({"role": message["role"], "content": parts})
+    return chat
+
+
+def described(tally: Tally, whole: Tally) -> dict[str, Any]:
+    marks, base = np.array(tally.marks), np.array(whole.marks)
+    times = np.array(tally.first_tokens) / np.array(whole.first_tokens)
+    tasks = [TASKS[index % len(TASKS)] for index in range(len(marks))]
+    return {
+        "score": round(float(marks.mean()), 4),
+        "score_change": round(float((marks - base).mean()), 4),
+        "score_change_95": interval(marks - base, np.mean),
+        "groups": means(list(zip(tasks, tally.marks, strict=True)), GROUPS),
+        "visual_tokens_kept": round(sum(tally.visual_tokens) / sum(whole.visual_tokens), 4),
+        "first_token_seconds": round(statistics.median(tally.first_tokens), 4),
+        "first_token_to_whole": round(float(np.median(times)), 4),
+        "first_token_to_whole_95": interval(times, np.median),
+        "marks": tally.marks,
+        "first_tokens": [round(seconds, 4) for seconds in tally.first_tokens],
+    }
+
+
+def interval(values: Floats, middle: Any) -> list[float]:
+    """95 % of ``middle`` (``np.mean`` or ``np.median``) of ``values``, which are drawn again and again."""
+    drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.quantile(middle(values[drawn], axis=1), (0.025, 0.975))
+    return [round(float(low), 4), round(float(high), 4)]
+
+
+if __name__ == "__main__":
+    main()
