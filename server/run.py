@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from engine.client import EngineClient, EngineDeadError
 from server.app import create_app
+from server.connection import Connection
 from server.generation_config import recommended_sampling
 from server.logs import configure_logging
 from server.settings import ServeSettings
@@ -127,6 +128,8 @@ def make_server(settings: ServeSettings, app: FastAPI, client: EngineClient) -> 
         app,
         host=settings.host,
         port=settings.port,
+        http=Connection,
+        ws="none",
         ssl_keyfile=settings.ssl_keyfile,
         ssl_certfile=settings.ssl_certfile,
         log_config=None,

@@ -1,0 +1,57 @@
+"""A connection before its request: how long the head may take, and what is said to one that is none.
+
+h11 reads it (at most 64 KiB of a head), and not httptools, which gathers heads of any size in quadratic
+time, drops the body of a request that also offers another protocol (as Java's client does, unasked), and
+answers HTTP/1.0 in chunks. Its price is microseconds a chunk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from server.errors import bad_request
+
+HEAD_SECONDS: Final = 30.0
+"""From the start of a connection, or from the first byte after an answer, until a request has its head."""
+
+
+class Connection(H11Protocol):
+    _too_late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._forget()
+
+    def _watch(self) -> None:
+        """Time runs while nothing is asked. More bytes of what is no request yet gain none."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._forget()
+        elif self._too_late is None:
+            self._too_late = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _forget(self) -> None:
+        if self._too_late is not None:
+            self._too_late.cancel()
+            self._too_late = None
+
+    def send_400_response(self, msg: str) -> None:
+        """In the shape of every other error, unless an answer has begun."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            error = bad_request(msg, code="invalid_http").answer.model_dump_json().encode()
+            headers = [("Content-Type", "application/json"), ("Content-Length", str(len(error)))]
+            head = h11.Response(status_code=400, headers=[*headers, ("Connection", "close")])
+            for event in (head, h11.Data(data=error), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()

@@ -1,0 +1,101 @@
+"""What a client may do to a connection before any key is read."""
+
+from __future__ import annotations
+
+import json
+import socket
+from contextlib import closing
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.server.conftest import MODEL, Live
+
+BODY = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}).encode()
+POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+WHOLE = POST + b"Content-Length: %d\r\n" % len(BODY)
+
+
+def connect(live: Live) -> closing[socket.socket]:
+    address = urlsplit(live.url)
+    return closing(socket.create_connection((address.hostname, address.port), timeout=10))
+
+
+def rest(connection: socket.socket) -> bytes:
+    """Until the server hangs up."""
+    answer = b""
+    while part := connection.recv(65536):
+        answer += part
+    return answer
+
+
+@pytest.mark.parametrize(
+    "begin", [b"", b"GET /health HTTP/1.1\r\nX-A: ", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nG"]
+)
+def test_a_connection_that_asks_nothing_is_cut(
+    live: Live, monkeypatch: pytest.MonkeyPatch, begin: bytes
+) -> None:
+    """Nothing, half a head, and half a head after an answer, each with bytes that keep dripping."""
+    monkeypatch.setattr("server.connection.HEAD_SECONDS", 0.3)
+    with connect(live) as connection:
+        connection.sendall(begin)
+        connection.settimeout(0.05)
+        for _ in range(100):
+            try:
+                if begin:
+                    connection.sendall(b"G")
+                if connection.recv(4096) == b"":
+                    return
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                return
+        pytest.fail("it is open after 5 seconds")
+
+
+@pytest.mark.parametrize("head", [b"GET /", b"GET /health HTTP/1.1\r\nX-A: ", b"GET /health HTTP/1.1\r\n"])
+def test_an_endless_head_is_refused(live: Live, head: bytes) -> None:
+    line = b"X-B: c\r\n" if head.endswith(b"\n") else b"aaaaaaaa"
+    with connect(live) as connection, pytest.raises(ConnectionError):
+        flood(connection, head, line * 1024)
+
+
+def flood(connection: socket.socket, head: bytes, kilobytes: bytes) -> None:
+    connection.sendall(head)
+    for _ in range(4096):
+        connection.sendall(kilobytes)
+
+
+def test_what_is_no_http_is_told_so_as_everything_else(live: Live) -> None:
+    with connect(live) as connection:
+        connection.sendall(b"\x16\x03\x01 hello\r\n\r\n")
+        head, _, body = rest(connection).partition(b"\r\n\r\n")
+    assert b" 400 " in head.splitlines()[0]
+    assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+
+
+def test_what_breaks_behind_its_answer_is_dropped(live: Live) -> None:
+    with connect(live) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        assert b" 200 " in connection.recv(65536)
+        connection.sendall(b"no size\r\n")
+        assert rest(connection) == b""
+
+
+def test_an_offer_of_another_protocol_is_ignored(live: Live) -> None:
+    """Java's client offers h2c with every request, its body right behind."""
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n"
+    with connect(live) as connection:
+        connection.sendall(WHOLE + offer + BODY)
+        assert b" 200 " in connection.recv(65536).splitlines()[0]
+
+
+def test_http_1_0_gets_a_stream_without_chunks(live: Live) -> None:
+    body = BODY[:-1] + b', "stream": true}'
+    with connect(live) as connection:
+        head = WHOLE.replace(b"HTTP/1.1", b"HTTP/1.0").replace(b"%d" % len(BODY), b"%d" % len(body))
+        connection.sendall(head + b"\r\n" + body)
+        head, _, events = rest(connection).partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head.lower()
+    assert events.startswith(b"data: {")
+    assert events.endswith(b"data: [DONE]\n\n")
