@@ -51,7 +51,9 @@ class Connection(H11Protocol):
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             error = bad_request(msg, code="invalid_http").answer.model_dump_json().encode()
             headers = [("Content-Type", "application/json"), ("Content-Length", str(len(error)))]
-            head = h11.Response(status_code=400, headers=[*headers, ("Connection", "close")])
+            head = h11.Response(
+                status_code=400, headers=[*headers, ("Connection", "close")], reason=b"Bad Request"
+            )
             for event in (head, h11.Data(data=error), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()

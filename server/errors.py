@@ -200,6 +200,8 @@ def validation_error(error: RequestValidationError) -> ApiError:
     match detail["type"]:
         case _ if isinstance(error.body, bytes):
             return ApiError(415, "Send the body as 'application/json'.", code="unsupported_media_type")
+        case "too_many_fields":
+            return bad_request(detail["msg"], param=param or None, code="request_too_large")
         case _ if not param and detail["type"] not in ("unsupported_parameter", "invalid_combination"):
             return bad_request("The request body must be a JSON object.", code="invalid_json")
         case "extra_forbidden":

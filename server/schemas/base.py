@@ -5,16 +5,55 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, model_validator
+from pydantic_core import CoreSchema, PydanticCustomError
 
 JsonObject = dict[str, Any]
 
+MAX_FIELDS: Final = 1024
+"""Of an object whose fields or values are checked."""
+
+
+def fail_fast(schema: Any) -> None:
+    """Let every list in a schema of pydantic's end at its first wrong item."""
+    if isinstance(schema, dict):
+        if schema.get("type") == "list":
+            schema["fail_fast"] = True
+        for part in schema.values():
+            fail_fast(part)
+    elif isinstance(schema, list):
+        for part in schema:
+            fail_fast(part)
+
+
+def few_fields(value: Any) -> Any:
+    """A validator for what comes before all others of an object."""
+    if isinstance(value, dict) and len(value) > MAX_FIELDS:
+        raise PydanticCustomError(
+            "too_many_fields", "An object has more than {limit} fields.", {"limit": MAX_FIELDS}
+        )
+    return value
+
 
 class ClientModel(BaseModel):
-    """Sent by a client: unknown fields, NaN and values of another JSON type are refused."""
+    """Sent by a client: unknown fields, NaN and values of another JSON type are refused.
+
+    A complaint costs far more than a value, so there are few of them whatever was sent: the first wrong item
+    of a list ends it, and what has too many fields is looked at no further.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        fail_fast(schema)
+        return schema
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_fields(cls, value: Any) -> Any:
+        return few_fields(value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from processing.tools.request import Mode, OutputRequest
-from server.schemas.base import ClientModel
+from server.schemas.base import ClientModel, few_fields
 from server.schemas.tools import (
     MAX_TOOLS,
     MAX_TOOLS_SIZE,
@@ -29,7 +29,7 @@ class OutputFields(ClientModel):
     tools: list[FunctionTool] | None = Field(None, max_length=MAX_TOOLS)
     tool_choice: ToolChoice | None = Field(None, description="'auto' by default, where there are tools.")
     parallel_tool_calls: bool | None = Field(None, description="False allows one call at most.")
-    chat_template_kwargs: dict[str, TemplateArgument] | None = Field(
+    chat_template_kwargs: Annotated[dict[str, TemplateArgument], BeforeValidator(few_fields)] | None = Field(
         None, max_length=16, description="Those that the model's chat template reads; others are refused."
     )
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from server.schemas.base import NO_EFFECT, ClientModel, JsonObject, Refused
+from server.schemas.base import NO_EFFECT, ClientModel, JsonObject, Refused, few_fields
 from server.schemas.generation import CommonFields
 from server.schemas.messages import ImageDetail
 from server.schemas.sampling import MaxTokens
@@ -119,7 +119,9 @@ class ResponsesRequest(PictureFields, CommonFields):
     tools: list[JsonObject] | None = Field(None, description="Functions.")
     tool_choice: str | JsonObject | None = None
     parallel_tool_calls: bool | None = None
-    metadata: dict[str, str] | None = Field(None, description="Comes back with the response.")
+    metadata: Annotated[dict[str, str], BeforeValidator(few_fields)] | None = Field(
+        None, description="Comes back with the response."
+    )
 
     max_tool_calls: Annotated[int | None, NO_EFFECT] = Field(None, description="Of tools that servers run.")
     prompt_cache_key: Annotated[str | None, NO_EFFECT] = None

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from server.schemas.base import RequestModel
+from server.schemas.base import RequestModel, few_fields
 
 INT64_MAX = 2**63 - 1
 INT32_MAX = 2**31 - 1
 
 TokenId = Annotated[int, Field(ge=0, le=INT32_MAX)]
-TokenIdKey = Annotated[str, Field(pattern=r"^\d{1,9}$")]
+TokenIdKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
+Biases = Annotated[dict[TokenIdKey, Bias], BeforeValidator(few_fields)]
 StopString = Annotated[str, Field(min_length=1, max_length=1024)]
 MaxTokens = Annotated[int, Field(ge=1, le=INT32_MAX)]
 
@@ -29,7 +30,7 @@ class SamplingFields(RequestModel):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
-    logit_bias: dict[TokenIdKey, Bias] | None = Field(None, max_length=1024, description="Token id to bias.")
+    logit_bias: Biases | None = Field(None, description="Token id to bias.")
     seed: int | None = Field(None, ge=-INT64_MAX - 1, le=INT64_MAX)
     min_tokens: int = Field(0, ge=0, le=INT32_MAX)
     ignore_eos: bool = False

@@ -1,0 +1,71 @@
+"""Bodies that are cheap to send: what is wrong with them is found out as cheaply."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.exceptions import RequestValidationError
+
+from server.errors import ApiError, validation_error
+from tests.server.conftest import MODEL, Live
+from tests.server.test_errors import check_shape
+
+MANY = 50_000
+USER = {"role": "user", "content": "Hi"}
+FIELDS = {f"x{number}": -1 for number in range(MANY)}
+CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+COSTLY: list[tuple[str, dict[str, Any]]] = [
+    (CHAT, FIELDS),
+    (CHAT, {"messages": [1] * 4000}),
+    (CHAT, {"messages": [{"role": "user", "content": [1] * MANY}]}),
+    (CHAT, {"messages": [USER | FIELDS] * 3}),
+    (CHAT, {"messages": [{"role": "assistant", "annotations": [1] * MANY}]}),
+    (CHAT, {"messages": [USER], "logit_bias": FIELDS}),
+    (CHAT, {"messages": [USER], "chat_template_kwargs": {name: [] for name in FIELDS}}),
+    (CHAT, {"messages": [USER], "speculative": FIELDS}),
+    (CHAT, {"messages": [USER], "functions": [1] * MANY}),
+    (COMPLETIONS, {"prompt": [-1] * MANY}),
+    (COMPLETIONS, {"prompt": [[-1] * MANY]}),
+    (COMPLETIONS, {"prompt": ["x", *[1] * 1000]}),
+    (RESPONSES, {"input": [{"role": "user", "content": [1] * MANY}]}),
+    (RESPONSES, {"input": "x", "metadata": FIELDS}),
+    (RESPONSES, {"input": "x", "tools": [1] * MANY}),
+    (RESPONSES, {"input": "x", "include": [1] * MANY}),
+    ("/tokenize", {"messages": [{"role": "system", "content": [1] * MANY}]}),
+    ("/detokenize", {"tokens": [-1] * MANY}),
+]
+
+
+@pytest.mark.parametrize(("path", "fields"), COSTLY)
+def test_few_things_are_said_about_many_mistakes(
+    live: Live, monkeypatch: pytest.MonkeyPatch, path: str, fields: dict[str, Any]
+) -> None:
+    said: list[int] = []
+
+    def count(error: RequestValidationError) -> ApiError:
+        said.append(len(error.errors()))
+        return validation_error(error)
+
+    monkeypatch.setattr("server.errors.validation_error", count)
+    with live.http() as http:
+        check_shape(http.post(path, json={"model": MODEL} | fields), 400)
+    assert 0 < said[0] < 10
+
+
+def test_the_name_of_what_has_too_many_fields(http: httpx.Client) -> None:
+    error = check_shape(http.post(CHAT, json={"messages": [USER | FIELDS]}), 400, "request_too_large")
+    assert error["param"] == "messages[0]"
+    error = check_shape(http.post(CHAT, json={"messages": [USER]} | FIELDS), 400, "request_too_large")
+    assert error["param"] is None
+
+
+def test_more_objects_than_any_prompt_has_are_not_read(http: httpx.Client) -> None:
+    body = json.dumps({"messages": [USER], "metadata": {"x": 0}})
+    huge = body.replace("0", "[" + "{}," * 1_000_000 + "0]")
+    headers = {"Content-Type": "application/json"}
+    check_shape(http.post(CHAT, content=huge, headers=headers), 413, "request_too_large")
+    text = json.dumps({"model": MODEL, "messages": [USER], "max_tokens": 1, "user": "[{" * 400_000})
+    assert http.post(CHAT, content=text, headers=headers).status_code == 200
