@@ -7,13 +7,23 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-from pydantic import ByteSize, Field, PlainValidator, SecretStr, field_validator, model_validator
+from pydantic import (
+    ByteSize,
+    DirectoryPath,
+    Field,
+    FilePath,
+    PlainValidator,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -36,6 +46,7 @@ CONFIG_ENV = ENV_PREFIX + "CONFIG"
 DEMO_MODEL_NAME = "specvlm-demo"
 
 Names = Annotated[list[str], NoDecode]
+Origin = Annotated[str, Field(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^/]+)$")]
 
 
 def reader(kind: Any) -> Callable[[Any], Any]:
@@ -82,13 +93,13 @@ class ServeSettings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     root_path: str = Field("", pattern=r"^(/.*[^/])?$", description="path prefix that a proxy strips")
-    allowed_origins: Names = Field(
+    allowed_origins: Annotated[list[Origin], NoDecode] = Field(
         [], description="web origin whose pages may ask, or '*'; repeat for several"
     )
-    ssl_keyfile: Path | None = Field(None, description="private key for https")
-    ssl_certfile: Path | None = Field(None, description="certificate for https")
+    ssl_keyfile: FilePath | None = Field(None, description="private key for https")
+    ssl_certfile: FilePath | None = Field(None, description="certificate for https")
     api_key: Annotated[list[SecretStr], NoDecode] = Field([], description="accepted key; repeat for several")
-    api_key_file: Path | None = Field(None, description="file with one accepted key a line")
+    api_key_file: FilePath | None = Field(None, description="file with one accepted key a line")
     max_request_size: ByteSize = Field(ByteSize(64 * 2**20), gt=0, description="bound of a request's body")
     request_timeout: float | None = Field(None, gt=0, description="seconds that a request may take in all")
     shutdown_timeout: float = Field(30.0, ge=0, description="seconds that open requests get after SIGTERM")
@@ -138,7 +149,9 @@ class ServeSettings(BaseSettings):
         100_000_000, ge=1, description="most pixels in a request's pictures together, and decoded at a time"
     )
     allowed_media_domains: Names = Field([], description="host of pictures; any public one if none is named")
-    allowed_local_media_path: Path | None = Field(None, description="folder that file: URLs may name")
+    allowed_local_media_path: DirectoryPath | None = Field(
+        None, description="folder that file: URLs may name"
+    )
 
     metrics_prefix: str = Field(
         "specvlm",
@@ -173,16 +186,30 @@ class ServeSettings(BaseSettings):
             return [part.strip() for part in value.split(",") if part.strip()]
         return value
 
+    @field_validator("model", "draft")
+    @classmethod
+    def _paths_are_folders(cls, value: str | None) -> str | None:
+        """Hub ids begin with neither; the hub's library would complain about the spelling of one."""
+        if value is not None and value.startswith(("/", ".")) and not Path(value).is_dir():
+            raise ValueError(f"there is no folder {value}")
+        return value
+
     @model_validator(mode="after")
     def _keys_are_keys(self) -> ServeSettings:
         if "api_key" in self.model_fields_set and not any(self.api_keys_given()):
             raise ValueError("--api-key is empty; leave it out to serve everybody")
+        self.api_keys()
         return self
 
     @model_validator(mode="after")
     def _tls_has_both_halves(self) -> ServeSettings:
         if (self.ssl_keyfile is None) != (self.ssl_certfile is None):
             raise ValueError("--ssl-keyfile and --ssl-certfile go together")
+        if self.ssl_keyfile is not None and self.ssl_certfile is not None:
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.ssl_certfile, self.ssl_keyfile)
+            except OSError as error:  # an SSLError is one
+                raise ValueError(f"--ssl-keyfile and --ssl-certfile cannot be used: {error}") from None
         return self
 
     @property
@@ -200,9 +227,12 @@ class ServeSettings(BaseSettings):
         """Those given and those of the file."""
         keys = self.api_keys_given()
         if self.api_key_file is not None:
-            keys += [line.strip() for line in self.api_key_file.read_text().splitlines()]
+            try:
+                keys += [line.strip() for line in self.api_key_file.read_text().splitlines()]
+            except OSError as error:
+                raise ValueError(f"--api-key-file cannot be read: {error}") from None
             if not any(keys):
-                raise ValueError(f"{self.api_key_file} holds no key")
+                raise ValueError(f"--api-key-file {self.api_key_file} holds no key")
         return [key for key in keys if key]
 
     def engine_config(self, model: str) -> EngineConfig:

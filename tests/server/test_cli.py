@@ -108,6 +108,15 @@ def test_toml(tmp_path: Path) -> None:
         ["--root-path", "x/"],
         ["--api-key", ""],
         ["--config", "/nowhere.json"],
+        ["--ssl-keyfile", "/nowhere.pem", "--ssl-certfile", __file__],
+        ["--ssl-keyfile", __file__, "--ssl-certfile", __file__],
+        ["--api-key-file", "/nowhere.txt"],
+        ["--api-key-file", "/dev/null"],
+        ["--allowed-local-media-path", "/nowhere"],
+        ["--allowed-local-media-path", __file__],
+        ["--allowed-origins", "https://a.example/"],
+        ["--model", "/nowhere"],
+        ["--draft", "./nowhere"],
     ],
 )
 def test_bad_flags_end_with_a_word_about_them(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,15 +208,15 @@ def test_an_empty_key_file_does_not_open_the_server(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("\n")
     with pytest.raises(ValueError, match="no key"):
-        ServeSettings(api_key_file=file).api_keys()
+        ServeSettings(api_key_file=file)
 
 
-def test_a_model_that_is_not_there_ends_with_a_word_about_it(tmp_path: Path) -> None:
-    done = run_program("serve", "--model", str(tmp_path / "nothing"), "--port", "0", "--log-format", "json")
+def test_a_folder_without_a_model_ends_with_a_word_about_it(tmp_path: Path) -> None:
+    done = run_program("serve", "--model", str(tmp_path), "--port", "0", "--log-format", "json")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     line = json.loads(done.stderr.splitlines()[-1])
-    assert (line["event"], line["model"]) == ("model_unusable", str(tmp_path / "nothing"))
+    assert (line["event"], line["model"]) == ("model_unusable", str(tmp_path))
 
 
 def run_program(*arguments: str) -> subprocess.CompletedProcess[str]:
