@@ -77,6 +77,8 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        # They would name the scheme and the host that the request seems to have come by: http, behind TLS.
+        redirect_slashes=False,
         dependencies=[Depends(HTTPBearer(auto_error=False))] if keys else [],
     )
     app.state.max_request_size = settings.max_request_size

@@ -1,4 +1,4 @@
-"""How a JSON body is read: up to a size, in UTF-8 without lone surrogates, NaN or bottomless nesting.
+"""How a JSON body is read: plain, up to a size, in UTF-8 without lone surrogates, NaN or bottomless nesting.
 
 The framework's own limit answers in plain text, ours in the shape of every other error.
 """
@@ -25,6 +25,8 @@ class StrictRequest(Request):
     """Finds its limit, ``max_request_size`` in bytes, in the state of the app."""
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
+        if self.headers.get("content-encoding", "identity").lower() != "identity":
+            raise HTTPException(415)
         limit: int = self.app.state.max_request_size
         if int(self.headers.get("content-length", 0)) > limit:
             raise HTTPException(413)

@@ -29,6 +29,7 @@ HTTP_TEXTS: Final = {
     405: ("This address does not take this method.", "method_not_allowed"),
     408: ("The request body did not arrive in time.", "request_timeout"),
     413: ("The request body is too large.", "request_too_large"),
+    415: ("Send the request body as it is, without 'Content-Encoding'.", "unsupported_media_type"),
 }
 
 ERROR_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {

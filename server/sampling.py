@@ -14,6 +14,9 @@ from server.schemas.generation import GenerationFields
 # Dividing logits by less overflows float32; what is drawn there is the likeliest token anyway.
 GREEDY_BELOW: Final = 1e-5
 
+# As small as the engine takes it. Either leaves the likeliest token alone.
+TOP_P_MIN: Final = 1e-6
+
 Number = TypeVar("Number", int, float)
 
 
@@ -53,7 +56,7 @@ class SamplingBuilder:
         return SamplingParams(
             max_tokens=max_tokens,
             temperature=self._temperature(request),
-            top_p=first_given(request.top_p, defaults.top_p, 1.0),
+            top_p=max(TOP_P_MIN, first_given(request.top_p, defaults.top_p, 1.0)),
             top_k=max(0, first_given(request.top_k, defaults.top_k, 0)),
             min_p=first_given(request.min_p, defaults.min_p, 0.0),
             frequency_penalty=request.frequency_penalty or 0.0,

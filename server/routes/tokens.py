@@ -44,7 +44,12 @@ async def tokenize(body: TokenizeRequest, state: State) -> TokenizeAnswer:
 @router.post("/detokenize")
 async def detokenize(body: DetokenizeRequest, state: State) -> DetokenizeAnswer:
     """The text of token ids, special tokens included."""
-    decode = partial(state.parts.processor.decode, skip_special_tokens=False)
+    processor = state.parts.processor
+    if max(body.tokens, default=0) >= processor.vocab_size:
+        raise bad_request(
+            f"'tokens' names a token beyond the model's {processor.vocab_size} tokens.", param="tokens"
+        )
+    decode = partial(processor.decode, skip_special_tokens=False)
     with admitted(state, body.model):
         return DetokenizeAnswer(prompt=await state.parts.prompts.in_pool(decode, body.tokens))
 

@@ -228,6 +228,11 @@ def test_developers_are_systems_to_open_models(live: Live, client: openai.OpenAI
     assert live.engine.processor.decode(token_ids) == "system:xuser:Hi"
 
 
+def test_the_smallest_top_p_is_the_likeliest_token(live: Live, client: openai.OpenAI) -> None:
+    ask(client, top_p=1e-12)
+    assert live.engine.requests[0].sampling.top_p == 1e-6, "the engine takes nothing smaller"
+
+
 def test_sampling_reaches_the_engine(live: Live, client: openai.OpenAI) -> None:
     extra = {
         "top_k": 5,

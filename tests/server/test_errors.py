@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from http.client import HTTPConnection
 from typing import Any
@@ -126,6 +127,14 @@ def test_a_body_of_another_type(http: httpx.Client) -> None:
     check_shape(response, 415, "unsupported_media_type")
 
 
+def test_a_compressed_body(http: httpx.Client) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    error = check_shape(
+        http.post(CHAT, content=gzip.compress(json.dumps(VALID).encode()), headers=headers), 415
+    )
+    assert "Content-Encoding" in error["message"]
+
+
 @pytest.mark.parametrize("where", ["content", "name", "key"])
 def test_lone_surrogates(http: httpx.Client, where: str) -> None:
     lone = "\ud800"
@@ -149,6 +158,7 @@ def test_addresses_and_methods_that_are_not_there(http: httpx.Client) -> None:
     check_shape(http.get("/nowhere"), 404, "not_found")
     check_shape(http.get(CHAT), 405, "method_not_allowed")
     check_shape(http.delete("/v1/models"), 405, "method_not_allowed")
+    check_shape(http.post(CHAT + "/", json=VALID), 404, "not_found")
 
 
 def test_a_body_that_is_too_large(start_server: StartServer) -> None:

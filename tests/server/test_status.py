@@ -91,7 +91,7 @@ def test_tokenize_a_chat(http: httpx.Client) -> None:
 def test_detokenize_shows_special_tokens_and_refuses_nonsense(live: Live, http: httpx.Client) -> None:
     eos = live.engine.processor.eos
     assert http.post("/detokenize", json={"tokens": [eos]}).json() == {"prompt": EOS_TEXT}
-    for tokens in ([-1], [2**40], ["a"], None):
+    for tokens in ([-1], [2**40], [10_000], ["a"], None):
         response = http.post("/detokenize", json={"tokens": tokens})
         assert response.status_code == 400
         assert response.json()["error"]["param"].startswith("tokens")
