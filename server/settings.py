@@ -247,7 +247,7 @@ class ServeSettings(BaseSettings):
             max_model_len=self.max_model_len,
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
-            kv_cache_memory=self.kv_cache_memory,
+            kv_cache_memory=None if self.kv_cache_memory is None else int(self.kv_cache_memory),
             gpu_memory_utilization=self.gpu_memory_utilization,
             enable_prefix_caching=self.enable_prefix_caching,
             cpu_kernels=self.cpu_kernels,

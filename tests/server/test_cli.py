@@ -8,11 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from engine.config import SpeculativeConfig, VisualCompression
+from engine.config import EngineConfig, SpeculativeConfig, VisualCompression
 from server import cli
 from server.settings import ServeSettings
 
@@ -62,6 +63,9 @@ def test_flags(parsed: list[ServeSettings]) -> None:
     config = settings.engine_config("m")
     assert (config.max_num_seqs, config.enable_prefix_caching, config.trust_remote_code) == (3, False, True)
     assert config.kv_cache_memory == 2 * 2**30
+    assert msgspec.json.decode(msgspec.json.encode(config), type=EngineConfig) == config, (
+        "it reaches a process"
+    )
 
 
 def test_the_demo_model_has_a_name_of_its_own(parsed: list[ServeSettings]) -> None:
