@@ -27,7 +27,7 @@ class SpeculativeFields(ClientModel):
         description="What the draft sees of pictures. 'auto': as the server was started, by each picture's "
         "'detail'; 'none': all of them. Which of the others this server's draft has, '/version' tells.",
     )
-    trace: bool = Field(False, description="Report every verified tree.")
+    trace: bool = Field(False, description="Report every verified tree, and what was kept of pictures.")
 
 
 class SeenPicture(AnswerModel):
