@@ -35,9 +35,13 @@ export function describe(seen) {
   return `The draft saw ${number(seen.draft_visual_tokens)} of ${all} visual tokens, branch ${seen.compressor}`;
 }
 
-/** One for each grid; none where nothing was dropped, or it is not known what. @param {Seen} seen */
+/**
+ * One for each grid; none where nothing was dropped, or it is not known what, or where in the picture: single rows are
+ * what the server tells where it knows no grid.
+ * @param {Seen} seen
+ */
 function drawMasks({ grids, sources }) {
-  if (sources === null) return [];
+  if (sources === null || grids.every(([rows]) => rows === 1)) return [];
   const kept = new Set(sources);
   let first = 0;
   return grids.map((grid) => {

@@ -48,10 +48,11 @@ def seen(compressor: str | None, kept: int, grids: list[list[int]], sources: lis
             [("M1 1h1v1h-1z", 3, False), ("M1 0h1v1h-1z", 2, False)],
         ),
         (seen("text_only", 0, [[2, 2]], []), "The draft saw 0 of 4 visual tokens", [("", 4, True)]),
+        (seen("prune-4", 1, [[1, 4]], [2]), "The draft saw 1 of 4 visual tokens, branch prune-4", []),
         (seen("none", 4, [[2, 2]], None), "The draft saw all 4 visual tokens: no compression", []),
         (seen(None, 0, [[2, 2]], None), "The draft saw none of 4 visual tokens: the picture came from", []),
     ],
-    ids=["pruned", "tiles", "nothing", "whole", "cached"],
+    ids=["pruned", "tiles", "nothing", "no grid", "whole", "cached"],
 )
 def test_what_the_draft_kept_of_a_picture_is_drawn_over_it(
     told: object,
