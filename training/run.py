@@ -57,6 +57,7 @@ def train(settings: TrainSettings, stop: Callable[[], bool] = lambda: False) -> 
         run.publish()
     accelerator.wait_for_everyone()
     run.clear()
+    accelerator.end_training()  # or the process may be aborted at its end
     return settings.draft_folder
 
 

@@ -156,9 +156,9 @@ async def test_prompts_hold_their_pictures_only_until_they_are_processed(
     async with AsyncExitStack() as stack:
         media = await stack.enter_async_context(loader(max_total_pixels=32))
 
-        def watched(conversation: Any) -> Any:
+        def watched(conversation: Any, **options: Any) -> Any:
             free.append(media._pixels.num_free)
-            return apply(conversation)
+            return apply(conversation, **options)
 
         monkeypatch.setattr(processor, "apply", watched)
         prompts = PromptBuilder(processor, media, 16)  # type: ignore[arg-type]
