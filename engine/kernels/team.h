@@ -8,6 +8,7 @@
 
 #include <sched.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -40,22 +41,14 @@ class Team {
       for (int64_t i = 0; i < chunks; i++) f(i);
       return;
     }
-    call_.store([](const void* own, int64_t i) { (*(const F*)own)(i); }, std::memory_order_relaxed);
-    of_.store(&f, std::memory_order_relaxed);
-    chunks_.store(chunks, std::memory_order_relaxed);
-    done_.store(0, std::memory_order_relaxed);
-    const uint32_t job = job_.load(std::memory_order_relaxed) + 1;
-    next_.store((uint64_t)job << 32, std::memory_order_release);
-    job_.store(job);
-    if (sleeping_.load() > 0) {
-      { std::lock_guard<std::mutex> lock(mutex_); }  // between its last look and its sleep nobody is missed
-      wake_.notify_all();
-    }
-    take(job);
-    for (int spins = 1; done_.load(std::memory_order_acquire) < chunks; spins++) rest(spins);
+    const int64_t each = (chunks + MOST - 1) / MOST;  // one, or there are more chunks than a claim can count
+    share((chunks + each - 1) / each, [&](int64_t i) {
+      for (int64_t j = i * each; j < std::min(chunks, (i + 1) * each); j++) f(j);
+    });
   }
 
  private:
+  static constexpr int64_t MOST = 0xffff;
   static constexpr int SPINS = 8192, POLITE = 32;  // pauses before sleep (about half a millisecond), and before others may run
 
   static void rest(int spins) {
@@ -67,16 +60,33 @@ class Team {
     if (spins % POLITE == 0) sched_yield();
   }
 
-  // Claims chunks of this job while it has any. What `call_` and `of_` said before a claim succeeded was said of this
-  // job: they change only after all of its chunks are done.
+  template <class F>
+  void share(int64_t chunks, const F& f) {
+    call_.store([](const void* own, int64_t i) { (*(const F*)own)(i); }, std::memory_order_relaxed);
+    of_.store(&f, std::memory_order_relaxed);
+    done_.store(0, std::memory_order_relaxed);
+    const uint32_t job = job_.load(std::memory_order_relaxed) + 1;
+    next_.store((uint64_t)job << 32 | (uint64_t)chunks << 16, std::memory_order_release);
+    job_.store(job);
+    if (sleeping_.load() > 0) {
+      { std::lock_guard<std::mutex> lock(mutex_); }  // between its last look and its sleep nobody is missed
+      wake_.notify_all();
+    }
+    take(job);
+    for (int spins = 1; done_.load(std::memory_order_acquire) < chunks; spins++) rest(spins);
+  }
+
+  // Claims chunks of this job while it has any. A thread may come so late that another job runs: then all it goes by
+  // must be in the word that it claims with, or be unable to change before what it claimed is done. That is so of
+  // `call_` and `of_`: the caller stores them after it has seen all chunks of the job before done, and a claim of
+  // this job succeeded before that, so they were read before that, too.
   void take(uint32_t job) {
     const auto call = call_.load(std::memory_order_relaxed);
     const void* const of = of_.load(std::memory_order_relaxed);
-    const int64_t chunks = chunks_.load(std::memory_order_relaxed);
     uint64_t at = next_.load(std::memory_order_acquire);
-    while (at >> 32 == job && (int64_t)(at & 0xffffffff) < chunks)
-      if (next_.compare_exchange_weak(at, at + 1, std::memory_order_acq_rel)) {
-        call(of, (int64_t)(at & 0xffffffff));
+    while (at >> 32 == job && (at & MOST) < (at >> 16 & MOST))
+      if (next_.compare_exchange_weak(at, at + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
+        call(of, (int64_t)(at & MOST));
         done_.fetch_add(1, std::memory_order_release);
         at = next_.load(std::memory_order_acquire);
       }
@@ -97,11 +107,11 @@ class Team {
     }
   }
 
-  // The job that runs; its number and its next chunk in one word, so that a claim is never for another job.
+  // The job that runs; and in one word its number (32 bits), how many chunks it has and which is next (16 each), so
+  // that a claim is never for another job, nor for a chunk that this one has not.
   alignas(64) std::atomic<uint32_t> job_{0};
   std::atomic<void (*)(const void*, int64_t)> call_{nullptr};
   std::atomic<const void*> of_{nullptr};
-  std::atomic<int64_t> chunks_{0};
   alignas(64) std::atomic<uint64_t> next_{0};
   alignas(64) std::atomic<int64_t> done_{0};
   alignas(64) std::atomic<int> sleeping_{0};
