@@ -19,7 +19,7 @@ from benchmarks.settings import Settings
 from training.chart import check_plotting
 
 MEASUREMENTS = (
-    *("rows", "decode", "batch", "first_token", "overhead", "memory", "startup"),
+    *("rows", "decode", "half", "batch", "first_token", "overhead", "memory", "startup"),
     *("speculation", "trees", "streams"),
 )
 
