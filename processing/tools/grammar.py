@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from processing.tools.request import (
-    EMPTY_PARAMETERS,
     ChoiceFormat,
     Format,
     JsonFormat,
@@ -33,6 +32,18 @@ CALL_LAYOUT: dict[str, Any] = {
     "key_separator": ": ",
 }
 ANSWER_LAYOUT: dict[str, Any] = {"whitespace_pattern": "[ \\t\\n\\r]{1,32}"}
+
+NAMES_PROPERTIES = (
+    "properties",
+    "patternProperties",
+    "required",
+    "$ref",
+    "allOf",
+    "anyOf",
+    "oneOf",
+    "enum",
+    "const",
+)
 
 PIECES = re.compile(rf'({MARK}|"[^"]*"|[{{}}]|[:,] )')
 ESCAPED = {"/": "\\/", "\n": "\\n", "\r": "\\r", "\\\n": "\\n", "\\\r": "\\r"}
@@ -65,10 +76,18 @@ def call_rules(tools: Sequence[Tool], style: ToolStyle, special: TokenId, *, par
     rules = [f"calls: {terminals(style.begin, special)} rest", rest, f"call: {names}"]
     for i, tool in enumerate(tools):
         head = terminals(style.head.replace(NAME, tool.name), special)
-        arguments = tool.parameters if tool.parameters is not None else EMPTY_PARAMETERS
-        schema = json_rule({"type": "object"} | dict(arguments), CALL_LAYOUT, strict=tool.strict)
+        schema = json_rule(arguments_schema(tool.parameters or {}), CALL_LAYOUT, strict=tool.strict)
         rules.append(f"call_{i}: {head} {schema} {terminals(style.tail, special)}")
     return rules
+
+
+def arguments_schema(parameters: Schema) -> Schema:
+    """Of an object. To JSON Schema one without properties may have any, which no function means that takes
+    nothing: a model would invent arguments to its end.
+    """
+    names_some = any(parameters.get(keyword) for keyword in NAMES_PROPERTIES)
+    closed = {} if names_some else {"additionalProperties": False}
+    return {"type": "object", **closed, **parameters}
 
 
 def text_or_calls(style: ToolStyle, special: TokenId) -> list[str]:
