@@ -5,18 +5,22 @@ What they compute, answer or draw is tested where that is: ``tests/http``, ``tes
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from pydantic_settings import CliApp
 
 from benchmarks.load.published import PUBLISHED
 from server.cli import program
+from server.schemas.chat import ChatRequest
 from tests.imports import ROOT
 
 PAGES = sorted(
@@ -26,6 +30,13 @@ PAGES = sorted(
 LINK = re.compile(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 OURS = (["specvlm"], ["python", "-m", "server"])
+
+
+def blocks(language: str) -> Iterator[tuple[Path, str]]:
+    for page in PAGES:
+        for found, content in BLOCK.findall((ROOT / page).read_text()):
+            if found == language:
+                yield page, content
 
 
 def links() -> Iterator[tuple[Path, str]]:
@@ -105,6 +116,31 @@ def test_modules_that_are_run_have_their_flags(module: str) -> None:
     ).stdout
     flags = {word for words in written for word in words if word.startswith("--")}
     assert flags <= set(re.findall(r"--[a-z-]+", help_text))
+
+
+@pytest.mark.parametrize(("page", "block"), list(blocks("json")), ids=lambda value: str(value)[:40])
+def test_json_is_json_and_requests_are_valid(page: Path, block: str) -> None:
+    """Each of them that has messages is a chat's request, and unknown fields are refused there."""
+    value = json.loads(block)
+    if "messages" in value:
+        ChatRequest.model_validate(value)
+
+
+def test_there_are_requests_to_validate() -> None:
+    pages = [page.name for page, block in blocks("json") if "messages" in json.loads(block)]
+    assert {"api.md", "tools.md"} <= set(pages)
+
+
+def test_the_code_that_compresses_a_picture() -> None:
+    [code] = [block for page, block in blocks("python") if "training_free" in block]
+    names: dict[str, Any] = {"tokens": torch.randn(576, 8)}
+    exec(code, names)
+    small = names["small"]
+    assert (tuple(small.values.shape), small.sources.dtype, len(small.sources)) == (
+        (120, 8),
+        torch.int64,
+        120,
+    )
 
 
 def test_every_published_set_is_told_of() -> None:
