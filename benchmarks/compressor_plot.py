@@ -50,30 +50,53 @@ def _panel(axes: Axes, ways: dict[str, dict[str, Any]]) -> None:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """A row for each way, the numbers of pictures side by side."""
+    """A row for each way, the numbers of pictures side by side; then what gates chose, by kind."""
     tables = result["tables"]
-    titles = [f"{table['pictures']} picture{'s' * (table['pictures'] > 1)}" for table in tables]
-    lines = [
-        "| way | tokens kept | " + " | ".join(f"{title}: length | to whole (95 %)" for title in titles)
-        + " | draft KV of a picture | FLOPs: compressing, drafting | parameters |",
-        "|---|---|" + "---|---|" * len(tables) + "---|---|---|",
-    ]  # fmt: skip
+    heads = ["way"]
+    for table in tables:
+        title = f"{table['pictures']} picture{'s' * (table['pictures'] > 1)}"
+        heads += [f"{title}: tokens kept", "length", "to whole (95 %)", "draft KV", "prefill ms"]
+        heads += ["FLOPs: compressing, drafting"]
+    heads.append("parameters")
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for name, first in tables[0]["ways"].items():
-        cells = [name, f"{first['visual_tokens_kept']:.2f}"]
+        cells = [name]
         for table in tables:
-            way = table["ways"][name]
-            low, high = way["to_whole_pictures_95"]
-            cells += [
-                f"{way['acceptance_length']:.3f}",
-                f"{way['to_whole_pictures']:.3f} ({low:.3f}–{high:.3f})",
-            ]
-        lines.append("| " + " | ".join([*cells, *_costs(first)]) + " |")
-    return "\n".join(lines)
+            cells += _cells(table["ways"][name])
+        cells.append(f"{first['parameters']:,}" if "parameters" in first else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *(line for table in tables for line in _choices(table))])
 
 
-def _costs(way: dict[str, Any]) -> list[str]:
-    if "draft_kv_bytes" not in way:
-        chosen = ", ".join(f"{name} {count}" for name, count in way["branches"].items())
-        return [f"by choice: {chosen}", "", ""]
-    flops = f"{way['compressor_flops'] / 1e6:.1f} M, {way['draft_prefill_flops'] / 1e6:.0f} M"
-    return [f"{way['draft_kv_bytes'] / 1024:.1f} KiB", flops, f"{way['parameters']:,}"]
+def _cells(way: dict[str, Any]) -> list[str]:
+    """Of one way and number of pictures."""
+    cells = [f"{way['visual_tokens_kept']:.2f}", f"{way['acceptance_length']:.3f}"]
+    cells.append(_ratio(way, "to_whole_pictures"))
+    cells.append(f"{way['draft_kv_bytes'] / 1024:.1f} KiB" if "draft_kv_bytes" in way else "")
+    cells.append(f"{way['draft_prefill_ms']:.2f}")
+    flops = [
+        f"{way[name] / 1e6:.1f} M" for name in ("compressor_flops", "draft_prefill_flops") if name in way
+    ]
+    return [*cells, ", ".join(flops)]
+
+
+def _ratio(way: dict[str, Any], name: str) -> str:
+    low, high = way[f"{name}_95"]
+    return f"{way[name]:.3f} ({low:.3f}–{high:.3f})"
+
+
+def _choices(table: dict[str, Any]) -> list[str]:
+    """What each gate of a table took, and how it compares with taking always the same."""
+    lines = []
+    for name, way in table["ways"].items():
+        if "branches" not in way:
+            continue
+        told = [
+            f"{kind}: {', '.join(f'{tag} {count}' for tag, count in own['branches'].items())}"
+            for kind, own in way["by_kind"].items()
+        ]
+        for key, ratio in (("branch", "to_best_fixed"), ("in_table", "to_best_fixed_in_table")):
+            if ratio in way:
+                told.append(f"to {table['best_fixed'][key]}, the best fixed: {_ratio(way, ratio)}")
+        lines.append(f"- {name}, {table['pictures']} in a request: {'; '.join(told)}")
+    return lines

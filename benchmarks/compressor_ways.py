@@ -42,6 +42,8 @@ def ways_of(draft: OwnDraft, ratios: Sequence[float], scores: dict[bytes, Tensor
     for way in (Whole(), *_at_ratios(draft.compressor, ratios), *attended, TextOnly()):
         found[way.tag] = Way(always(way), way)
     if draft.compressor is not None:
+        own = () if draft.compressor.config.mode != "select" else draft.compressor.ways
+        found.update({way.tag: Way(always(way), way) for way in own if way.tag not in found})
         found.update(_combined(draft.compressor))
     return found
 

@@ -5,7 +5,8 @@
 Held-out prompts with one picture (some questions do not need it) and with six are written to OUT and answered
 by the target, once. Then each way to compress is walked over the same answers as chain speculation at
 temperature 0 would walk them, so that two ways differ in their rounds alone; 95 % intervals of the ratio of
-acceptance lengths are bootstrapped over dialogues, in pairs. Needs no engine but for the answers. JSON on
+acceptance lengths are bootstrapped over dialogues, in pairs. The draft's prefill is timed for each way: that
+alone needs a quiet machine. Needs no engine but for the answers. JSON on
 stdout, tables in Markdown on stderr.
 """
 
@@ -16,18 +17,19 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from benchmarks.compressor_attention import class_attention
+from benchmarks.compressor_figures import HOW_BEST, against, best_fixed, by_choice, describe, together
 from benchmarks.compressor_plot import markdown, write_svg
+from benchmarks.compressor_prefill import prefill_times
 from benchmarks.compressor_ways import Way, costs, sizes, ways_of
-from benchmarks.machine import load, machine
+from benchmarks.machine import busy_warning, load, machine
 from compressors.base import Compressor
 from demo.build import build
 from demo.draft_data import ALBUM, write
@@ -36,14 +38,17 @@ from training.acceptance import Acceptance, measure
 from training.batches import Batch
 from training.chart import check_plotting
 from training.compression import Choose, place
-from training.data import open_data
+from training.data import Data, open_data
 from training.generate import generate
 from training.rows import Placed
 from training.settings import TrainSettings
 from training.teacher import Teacher
 
 BASE = "none"
-RESAMPLES = 4000
+KINDS = {1: ("picture", "aside"), ALBUM: ("album",)}
+"""Kinds of questions, by the number of pictures in a request. An aside has nothing to do with its picture."""
+TIMED = 24
+"""Dialogues of a table whose prefill is timed."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -53,9 +58,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_plotting()
     model = chosen.model or build()
     before, started = load(), time.time()
+    counts = {"picture": chosen.one - chosen.one // 3, "aside": chosen.one // 3, "album": chosen.six}
     data = {
-        1: _answered(chosen.out / "one", model, chosen.one - chosen.one // 3, chosen.one // 3, 0),
-        ALBUM: _answered(chosen.out / "six", model, 0, 0, chosen.six),
+        number: {kind: _answered(chosen.out, model, kind, counts[kind]) for kind in kinds}
+        for number, kinds in KINDS.items()
     }
     teacher = Teacher.load(model, chosen.dtype, torch.device("cpu"))
     results = {}
@@ -65,21 +71,25 @@ def main(argv: Sequence[str] | None = None) -> None:
         results[str(folder)] = {
             "parameters": sizes(draft),
             "tables": [
-                _table(teacher, draft, settings, pictures, model, chosen)
-                for pictures, settings in data.items()
+                _table(teacher, draft, kinds, pictures, model, chosen) for pictures, kinds in data.items()
             ],
         }
+    after = load()
+    warning = busy_warning(before, after)
     document = {
         "machine": machine(),
         "argv": sys.argv[1:] if argv is None else list(argv),
         "seconds": round(time.time() - started, 1),
-        "load": {"before": before, "after": load()},
+        "load": {"before": before, "after": after},
+        "warning": warning,
         "target": model.name,
         "results": results,
     }
     print(json.dumps(document, indent=1))
     for name, result in results.items():
         print(f"{name}\n\n{markdown(result)}\n", file=sys.stderr)
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
     if chosen.plot:
         write_svg(results[str(chosen.draft[0])], chosen.plot)
 
@@ -104,15 +114,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _answered(out: Path, model: Path, pictures: int, asides: int, albums: int) -> TrainSettings:
-    """Prompts, and the target's answers to them where they are not there yet."""
-    path = out / "heldout.jsonl"
+def _answered(out: Path, model: Path, kind: str, count: int) -> TrainSettings:
+    """So many prompts of a kind, and the target's answers to them where they are not there yet."""
+    folder = out / f"{kind}-{count}"
+    path = folder / "heldout.jsonl"
     if not path.exists():
-        write(out, "heldout", pictures, 0, asides, albums)
+        pictures, asides, albums = (count if kind == one else 0 for one in ("picture", "aside", "album"))
+        write(folder, "heldout", pictures, 0, asides, albums)
     settings = TrainSettings.model_validate(
         {
             "model": str(model),
-            "out": out,
+            "out": folder,
             "data": [path],
             "generate": "only",
             "generate_max_tokens": 120,
@@ -125,18 +137,79 @@ def _answered(out: Path, model: Path, pictures: int, asides: int, albums: int) -
     return settings.model_copy(update={"data": generate(settings, model, [path])})
 
 
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """Of the dialogues of one kind, by way: what was accepted, and how often each branch was taken."""
+
+    found: dict[str, Acceptance]
+    taken: dict[str, Counter[str]]
+
+
 def _table(
     teacher: Teacher,
     draft: OwnDraft,
-    settings: TrainSettings,
+    kinds: Mapping[str, TrainSettings],
     pictures: int,
     model: Path,
     chosen: argparse.Namespace,
 ) -> dict[str, Any]:
-    data = open_data(settings, settings.data, model, "data.index")
-    batches = list(data.batches(data.first(len(data.index), settings), settings.workers))
-    scores = class_attention(model, (image for batch in batches for image in batch.images))
+    data = {kind: open_data(own, own.data, model, "data.index") for kind, own in kinds.items()}
+    batches = {kind: _batches(data[kind], own) for kind, own in kinds.items()}
+    scores = class_attention(
+        model, (image for own in batches.values() for one in own for image in one.images)
+    )
     ways = ways_of(draft, chosen.ratios, scores)
+    walks = {kind: _walk(teacher, draft, own, ways, chosen) for kind, own in batches.items()}
+    found = {name: together([walk.found[name] for walk in walks.values()]) for name in ways}
+    taken = {name: sum((walk.taken[name] for walk in walks.values()), Counter()) for name in ways}
+    some = [b for kind, own in kinds.items() for b in _one_by_one(data[kind], own, TIMED // len(kinds))]
+    times = prefill_times(teacher, draft, some, ways, bf16=chosen.dtype == "bfloat16")
+    first = next(placed for own in batches.values() for one in own if (placed := place(one, teacher.grids)))
+    whole = [first[0].picture] * pictures
+    spent = {
+        name: costs(draft, way, whole, torch.finfo(_DTYPES[chosen.dtype]).bits // 8)
+        for name, way in ways.items()
+    }
+    bests = best_fixed(draft.compressor, ways, found)
+    rows = {}
+    for name, way in ways.items():
+        rows[name] = describe(found[name], found[BASE]) | (
+            spent[name] or by_choice(draft.compressor, spent, taken[name])
+        )
+        rows[name] |= {"draft_prefill_ms": times[name]}
+        rows[name]["by_kind"] = {kind: _of_kind(walk, name, way) for kind, walk in walks.items()}
+        if way.fixed is None:
+            rows[name] |= {"branches": dict(taken[name].most_common())}
+            rows[name] |= against(found[name], {key: found[best] for key, best in bests.items()})
+        if way.note:
+            rows[name]["note"] = way.note
+    return {
+        "dialogues": len(found[BASE].gained),
+        "dialogues_by_kind": {kind: len(walk.found[BASE].gained) for kind, walk in walks.items()},
+        "dialogues_timed": len(some),
+        "pictures": pictures,
+        "best_fixed": bests | {"how": HOW_BEST},
+        "ways": rows,
+    }
+
+
+def _batches(data: Data, settings: TrainSettings) -> list[Batch]:
+    return list(data.batches(data.first(len(data.index), settings), settings.workers))
+
+
+def _one_by_one(data: Data, settings: TrainSettings, count: int) -> Iterator[Batch]:
+    """The first dialogues, each in a batch of its own."""
+    alone = settings.model_copy(update={"row_length": 2, "tokens_per_pass": 2})
+    return data.batches(data.first(count, alone), settings.workers)
+
+
+def _walk(
+    teacher: Teacher,
+    draft: OwnDraft,
+    batches: Sequence[Batch],
+    ways: Mapping[str, Way],
+    chosen: argparse.Namespace,
+) -> Walk:
     taken: dict[str, Counter[str]] = {name: Counter() for name in ways}
     found = measure(
         draft.module,
@@ -147,36 +220,14 @@ def _table(
         bf16=chosen.dtype == "bfloat16",
         choices={name: _counting(way.choose, taken[name]) for name, way in ways.items()},
     )
-    first = next(placed for batch in batches if (placed := place(batch, teacher.grids)))[0].picture
-    rows = {
-        name: _row(found[name], found[BASE], taken[name], way)
-        | costs(draft, way, [first] * pictures, torch.finfo(_DTYPES[chosen.dtype]).bits // 8)
-        for name, way in ways.items()
-    }
-    return {"dialogues": len(found[BASE].gained), "pictures": pictures, "ways": rows}
+    return Walk(found, taken)
 
 
-def _row(found: Acceptance, base: Acceptance, taken: Counter[str], way: Way) -> dict[str, Any]:
-    low, high = interval(found.histograms.sum(1), base.histograms.sum(1))
-    row: dict[str, Any] = {
-        "acceptance_length": round(found.length, 4),
-        "to_whole_pictures": round(found.length / base.length, 4),
-        "to_whole_pictures_95": [round(low, 4), round(high, 4)],
-        "visual_tokens_kept": round(found.num_kept / max(1, found.num_visual), 4),
-        "accepted_per_depth": found.describe()["accepted_per_depth"],
-    }
-    if way.fixed is None:
-        row["branches"] = dict(taken.most_common())
-    return row | ({"note": way.note} if way.note else {})
-
-
-def interval(rounds: npt.NDArray[np.int64], base: npt.NDArray[np.int64]) -> tuple[float, float]:
-    """95 % of the ratio of two acceptance lengths over the same answers, from their rounds in each dialogue,
-    int64 ``[D]``. Both gain the same tokens, so it is the ratio of rounds turned round.
-    """
-    drawn = np.random.default_rng(0).integers(0, len(rounds), (RESAMPLES, len(rounds)))
-    low, high = np.quantile(base[drawn].sum(1) / np.maximum(1, rounds[drawn].sum(1)), (0.025, 0.975))
-    return float(low), float(high)
+def _of_kind(walk: Walk, name: str, way: Way) -> dict[str, Any]:
+    """What a way is worth for one kind of question."""
+    told = describe(walk.found[name], walk.found[BASE])
+    del told["accepted_per_depth"]
+    return told | ({} if way.fixed is not None else {"branches": dict(walk.taken[name].most_common())})
 
 
 def _counting(choose: Choose, taken: Counter[str]) -> Choose:
