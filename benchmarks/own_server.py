@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,12 @@ from typing import IO
 import httpx
 
 STOP_SECONDS = 20.0
+TELL_SECONDS = 5.0
+TAIL_BYTES = 4000
 _ROOT = Path(__file__).resolve().parent.parent
+
+
+Tell = Callable[[float, str], object]
 
 
 class ServerError(Exception):
@@ -34,8 +39,11 @@ class OwnServer:
 
 
 @contextmanager
-def own_server(flags: Sequence[str], *, limit_seconds: float = 180.0) -> Iterator[OwnServer]:
+def own_server(
+    flags: Sequence[str], *, limit_seconds: float = 180.0, tell: Tell = lambda *_: None
+) -> Iterator[OwnServer]:
     """``flags`` are those of ``specvlm serve``. The caller's ``SPECVLM_*`` variables do not reach it.
+    ``tell`` is called while it starts, with the seconds gone and the last line that it wrote.
 
     Raises ``ServerError`` if it is not ready after ``limit_seconds``.
     """
@@ -58,14 +66,21 @@ def own_server(flags: Sequence[str], *, limit_seconds: float = 180.0) -> Iterato
         )
         url = f"http://127.0.0.1:{port}"
         try:
-            _wait(f"{url}/ready", process, output, start + limit_seconds)
+            _wait(f"{url}/ready", process, output, start, limit_seconds, tell)
             yield OwnServer(url, time.perf_counter() - start)
         finally:
             _stop(process)
 
 
-def _wait(url: str, process: subprocess.Popen[bytes], output: IO[bytes], deadline: float) -> None:
-    while time.perf_counter() < deadline and process.poll() is None:
+def _wait(
+    url: str, process: subprocess.Popen[bytes], output: IO[bytes], start: float, limit: float, tell: Tell
+) -> None:
+    told = 0.0
+    while (gone := time.perf_counter() - start) < limit and process.poll() is None:
+        if gone - told >= TELL_SECONDS:
+            told = gone
+            # A bar of a download is one line, written over and over.
+            tell(gone, next((line for line in reversed(_tail(output).splitlines()) if line.strip()), ""))
         try:
             if httpx.get(url, timeout=1.0).status_code == 200:
                 return
@@ -73,9 +88,15 @@ def _wait(url: str, process: subprocess.Popen[bytes], output: IO[bytes], deadlin
             pass
         time.sleep(0.02)
     ended = process.poll()
-    fate = "was not ready in time" if ended is None else f"ended with code {ended}"
-    output.seek(0)
-    raise ServerError(f"specvlm serve {fate}:\n{output.read().decode(errors='replace')[-4000:]}")
+    fate = f"was not ready after {limit:.0f} s" if ended is None else f"ended with code {ended}"
+    raise ServerError(f"specvlm serve {fate}:\n{_tail(output)}")
+
+
+def _tail(output: IO[bytes]) -> str:
+    """The end of what the process wrote. It shares the file's position, so that this must not move it."""
+    size = os.fstat(output.fileno()).st_size
+    read = os.pread(output.fileno(), TAIL_BYTES, max(0, size - TAIL_BYTES))
+    return read.decode(errors="replace")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 from benchmarks.load.settings import BenchSettings
 
@@ -11,29 +12,54 @@ from benchmarks.load.settings import BenchSettings
 class Bench(BenchSettings):
     """Put load on a server that speaks the OpenAI API: JSON on stdout, a table on stderr.
 
-    The exit code is 1 if a request failed. For example: specvlm bench --compare speculation plain
+    The exit code is 1 if a request failed or the run was cut short. For example: specvlm bench --compare
+    speculation plain
     """
 
     def cli_cmd(self) -> None:
         from benchmarks.load.errors import BenchError
-        from benchmarks.load.plot import write_svg
-        from benchmarks.load.run import bench
-        from benchmarks.load.table import render
         from benchmarks.own_server import ServerError
-        from training.chart import check_plotting
         from training.errors import TrainingError
 
         try:
-            if self.plot is not None:
-                check_plotting()
-            document = bench(self)
+            document = self._run()
         except (BenchError, ServerError, TrainingError) as error:
             sys.exit(f"specvlm: {error}")
         except KeyboardInterrupt:
             sys.exit("specvlm: interrupted")
-        print(render(document), file=sys.stderr, flush=True)
-        print(json.dumps(document))
-        if self.plot is not None:
-            write_svg(document, self.plot)
         failed = sum(side["failed"] for point in document["points"] for side in point["sides"].values())
         sys.exit(1 if failed else 0)
+
+    def _run(self) -> dict[str, Any]:
+        """Whatever ends the run, what it has found is shown."""
+        from benchmarks.load.files import check_writable, write_document
+        from benchmarks.load.run import bench
+        from training.chart import check_plotting
+
+        if self.plot is not None:
+            check_plotting()
+            check_writable("--plot", self.plot)
+        if self.out is not None:
+            check_writable("--out", self.out)
+        found: list[dict[str, Any]] = []
+
+        def keep(document: dict[str, Any]) -> None:
+            found[:] = [document]
+            if self.out is not None:
+                write_document(document, self.out)
+
+        try:
+            keep(bench(self, keep))
+        finally:
+            for document in found:
+                self._show(document)
+        return found[0]
+
+    def _show(self, document: dict[str, Any]) -> None:
+        from benchmarks.load.plot import write_plot
+        from benchmarks.load.table import render
+
+        print(render(document), file=sys.stderr, flush=True)
+        print(json.dumps(document), flush=True)
+        if self.plot is not None:
+            write_plot(document, self.plot)

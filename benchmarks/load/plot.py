@@ -1,4 +1,4 @@
-"""Throughput and latencies against concurrency, a line a side."""
+"""Everything that was measured against concurrency, a line a side."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.load.errors import BenchError
 from training.chart import new_figure, save
 
 if TYPE_CHECKING:
@@ -14,41 +15,88 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#2a7d4f", "#b5482f")
+DPI = 150
 
 Value = Callable[[dict[str, Any]], float | None]
+Panel = tuple[str, tuple[Value, ...]]
 
 
-def _latency(name: str, percentile: str) -> Value:
-    return lambda side: 1e3 * side[name][percentile] if side[name] else None
+def _latencies(name: str) -> tuple[Value, Value]:
+    def percentile(which: str) -> Value:
+        return lambda side: 1e3 * side[name][which] if side[name] else None
+
+    return percentile("p50"), percentile("p99")
 
 
-PANELS: tuple[tuple[str, tuple[Value, ...]], ...] = (
+def _length(side: dict[str, Any]) -> float | None:
+    return (side["speculation"] or {}).get("mean_acceptance_length")
+
+
+PANELS: tuple[Panel, ...] = (
     ("output tokens a second", (lambda side: side["tokens_per_second"],)),
-    ("time to first token, ms", (_latency("ttft", "p50"), _latency("ttft", "p99"))),
-    ("time per output token, ms", (_latency("tpot", "p50"), _latency("tpot", "p99"))),
+    ("time to first token, ms", _latencies("ttft")),
+    ("between chunks (ITL), ms", _latencies("itl")),
+    ("time per output token, ms", _latencies("tpot")),
+    ("whole answer, ms", _latencies("e2e")),
 )
 
 
-def write_svg(document: dict[str, Any], path: Path) -> None:
-    save(draw(document), path)
+def panels(document: dict[str, Any]) -> list[Panel]:
+    """Goodput is there if a limit was stated, tokens a round if a server told of them."""
+    found = list(PANELS)
+    if limits := document["settings"]["goodput"]:
+        stated = ", ".join(limit.replace(":", " ≤ ") for limit in limits)
+        found.append(
+            (f"answers a second with\n{stated} ms", (lambda side: side["goodput"]["requests_per_second"],))
+        )
+    sides = (side for point in document["points"] for side in point["sides"].values())
+    if any(_length(side) is not None for side in sides):
+        found.append(("tokens a round", (_length,)))
+    return found
+
+
+def write_plot(document: dict[str, Any], path: Path) -> None:
+    """SVG or PNG, as ``path`` ends. Raises ``BenchError``."""
+    try:
+        if path.suffix.lower() == ".png":
+            draw(document).savefig(path, format="png", dpi=DPI)
+        else:
+            save(draw(document), path)
+    except OSError as error:
+        raise BenchError(f"{str(path)!r} cannot be written: {error.strerror}") from error
 
 
 def draw(document: dict[str, Any]) -> Figure:
-    """A row of panels for each data set and temperature; a 99th percentile is dashed beside its median."""
-    rows: dict[str, list[dict[str, Any]]] = {}
+    """A group of panels for each data set and temperature: in two lines if it is the only one, else in one,
+    so that the same figures stand below each other. A 99th percentile is dashed beside its median.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
     for point in document["points"]:
-        rows.setdefault(f"{point['data']}, temperature {point['temperature']:g}", []).append(point)
-    figure = new_figure(4 * len(PANELS), 0.6 + 3 * len(rows))
-    figure.suptitle(f"client on {document['machine']['cpu']}; dashed: 99th percentile")
-    labels = list(document["points"][0]["sides"])
-    grid = figure.subplots(len(rows), len(PANELS), squeeze=False)
-    for (title, points), line in zip(rows.items(), grid, strict=True):
-        for (name, values), axes in zip(PANELS, line, strict=True):
+        groups.setdefault(f"{point['data']}, temperature {point['temperature']:g}", []).append(point)
+    shown, labels = panels(document), list(document["points"][0]["sides"])
+    columns = len(shown) if len(groups) > 1 else math.ceil(len(shown) / 2)
+    lines = math.ceil(len(shown) / columns)
+    figure = new_figure(3.4 * columns, 0.9 + len(groups) * (0.3 + 2.6 * lines))
+    figure.suptitle(_title(document))
+    parts = figure.subfigures(len(groups), 1, squeeze=False)[:, 0]
+    for (title, points), part in zip(groups.items(), parts, strict=True):
+        part.suptitle(title, x=0.01, ha="left", fontsize="medium")
+        for number, (name, values) in enumerate(shown, 1):
+            axes = part.add_subplot(lines, columns, number)
             _panel(axes, sorted(points, key=lambda p: p["concurrency"]), labels, values)
             axes.set(ylabel=name, xlabel="requests at a time", xlim=(0, None), ylim=(0, None))
-        line[0].set_title(title, loc="left")
-    grid[0, 0].legend()
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    if len(labels) > 1:
+        figure.legend(handles, names, loc="outside lower center", ncols=len(labels), frameon=False)
     return figure
+
+
+def _title(document: dict[str, Any]) -> str:
+    models = list(dict.fromkeys(side["model"] for side in document["sides"]))
+    if len(models) > 1:
+        models = [f"{side['label']}: {side['model']}" for side in document["sides"]]
+    cut = "; the run was cut short" if document["incomplete"] else ""
+    return f"{', '.join(models)}\nclient on {document['machine']['cpu']}; dashed: 99th percentile{cut}"
 
 
 def _panel(

@@ -1,4 +1,4 @@
-"""Everything that was asked for, measured in turn: one JSON document."""
+"""Everything that was asked for, measured in turn."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from tqdm import tqdm
 from benchmarks.load.client import closed_loop, open_session
 from benchmarks.load.counters import counters, grown
 from benchmarks.load.data import DataSet, read
+from benchmarks.load.document import Document
 from benchmarks.load.errors import BenchError
 from benchmarks.load.metrics import Window
-from benchmarks.load.report import averages, comparison, side_document, warnings_of
+from benchmarks.load.report import comparison, side_document
 from benchmarks.load.settings import BenchSettings
 from benchmarks.load.stream import parse
 from benchmarks.load.targets import Side, Target, meet, sides
-from benchmarks.machine import busy_warning, load, machine
 from benchmarks.own_server import own_server
 from benchmarks.timing import interleaved
 
-FORMAT = 1
-"""Raised when a field of the document changes its meaning or goes."""
-LOAD_SECONDS = 3600.0
-"""For a server of our own to be ready: a large model may have to be downloaded."""
+LOAD_SECONDS = 1800.0
+"""For a server of our own to be ready, as long as docker-compose.yml allows: it may download its model."""
+
+Keep = Callable[[dict[str, Any]], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,47 +43,25 @@ class Point:
     concurrency: int
 
 
-def bench(settings: BenchSettings) -> dict[str, Any]:
-    """Raises ``BenchError``, ``ServerError`` or, for data files, ``TrainingError``."""
+def bench(settings: BenchSettings, keep: Keep = lambda _: None) -> dict[str, Any]:
+    """The document. ``keep`` is given what there is of it after every point: a run may not come to its end.
+
+    Raises ``BenchError``, ``ServerError`` or, for data files, ``TrainingError``.
+    """
     found = sides(settings)
     data = read(settings)
-    before, started = load(), time.time()
+    document = Document(settings)
     key = settings.api_key.get_secret_value() if settings.api_key else os.environ.get("OPENAI_API_KEY")
     with _served(settings, found) as reachable, asyncio.Runner() as runner:
         http = runner.run(open_session(key, settings.timeout))
         try:
-            targets = [runner.run(_meet(http, side, own, settings)) for side, own in reachable]
-            points = _measure(runner, http, targets, data, settings)
+            document.targets += [runner.run(_meet(http, side, own, settings)) for side, own in reachable]
+            for point in _measure(runner, http, document.targets, data, settings):
+                document.points.append(point)
+                keep(document.so_far())
         finally:
             runner.run(http.close())
-    after = load()
-    return {
-        "format": FORMAT,
-        "argv": without_key(sys.argv[1:]),
-        "started_unix": round(started),
-        "seconds": round(time.time() - started, 1),
-        "machine": machine(),
-        "load": {"before": before, "after": after},
-        "warnings": warnings_of(targets, busy_warning(before, after)),
-        "settings": settings.model_dump(mode="json", exclude={"api_key"}),
-        "sides": [
-            {"label": t.label, "url": t.url, "model": t.model, "fields": t.fields, "server": t.server}
-            for t in targets
-        ],
-        "points": points,
-        "averages": averages(points),
-    }
-
-
-def without_key(argv: Sequence[str]) -> list[str]:
-    """The command line as it may be shown to others."""
-    shown: list[str] = []
-    for word in argv:
-        if shown and shown[-1] == "--api-key":
-            shown.append("…")
-        else:
-            shown.append("--api-key=…" if word.startswith("--api-key=") else word)
-    return shown
+    return document.finished()
 
 
 @contextmanager
@@ -94,9 +72,14 @@ def _served(settings: BenchSettings, found: Sequence[Side]) -> Iterator[list[tup
         return
     flags = ["--model", settings.model] if settings.model is not None else []
     print("starting a server …", file=sys.stderr, flush=True)
-    with own_server([*flags, *shlex.split(settings.serve)], limit_seconds=LOAD_SECONDS) as server:
+    flags += shlex.split(settings.serve)
+    with own_server(flags, limit_seconds=LOAD_SECONDS, tell=_tell) as server:
         own = f"{server.url}/v1"
         yield [(replace(side, url=side.url or own), side.url is None) for side in found]
+
+
+def _tell(seconds: float, line: str) -> None:
+    print(f"the server starts, {seconds:.0f} s: {line[:160]}", file=sys.stderr, flush=True)
 
 
 async def _meet(http: aiohttp.ClientSession, side: Side, own: bool, settings: BenchSettings) -> Target:
@@ -110,19 +93,18 @@ def _measure(
     targets: Sequence[Target],
     data: Sequence[DataSet],
     settings: BenchSettings,
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
+    """Each point when it is measured."""
     todo = [Point(*point) for point in product(data, settings.temperature, settings.concurrency)]
     requests = sum(len(point.data.questions) for point in todo) * len(targets) * settings.repeats
     with tqdm(total=requests, unit="request", disable=None) as bar:
-        results = []
         for point in todo:
             bar.set_description(f"{point.data.name}, {point.concurrency} at a time")
 
             def window(target: Target, index: int, point: Point = point) -> Window:
                 return runner.run(_window(http, target, point, index, settings, bar))
 
-            results.append(_point(point, targets, window, settings))
-    return results
+            yield _point(point, targets, window, settings)
 
 
 async def _window(

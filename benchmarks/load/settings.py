@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, SecretStr, model_validator
 from pydantic_settings import CliVariadicArg, SettingsConfigDict
 
 LATENCIES = ("ttft", "tpot", "e2e")
+PICTURES = (".svg", ".png")
 
 
 class BenchSettings(BaseModel):
@@ -62,7 +63,12 @@ class BenchSettings(BaseModel):
         [], description="limits that a good request keeps, in milliseconds: ttft:500 tpot:50 e2e:10000"
     )
     timeout: float = Field(600.0, gt=0, description="seconds that one request may take")
-    plot: Path | None = Field(None, description="also draw the figures, into this .svg file")
+    out: Path | None = Field(
+        None,
+        description="also write the JSON into this file, anew after every point: a run that is cut short "
+        "leaves what it had",
+    )
+    plot: Path | None = Field(None, description="also draw the figures, into this .svg or .png file")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -74,6 +80,8 @@ class BenchSettings(BaseModel):
             raise ValueError(
                 f"--num-prompts {self.num_prompts} cannot keep --concurrency {max(self.concurrency)} busy"
             )
+        if self.plot is not None and self.plot.suffix.lower() not in PICTURES:
+            raise ValueError(f"--plot {str(self.plot)!r} must end in {' or '.join(PICTURES)}")
         self.limits()
         return self
 

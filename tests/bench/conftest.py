@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.load import run
+from benchmarks.load import document
 from tests.bench.peer import Peer, running_peer
 from tests.server.conftest import Live, quiet_logs, start_live, stop_live
 
@@ -16,7 +16,7 @@ from tests.server.conftest import Live, quiet_logs, start_live, stop_live
 @pytest.fixture(autouse=True)
 def _no_look_at_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """A second before and after each run, and a key from outside, are nothing that a test needs."""
-    monkeypatch.setattr(run, "load", lambda: {"cpu_share": 0.0})
+    monkeypatch.setattr(document, "load", lambda: {"cpu_share": 0.0})
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +32,10 @@ class Peer(ThreadingHTTPServer):
     num_answers = 0
     fails_at: int | None = None
     """The number of the answer that fails, from 0: greetings count."""
+    fails_from: int | None = None
+    """The number of the answer from which on all fail."""
+    interrupts_at: int | None = None
+    """The number of the question upon which somebody presses Ctrl-C: no answer comes."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -65,7 +71,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(400, {"error": {"message": "Unrecognized request argument supplied: cache_salt"}})
             return
         self.server.bodies.append(body)
-        if len(self.server.bodies) - 1 == self.server.fails_at:
+        number = len(self.server.bodies) - 1
+        if number == self.server.interrupts_at:
+            os.kill(os.getpid(), signal.SIGINT)
+            return
+        fails_from = self.server.fails_from
+        if number == self.server.fails_at or (fails_from is not None and number >= fails_from):
             self._json(500, {"error": {"message": "Out of memory"}})
             return
         chunks: list[Any] = [{"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}]

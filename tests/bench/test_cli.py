@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
+from benchmarks import own_server
 from server import cli
 from tests.bench.peer import Peer
 from tests.conftest import BuildCheckpoint
@@ -44,6 +48,77 @@ def test_failures_are_in_the_exit_code(
     assert point["sides"]["server"]["errors"] == {"500: Out of memory": 1}
 
 
+def two_points(peer: Peer, questions: str) -> list[str]:
+    """A greeting, then four questions one at a time, then four two at a time."""
+    peer.takes_salt = True
+    flags = ["--data", questions, "--num-prompts", "4", "--concurrency", "1", "2", "--repeats", "1"]
+    return ["--url", peer.url, *flags]
+
+
+def assert_first_point(document: dict[str, Any]) -> None:
+    assert document["incomplete"] is True
+    [point] = document["points"]
+    assert (point["concurrency"], point["sides"]["server"]["failed"]) == (1, 0)
+
+
+def test_a_run_that_fails_keeps_what_was_measured(
+    peer: Peer, questions: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peer.fails_from = 5
+    out, plot = tmp_path / "run.json", tmp_path / "run.svg"
+    code = run(*two_points(peer, questions), "--out", str(out), "--plot", str(plot))
+    assert "answered none of 4 requests: 500: Out of memory" in str(code)
+    printed = capsys.readouterr()
+    assert_first_point(json.loads(out.read_text()))
+    assert json.loads(printed.out) == json.loads(out.read_text())
+    assert "tok/s" in printed.err, "the table"
+    assert "cut short" in plot.read_text()
+
+
+def test_a_run_that_is_interrupted_keeps_what_was_measured(
+    peer: Peer, questions: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peer.interrupts_at = 6
+    out = tmp_path / "run.json"
+    assert run(*two_points(peer, questions), "--out", str(out)) == "specvlm: interrupted"
+    assert_first_point(json.loads(out.read_text()))
+    assert_first_point(json.loads(capsys.readouterr().out))
+
+
+def test_a_file_holds_the_whole_document_in_the_end(
+    peer: Peer, questions: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run.json"
+    out.write_text("of another run")
+    assert run(*two_points(peer, questions), "--out", str(out)) == 0
+    document = json.loads(out.read_text())
+    assert (document["incomplete"], len(document["points"])) == (False, 2)
+    assert document == json.loads(capsys.readouterr().out)
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "questions.jsonl"}
+
+
+def test_a_plot_is_what_its_name_says(peer: Peer, questions: str, tmp_path: Path) -> None:
+    plot = tmp_path / "run.png"
+    assert run(*two_points(peer, questions), "--plot", str(plot)) == 0
+    with Image.open(plot) as image:
+        assert image.format == "PNG"
+
+
+@pytest.mark.parametrize("flag", ["--out", "--plot"])
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_asked(
+    flag: str, peer: Peer, questions: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "folder.svg"
+    folder.mkdir()
+    for name, complaint in (("gone/run.svg", "there is no folder"), (folder.name, "is there and is no file")):
+        code = run(*two_points(peer, questions), flag, str(tmp_path / name))
+        assert f"specvlm: {flag} " in str(code)
+        assert complaint in str(code)
+    code = run(*two_points(peer, questions), "--plot", str(tmp_path / "run.jpg"))
+    assert "must end in .svg or .png" in f"{code}{capsys.readouterr().err}"
+    assert peer.bodies == []
+
+
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
@@ -72,12 +147,17 @@ def test_what_is_wrong_is_one_line(
     assert out == ""
 
 
-def test_without_a_url_a_server_is_started(tiny: BuildCheckpoint, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_url_a_server_is_started(
+    tiny: BuildCheckpoint, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_server, "TELL_SECONDS", 0.2)
     flags = ["--model", str(tiny("llava")), "--serve", "--device cpu --dtype float32"]
     flags += ["--compare", "speculation", "plain", "--data", "demo:describe", "--max-tokens", "12"]
     assert run(*flags, "--num-prompts", "2", "--concurrency", "2", "--repeats", "1") == 0
-    [point] = json.loads(capsys.readouterr().out)["points"]
+    out, err = capsys.readouterr()
+    [point] = json.loads(out)["points"]
     assert point["comparison"]["same_answers"] == 2
+    assert re.search(r"the server starts, \d+ s: .*\w", err), "what it does meanwhile"
     assert point["sides"]["speculation"]["prompt_tokens"] > 20, "a picture was sent"
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.load.document import without_key
 from benchmarks.load.errors import BenchError
 from benchmarks.load.plot import draw
-from benchmarks.load.run import bench, without_key
+from benchmarks.load.run import bench
 from benchmarks.load.settings import BenchSettings
 from benchmarks.load.table import render
 from benchmarks.load.targets import sides
@@ -53,6 +54,7 @@ SIDE = {
 }
 DOCUMENT = {
     "format": int,
+    "incomplete": bool,
     "argv": list,
     "started_unix": int,
     "seconds": float,
@@ -238,10 +240,14 @@ def test_ours_beside_a_peer(live: Live, peer: Peer, questions: str, tmp_path: Pa
     ]
     assert average["speed_up"] == pytest.approx(sum(medians) / 2)
     assert average["mean_acceptance_length"] == {"ours": None, "theirs": 1.5}
-    panels = draw(document).axes
-    assert [len(panel.lines) for panel in panels] == 2 * [2, 4, 4], (
-        "rows by data and temperature, lines by side"
+    figure = draw(document)
+    panels = figure.axes
+    assert [len(panel.lines) for panel in panels] == 2 * [2, 4, 4, 4, 4, 2], (
+        "rows by data and temperature, lines by side; no goodput, as no limit was stated"
     )
+    assert "ours: fake-vlm, theirs: peer-vlm" in figure.get_suptitle()
+    assert panels[5].get_ylabel() == "tokens a round"
+    assert list(panels[5].lines[1].get_ydata()) == [1.5] * 4, "both sets, at one and two at a time"
     theirs = [p["sides"]["theirs"]["tokens_per_second"] for p in document["points"] if p["temperature"] == 0]
     assert sorted(panels[0].lines[1].get_ydata()) == sorted(theirs)
 

@@ -1,0 +1,65 @@
+"""The document of a run, while it grows and when it is done."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.load.report import averages, warnings_of
+from benchmarks.load.settings import BenchSettings
+from benchmarks.load.targets import Target
+from benchmarks.machine import busy_warning, load, machine
+
+FORMAT = 1
+"""Raised when a field of the document changes its meaning or goes."""
+
+
+class Document:
+    """Begun before the first request. ``targets`` and ``points`` are added to as they are known."""
+
+    def __init__(self, settings: BenchSettings) -> None:
+        self.targets: list[Target] = []
+        self.points: list[dict[str, Any]] = []
+        self._settings = settings
+        self._machine = machine()
+        self._before, self._started = load(), time.time()
+
+    def so_far(self) -> dict[str, Any]:
+        """What there is if the run ends here. Does not look at the machine, which would take a second."""
+        return self._json(None)
+
+    def finished(self) -> dict[str, Any]:
+        return self._json(load())
+
+    def _json(self, after: dict[str, Any] | None) -> dict[str, Any]:
+        busy = busy_warning(self._before, after or self._before)
+        return {
+            "format": FORMAT,
+            "incomplete": after is None,
+            "argv": without_key(sys.argv[1:]),
+            "started_unix": round(self._started),
+            "seconds": round(time.time() - self._started, 1),
+            "machine": self._machine,
+            "load": {"before": self._before, "after": after},
+            "warnings": warnings_of(self.targets, busy),
+            "settings": self._settings.model_dump(mode="json", exclude={"api_key"}),
+            "sides": [
+                {"label": t.label, "url": t.url, "model": t.model, "fields": t.fields, "server": t.server}
+                for t in self.targets
+            ],
+            "points": list(self.points),
+            "averages": averages(self.points),
+        }
+
+
+def without_key(argv: Sequence[str]) -> list[str]:
+    """The command line as it may be shown to others."""
+    shown: list[str] = []
+    for word in argv:
+        if shown and shown[-1] == "--api-key":
+            shown.append("…")
+        else:
+            shown.append("--api-key=…" if word.startswith("--api-key=") else word)
+    return shown
