@@ -195,8 +195,10 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 def validation_error(error: RequestValidationError) -> ApiError:
-    """The deepest complaint: a union reports the branches that were not meant as well."""
-    detail: ErrorDetails = max(error.errors(), key=lambda one: len(one["loc"]))
+    """The deepest complaint, and of those one that is not about the value's type: a union reports the
+    branches that were not meant as well.
+    """
+    detail: ErrorDetails = max(error.errors(), key=lambda one: (len(one["loc"]), not is_of_type(one)))
     param = parameter_name(detail["loc"][1:], error.body, missing=detail["type"] == "missing")
     match detail["type"]:
         case _ if isinstance(error.body, bytes):
@@ -217,6 +219,12 @@ def validation_error(error: RequestValidationError) -> ApiError:
             return bad_request(detail["msg"], param=detail["ctx"]["name"], code=detail["type"])
         case _:
             return bad_request(f"Invalid value for '{param}': {detail['msg']}", param=param)
+
+
+def is_of_type(detail: ErrorDetails) -> bool:
+    """Whether another type of value was expected."""
+    kind = detail["type"]
+    return kind.endswith("_type") or (kind == "literal_error" and not isinstance(detail["input"], str))
 
 
 def parameter_name(loc: tuple[int | str, ...], body: Any, *, missing: bool = False) -> str:

@@ -97,6 +97,21 @@ def test_bad_values_are_refused_by_name(
     assert refused(http, **fields)["param"] == param
 
 
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"stop": ["x"] * 20}, "at most 16 items"),
+        ({"stop": "x" * 2000}, "at most 1024 characters"),
+        ({"tool_choice": "sometimes"}, "'none', 'auto' or 'required'"),
+        ({"tool_choice": {"type": "x"}}, "only 'function', 'allowed_tools' are known here"),
+        ({"chat_template_kwargs": {"mode": "x" * 2000}}, "at most 1024 characters"),
+    ],
+)
+def test_complaints_are_about_what_was_sent(http: httpx.Client, fields: dict[str, Any], reason: str) -> None:
+    """Of the kinds that a field takes, not about those that were not meant."""
+    assert reason in refused(http, **fields)["message"]
+
+
 def test_missing_messages(http: httpx.Client) -> None:
     assert (
         check_shape(http.post(CHAT, json={"model": MODEL}), 400, "missing_parameter")["param"] == "messages"
