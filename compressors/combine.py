@@ -79,7 +79,7 @@ class Weighted(Compressor):
 
     def forward(self, inputs: Tensor, pictures: Sequence[Picture]) -> list[Compressed]:
         found = [part(inputs, pictures) for part in self._parts]
-        weights = self._weights.to(inputs.dtype)
+        weights = self._weights.to(inputs)  # a decided gate leaves them on the host
         return [
             Compressed((torch.stack([one.values for one in own], -1) * weights).sum(-1), own[-1].sources)
             for own in zip(*found, strict=True)

@@ -232,3 +232,14 @@ def test_imbalance() -> None:
     even = torch.tensor([[9.0, -9.0], [-9.0, 9.0]])
     assert float(imbalance(even)) == pytest.approx(0.0, abs=1e-5)
     assert float(imbalance(even[:1])) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_gate_that_weighs_works_where_its_pictures_are() -> None:
+    """Decisions are made on the host; on an accelerator the pictures are not."""
+    made = elastic("weight", BranchConfig("pool", 4), BranchConfig("conv", 4))
+    ways = made.decide(noise(3, 6), noise(3, 6, seed=1))
+    there = torch.empty(sum(COUNTS), SIZE, device="meta")
+    made.to("meta")
+    for one, picture in zip(compress(there, PICTURES, ways), PICTURES, strict=True):
+        assert one.values.device.type == "meta"
+        assert one.values.shape == (ways[0].num_kept(picture), SIZE)
