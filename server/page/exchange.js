@@ -47,9 +47,9 @@ export class ExchangeView {
     const { state, error, text } = this.#answer;
     if (error) this.#showError(error);
     else if (state === "stopped") this.#foot.append(el("span", { class: "note" }, "Stopped."));
-    else if (!text) this.#foot.append(el("span", { class: "note" }, "The model said nothing."));
+    else if (!text) this.#foot.append(el("span", { class: "note" }, "The model gave an empty answer."));
     else if (this.#answer.finishReason === "length") {
-      this.#foot.append(el("span", { class: "note" }, "Cut at the limit of tokens."));
+      this.#foot.append(el("span", { class: "note" }, "Cut at the token limit."));
     }
     if (text) this.#foot.append(this.#copyButton(), this.#lookButton());
     if (!text) this.#foot.append(...this.#retryButtons());
@@ -68,8 +68,8 @@ export class ExchangeView {
   #lookButton() {
     const { numTokens, usage, rounds, acceptanceLength, tokensPerSecond } = this.#answer;
     const parts = [`${number(usage?.completion_tokens ?? numTokens)} tokens`];
-    if (rounds.length) parts.push(`${number(acceptanceLength, 1)} a round`);
-    if (tokensPerSecond) parts.push(`${number(tokensPerSecond)} a second`);
+    if (rounds.length) parts.push(`${number(acceptanceLength, 1)} per round`);
+    if (tokensPerSecond) parts.push(`${number(tokensPerSecond)} per second`);
     const attributes = { type: "button", title: "Look inside", click: () => this.#actions.onLook(null) };
     return el("button", attributes, parts.join(" · "));
   }

@@ -75,12 +75,12 @@ export class Inside {
     byId("inside-body", HTMLElement).hidden = answer === null;
     if (answer === null) return;
     showFigures(byId("inside-figures", HTMLElement), [
-      ["tokens a round", number(answer.acceptanceLength, 2), "Acceptance length: accepted drafts and the bonus token"],
-      ["tokens a second", number(answer.tokensPerSecond, 1), "After the first token, as seen from here"],
+      ["tokens per round", number(answer.acceptanceLength, 2), "Acceptance length: accepted drafts and the bonus token"],
+      ["tokens per second", number(answer.tokensPerSecond, 1), "After the first token, as this browser saw it"],
       ["drafts accepted", percent(answer.numAccepted / answer.numDrafts), `${answer.numAccepted} of ${answer.numDrafts}`],
-      ["first token", seconds(answer.firstTokenSeconds), "From sending to the first token"],
-      ["tokens", number(answer.usage?.completion_tokens ?? answer.numTokens), "Of the answer"],
-      ["from the cache", number(answer.usage?.prompt_tokens_details.cached_tokens), "Tokens of the prompt"],
+      ["time to first token", seconds(answer.firstTokenSeconds), "From sending to the first token"],
+      ["answer tokens", number(answer.usage?.completion_tokens ?? answer.numTokens)],
+      ["cached prompt tokens", number(answer.usage?.prompt_tokens_details.cached_tokens), "Not computed again"],
     ]);
     const hasRounds = answer.rounds.length > 0;
     byId("rounds", HTMLElement).hidden = !hasRounds;

@@ -80,30 +80,30 @@ export class Status {
     const speed = samples.get("tokens_per_second");
     this.#speeds = [...this.#speeds, speed].slice(-KEPT);
     showFigures(byId("status-now", HTMLElement), [
-      ["running", number(samples.get("num_requests_running")), "Answers being generated"],
-      ["waiting", number(samples.get("num_requests_waiting")), "Answers waiting for room"],
-      ["tokens a second", number(speed, 1), "Over the last 10 seconds"],
-      ["tokens a round", number(samples.get("mean_acceptance_length"), 2), "Acceptance length over the last 10 seconds"],
+      ["running requests", number(samples.get("num_requests_running")), "Answers being generated"],
+      ["waiting requests", number(samples.get("num_requests_waiting")), "Waiting for a place in the batch, or for KV memory"],
+      ["tokens per second", number(speed, 1), "Over the last 10 seconds"],
+      ["tokens per round", number(samples.get("mean_acceptance_length"), 2), "Acceptance length, over the last 10 seconds"],
       ["drafts accepted", percent(samples.get("acceptance_rate")), "Over the last 10 seconds"],
-      ["time spent drafting", percent(samples.share("draft_seconds_total", "engine_step_seconds_total")), "Since the start"],
+      ["engine time spent drafting", percent(samples.share("draft_seconds_total", "engine_step_seconds_total")), "Since the start"],
     ]);
     byId("status-line", HTMLElement).replaceChildren(line(this.#speeds));
     byId("status-meters", HTMLElement).replaceChildren(
       meter("KV cache in use", samples.get("kv_cache_usage_perc")),
-      meter("Prompt tokens found in the cache", samples.share("prefix_cache_hits_total", "prefix_cache_queries_total")),
-      meter("Pictures found in the cache", samples.share("mm_cache_hits_total", "mm_cache_queries_total")),
+      meter("Prompt tokens found in the prefix cache", samples.share("prefix_cache_hits_total", "prefix_cache_queries_total")),
+      meter("Pictures found in the encoder cache", samples.share("mm_cache_hits_total", "mm_cache_queries_total")),
     );
     const ended = (/** @type {string} */ how) => number(samples.get(`request_success_total finished_reason="${how}"`));
     showFigures(byId("status-totals", HTMLElement), [
-      ["answers", ended("stop"), "Ended by themselves"],
-      ["cut by a limit", ended("length")],
-      ["stopped by clients", ended("abort")],
+      ["completed", ended("stop"), "Answers that the model ended, or a stop string"],
+      ["cut at a token limit", ended("length")],
+      ["cancelled by clients", ended("abort")],
       ["failed", ended("error")],
-      ["turned away", number(samples.get("admission_rejections_total"))],
-      ["tokens read", number(samples.get("prompt_tokens_total")), "Tokens of prompts, those found in the cache included"],
-      ["tokens written", number(samples.get("generation_tokens_total"))],
-      ["first token", seconds(samples.share("time_to_first_token_seconds_sum", "time_to_first_token_seconds_count")), "On average"],
-      ["preemptions", number(samples.get("num_preemptions_total")), "Answers that gave their memory back and began again"],
+      ["rejected", number(samples.get("admission_rejections_total")), "With a 503: too many requests, or no engine"],
+      ["prompt tokens", number(samples.get("prompt_tokens_total")), "Cached ones included"],
+      ["generated tokens", number(samples.get("generation_tokens_total"))],
+      ["time to first token", seconds(samples.share("time_to_first_token_seconds_sum", "time_to_first_token_seconds_count")), "On average"],
+      ["preemptions", number(samples.get("num_preemptions_total")), "Answers that gave their KV memory back and were computed again"],
     ]);
   }
 }
@@ -113,7 +113,7 @@ function line(values) {
   const most = Math.max(10, ...values);
   const points = values.map((value, i) => `${KEPT - values.length + i},${(1 - value / most) * 100}`);
   const size = { viewBox: `0 0 ${KEPT - 1} 100`, preserveAspectRatio: "none" };
-  const label = `From ${number(values[0], 1)} to ${number(values.at(-1), 1)} tokens a second; the scale ends at ${number(most)}`;
+  const label = `From ${number(values[0], 1)} to ${number(values.at(-1), 1)} tokens per second; the scale ends at ${number(most)}`;
   const drawing = svg("svg", { ...size, role: "img", "aria-label": label }, svg("polyline", { points: points.join(" ") }));
-  return el("figure", {}, drawing, el("figcaption", {}, `top: ${number(most)}`));
+  return el("figure", {}, drawing, el("figcaption", {}, `scale: 0 to ${number(most)}`));
 }

@@ -1,7 +1,7 @@
 """Makes the page's pictures in ``docs/`` from a real answer of the demo: ``python -m tests.page.pictures``.
 
-Two screenshots, the tree of the answer's most branching round, and what a compressor keeps of a picture, as
-the page draws them.
+Screenshots of its views, light and dark, wide and on a phone; the tree of the answer's most branching round;
+and what a compressor keeps of a picture.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from tests.page.conftest import CHROMIUM
 
 DOCS = ROOT / "docs"
 QUESTION = "Describe the picture in detail."
-SIZES = {"desktop": (1280, 760), "phone": (390, 844)}
+MORE = ("How many points are there?", "What is the value of Feb?", QUESTION)
+DESKTOP = {"width": 1280, "height": 760}
+PHONE = {"width": 390, "height": 844}
 
 # A copy of the tree that needs no style sheet: what it looks like is written into its elements.
 TREE = """(svg) => {
@@ -53,14 +55,38 @@ def main() -> None:
         page = browser.new_page(device_scale_factor=1.5)
         page.goto(f"{server.url}/")
         ask(page)
-        for name, (width, height) in SIZES.items():
-            page.set_viewport_size({"width": width, "height": height})
-            show_most_branching_round(page)
-            save(page, DOCS / f"page-{name}.png")
+        photograph_inside(page)
         (DOCS / "speculation-tree.svg").write_text(page.locator("#tree svg").evaluate(TREE) + "\n")
+        photograph_status(page)
         compress(page)
         save(page.locator("#seen"), DOCS / "page-pictures.png")
         browser.close()
+
+
+def photograph_inside(page: Page) -> None:
+    page.set_viewport_size(DESKTOP)
+    show_most_branching_round(page)
+    save(page, DOCS / "page-desktop.png")
+    page.emulate_media(color_scheme="dark")
+    save(page, DOCS / "page-dark.png")
+    page.set_viewport_size(PHONE)
+    page.get_by_role("tab", name="Chat").click()
+    save(page, DOCS / "page-phone-dark.png")
+    page.emulate_media(color_scheme="light")
+    page.get_by_role("tab", name="Inside").click()
+    save(page, DOCS / "page-phone.png")
+
+
+def photograph_status(page: Page) -> None:
+    """While answers are written; the line of speeds needs some looks to be one."""
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.get_by_role("tab", name="Status").click()
+    for question in MORE:
+        page.get_by_role("textbox", name="Message").fill(question)
+        page.get_by_role("button", name="Send").click()
+        expect(page.get_by_role("button", name="Send")).to_be_visible(timeout=60_000)
+        page.wait_for_timeout(2500)
+    save(page, DOCS / "page-status.png")
 
 
 def ask(page: Page) -> None:

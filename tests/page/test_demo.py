@@ -77,7 +77,7 @@ def test_a_picture_is_handed_in_and_the_answer_is_the_servers(
     expect(answer.locator(".text")).to_have_text(said_over_http(server))
     assert answer.locator(".draft").count() > 5, "nothing was drafted"
     shown = page.locator("#inside-figures").inner_text()
-    assert "tokens a round" in shown
+    assert "tokens per round" in shown
     assert "–" not in shown
     expect(page.locator("#seen-counts")).to_have_text("The model saw 100 visual tokens.")
     expect(page.locator("#tree g.bonus")).to_have_count(1)

@@ -245,13 +245,25 @@ def test_only_pictures_are_taken_and_they_can_be_removed(
 @pytest.mark.parametrize("prefix", ["specvlm", "vllm"])
 def test_the_status(prefix: str, start_server: StartServer, open_page: OpenPage) -> None:
     live = start_server(metrics_prefix=prefix)
-    stats = EngineStats(num_running=3, num_waiting=2, kv_cache_usage=0.25, generation_tokens=50)
-    live.engine.report(stats)
+    cache_hits = {
+        "prefix_cache_queries": 200,
+        "prefix_cache_hits": 150,
+        "mm_cache_queries": 5,
+        "mm_cache_hits": 2,
+    }
+    load = {"num_running": 3, "num_waiting": 2, "kv_cache_usage": 0.25, "generation_tokens": 50}
     page = open_page(live.url)
     page.get_by_role("tab", name="Status").click()
+    live.engine.report(EngineStats(**load, **cache_hits))  # now, as speeds are those of 10 seconds
     now = page.locator("#status-now")
-    expect(now).to_contain_text(re.compile("running.*3.*waiting.*2.*tokens a second.*5.0", re.DOTALL))
-    expect(page.get_by_role("meter", name="KV cache in use")).to_have_attribute("aria-valuetext", "25 %")
+    expect(now).to_contain_text(re.compile("running.*3.*waiting.*2.*tokens per second.*5.0", re.DOTALL))
+    meters = {
+        "KV cache in use": "25 %",
+        "Prompt tokens found in the prefix cache": "75 %",
+        "Pictures found in the encoder cache": "40 %",
+    }
+    for name, value in meters.items():
+        expect(page.get_by_role("meter", name=name)).to_have_attribute("aria-valuetext", value)
     expect(page.locator("#status-server")).to_contain_text("ngram")
 
 
