@@ -181,6 +181,7 @@ def make_choices(
                     ),
                     stop=StopMatcher(request.stop_strings, include_stop=request.include_stop_str_in_output),
                     reader=plan.reader(),
+                    form_field=request.form_field,
                     logprobs=logprobs,
                     trace=TraceFormatter(parts.processor, index) if request.traces else None,
                     timeline=Timeline(parts.metrics, arrival, len(prompt.token_ids)),

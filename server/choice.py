@@ -43,6 +43,7 @@ class Piece:
 class Choice:
     """Iterate over ``pieces`` once; the counts are complete when it has ended. ``index``: in its answer.
 
+    ``form_field``, of the request, is to blame for a grammar that the engine refuses.
     ``speculation`` is the last that the engine said about it, ``None`` if that was nothing.
     """
 
@@ -56,6 +57,7 @@ class Choice:
         detokenizer: Detokenizer,
         stop: StopMatcher,
         reader: CallReader | None,
+        form_field: str,
         logprobs: LogprobFormatter | None,
         trace: TraceFormatter | None,
         timeline: Timeline,
@@ -67,6 +69,7 @@ class Choice:
         self._detokenizer = detokenizer
         self._stop = stop
         self._reader = reader
+        self._form_field = form_field
         self._logprobs = logprobs
         self._trace = trace
         self._timeline = timeline
@@ -97,8 +100,7 @@ class Choice:
             end = "error"
             if error.code != "invalid_grammar":
                 raise
-            field = "response_format" if self._reader is None else "tools"
-            raise bad_request(str(error), param=field, code=error.code) from None
+            raise bad_request(str(error), param=self._form_field, code=error.code) from None
         except Exception:
             end = "error"
             raise

@@ -20,6 +20,7 @@ from server.schemas.output import OutputFields
 from server.schemas.sampling import MaxTokens
 from server.schemas.visual_compression import PictureFields
 
+FORMATS: Final = ("response_format", "structured_outputs")
 USE_TOOLS: Final = "Send 'tools' and 'tool_choice'."
 
 
@@ -72,6 +73,11 @@ class ChatRequest(PictureFields, GenerationFields, OutputFields):
     @property
     def image_details(self) -> list[ImageDetail]:
         return [picture.detail for picture in pictures_in(self.messages)]
+
+    @property
+    def form_field(self) -> str:
+        formats = (name for name in FORMATS if getattr(self, name) is not None)
+        return next(formats, "tools")
 
     @property
     def num_logprobs(self) -> int | None:

@@ -90,6 +90,11 @@ class GenerationFields(CommonFields):
         return True
 
     @property
+    def form_field(self) -> str:
+        """The field that says what form the answer has."""
+        return self.prompt_field
+
+    @property
     def traces(self) -> bool:
         return self.speculative is not None and self.speculative.trace
 

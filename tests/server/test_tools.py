@@ -249,7 +249,13 @@ def test_what_is_refused_names_its_field(
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
-    ("fields", "param"), [({"response_format": schema({})}, "response_format"), ({"tools": TOOLS}, "tools")]
+    ("fields", "param"),
+    [
+        ({"response_format": schema({})}, "response_format"),
+        ({"structured_outputs": {"regex": "("}}, "structured_outputs"),
+        ({"tools": TOOLS}, "tools"),
+        ({"tools": TOOLS, "response_format": schema({})}, "response_format"),
+    ],
 )
 def test_a_grammar_that_the_engine_refuses_is_a_bad_request(
     live: Live, http: httpx.Client, fields: dict[str, Any], param: str, stream: bool
