@@ -21,7 +21,7 @@ _SVG = {"svg.fonttype": "none", "svg.hashsalt": "specvlm"}
 def check_plotting() -> None:
     """Raise ``TrainingError`` without matplotlib: before long work whose end is a plot."""
     if find_spec("matplotlib") is None:
-        raise TrainingError("plots need matplotlib: pip install 'specvlm[plot]'")
+        raise TrainingError("plots need matplotlib: pip install -e '.[plot]'")
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -71,7 +71,7 @@ def _parquet(path: Path) -> Iterator[tuple[Any, str]]:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise TrainingError(f"{path}: parquet files need pyarrow: pip install 'specvlm[train]'") from error
+        raise TrainingError(f"{path}: parquet files need pyarrow: pip install -e '.[train]'") from error
     number = 0
     try:
         for batch in ParquetFile(path).iter_batches():

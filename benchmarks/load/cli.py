@@ -41,25 +41,29 @@ class Bench(BenchSettings):
             check_writable("--plot", self.plot)
         if self.out is not None:
             check_writable("--out", self.out)
-        found: list[dict[str, Any]] = []
+        found: dict[str, Any] = {}
+        written = False
 
         def keep(document: dict[str, Any]) -> None:
-            found[:] = [document]
+            nonlocal found, written
+            found, written = document, False
             if self.out is not None:
                 write_document(document, self.out)
+                written = True
 
         try:
             keep(bench(self, keep))
         finally:
-            for document in found:
-                self._show(document)
-        return found[0]
+            if found:
+                self._show(found, written)
+        return found
 
-    def _show(self, document: dict[str, Any]) -> None:
+    def _show(self, document: dict[str, Any], written: bool) -> None:
         from benchmarks.load.plot import write_plot
         from benchmarks.load.table import render
 
         print(render(document), file=sys.stderr, flush=True)
-        print(json.dumps(document), flush=True)
+        if not written:
+            print(json.dumps(document), flush=True)
         if self.plot is not None:
             write_plot(document, self.plot)

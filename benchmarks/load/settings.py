@@ -65,8 +65,7 @@ class BenchSettings(BaseModel):
     timeout: float = Field(600.0, gt=0, description="seconds that one request may take")
     out: Path | None = Field(
         None,
-        description="also write the JSON into this file, anew after every point: a run that is cut short "
-        "leaves what it had",
+        description="write the JSON into this file instead of stdout, anew after every point",
     )
     plot: Path | None = Field(None, description="also draw the figures, into this .svg or .png file")
 
