@@ -24,6 +24,7 @@ from training.data import Data, open_data
 from training.feature_cache import FeatureCache
 from training.generate import answers_path, generate
 from training.journal import LOG, Journal, read_log
+from training.precision import with_precision
 from training.publish import check_publishable, publish
 from training.settings import TrainSettings
 from training.student import Student, continued, draft_vocabulary, new_compressor, new_draft
@@ -47,6 +48,7 @@ def train(settings: TrainSettings, stop: Callable[[], bool] = lambda: False) -> 
     accelerator = Accelerator(
         cpu=settings.device == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)]
     )
+    settings = with_precision(settings, accelerator.device)
     folder = model_folder(settings)
     if settings.generate != "off":
         settings = with_answers(settings, folder, main=accelerator.is_main_process)

@@ -109,7 +109,9 @@ class TrainSettings(BaseModel):
         description="keep the target's features in OUT while training, in bfloat16, if they take no more "
         "than this (1e9 bytes): later epochs need no forward of the target; 0: never",
     )
-    mixed_precision: Literal["no", "bf16"] = Field("bf16", description="of the arithmetic, by autocast")
+    mixed_precision: Literal["auto", "no", "bf16"] = Field(
+        "auto", description="of the arithmetic, by autocast; auto: bf16, but not on a CPU without it"
+    )
     workers: int = Field(1, ge=0, description="processes that prepare batches, besides each training process")
 
     eval_every: int = Field(200, ge=1, description="steps between evaluations")

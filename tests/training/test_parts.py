@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from training.losses import distil
 from training.packing import Plan
+from training.precision import with_precision
 from training.settings import TrainSettings
 from training.student import draft_vocabulary
 from training.teacher import Head
@@ -121,3 +122,22 @@ def test_noise_is_even_within_its_bounds_and_follows_from_its_key() -> None:
     assert noise.abs().max() <= 0.1
     assert float(noise.std()) == pytest.approx(0.1 / 3**0.5, rel=0.05)
     assert noisy(features, 0.0, (0, 3, 2)) is features
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "cpu", "wanted"),
+    [
+        ("auto", "cpu", {"avx2": True, "avx512_bf16": False}, "no"),
+        ("auto", "cpu", {"avx2": True, "avx512_bf16": True}, "bf16"),
+        ("auto", "cpu", {"neon": True, "bf16": True}, "bf16"),
+        ("auto", "cuda", {"avx2": True}, "bf16"),
+        ("bf16", "cpu", {"avx2": True}, "bf16"),
+        ("no", "cuda", {}, "no"),
+    ],
+)
+def test_bfloat16_is_used_where_a_processor_can_multiply_it(
+    asked: str, device: str, cpu: dict[str, bool], wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu)
+    settings = TrainSettings(model="m", data=[Path("d")], out=Path("o"), mixed_precision=asked)  # type: ignore[arg-type]
+    assert with_precision(settings, torch.device(device)).mixed_precision == wanted
