@@ -16,6 +16,7 @@ def with_precision(settings: TrainSettings, device: torch.device) -> TrainSettin
     """
     if settings.mixed_precision != "auto":
         return settings
-    can: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases of torch cannot tell
+    # Older releases of torch cannot tell.
+    can: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     slow = device.type == "cpu" and not any(can.get(name, False) for name in BF16)
     return settings.model_copy(update={"mixed_precision": "no" if slow else "bf16"})
