@@ -30,7 +30,6 @@ RENAMED: Final = {
     "max_tokens": "max_output_tokens",
     "max_completion_tokens": "max_output_tokens",
     "response_format": "text.format",
-    "verbosity": "text.verbosity",
 }
 """Fields of a chat, and what complaints about them name here."""
 
@@ -46,7 +45,6 @@ def to_chat(request: ResponsesRequest) -> ChatRequest:
         "logprobs": request.wants_logprobs,
         "top_logprobs": request.top_logprobs,
         "response_format": response_format(text.format) if text and text.format else None,
-        "verbosity": text.verbosity if text else None,
         "tools": [tool(one, number) for number, one in enumerate(request.tools)] if request.tools else None,
         "tool_choice": tool_choice(request.tool_choice),
         "parallel_tool_calls": request.parallel_tool_calls,

@@ -19,12 +19,13 @@ from server.schemas.messages import ImageDetail, Message, pictures_in
 from server.schemas.output import OutputFields
 from server.schemas.sampling import MaxTokens
 from server.schemas.visual_compression import PictureFields
+from server.schemas.vllm import VllmChatFields
 
 FORMATS: Final = ("response_format", "structured_outputs")
 USE_TOOLS: Final = "Send 'tools' and 'tool_choice'."
 
 
-class ChatRequest(PictureFields, GenerationFields, OutputFields):
+class ChatRequest(PictureFields, GenerationFields, OutputFields, VllmChatFields):
     prompt_field: ClassVar[str] = "messages"
 
     messages: list[Message] = Field(min_length=1, max_length=4096)
@@ -38,17 +39,17 @@ class ChatRequest(PictureFields, GenerationFields, OutputFields):
     prompt_cache_options: Annotated[JsonObject | None, NO_EFFECT] = None
     prompt_cache_retention: Annotated[str | None, NO_EFFECT] = None
     safety_identifier: Annotated[str | None, NO_EFFECT] = None
+    reasoning_effort: Annotated[str | None, NO_EFFECT] = None
     service_tier: Annotated[str | None, NO_EFFECT] = None
     store: Annotated[bool | None, NO_EFFECT] = None
     user: Annotated[str | None, NO_EFFECT] = None
+    verbosity: Annotated[str | None, NO_EFFECT] = None
 
     audio: Annotated[JsonObject | None, Refused()] = None
     function_call: Annotated[str | JsonObject | None, Refused((None, "none", "auto"), USE_TOOLS)] = None
     functions: Annotated[list[JsonObject] | None, Refused((None, []), USE_TOOLS)] = None
     modalities: Annotated[list[str] | None, Refused((None, ["text"]))] = None
     moderation: Annotated[JsonObject | None, Refused()] = None
-    reasoning_effort: Annotated[str | None, Refused((None, "none"))] = None
-    verbosity: Annotated[str | None, Refused((None, "medium"))] = None
     web_search_options: Annotated[JsonObject | None, Refused()] = None
 
     @model_validator(mode="after")

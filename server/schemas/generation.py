@@ -12,6 +12,7 @@ from server.schemas.base import NO_EFFECT, ClientModel
 from server.schemas.messages import ImageDetail
 from server.schemas.sampling import INT32_MAX, MaxTokens, SamplingFields
 from server.schemas.speculation import SpeculativeFields
+from server.schemas.vllm import VllmFields
 
 
 class StreamOptions(ClientModel):
@@ -43,7 +44,7 @@ class CommonFields(SamplingFields):
     request_id: str | None = Field(None, pattern=r"^[\x21-\x7e]{1,128}$")
 
 
-class GenerationFields(CommonFields):
+class GenerationFields(CommonFields, VllmFields):
     """``prompt_field`` holds the prompt, in error messages."""
 
     prompt_field: ClassVar[str]

@@ -1,7 +1,7 @@
 """A request to ``/v1/responses``.
 
-Every field of the OpenAI schema is here. What would need a store of responses, tools of the server's own, or
-reasoning, is accepted only with a value that asks for nothing; any other value is refused by name.
+Every field of the OpenAI schema is here. What would need a store of responses or tools of the server's own is
+accepted only with a value that asks for nothing; any other value is refused by name.
 """
 
 from __future__ import annotations
@@ -17,13 +17,6 @@ from server.schemas.sampling import MaxTokens
 from server.schemas.visual_compression import PictureFields
 
 LOGPROBS: Final = "message.output_text.logprobs"
-NO_REASONING: Final[tuple[object, ...]] = (
-    None,
-    {},
-    {"effort": None},
-    {"effort": "none"},
-    {"effort": None, "summary": None},
-)
 
 
 class InputText(ClientModel):
@@ -100,7 +93,7 @@ InputItem = Annotated[
 
 class TextConfig(ClientModel):
     format: JsonObject | None = Field(None, description="As 'response_format' of a chat, one level flatter.")
-    verbosity: Annotated[str | None, Refused((None, "medium"))] = None  # checked as a chat's
+    verbosity: Annotated[str | None, NO_EFFECT] = None
 
 
 class ResponseStreamOptions(ClientModel):
@@ -127,9 +120,13 @@ class ResponsesRequest(PictureFields, CommonFields):
     prompt_cache_key: Annotated[str | None, NO_EFFECT] = None
     prompt_cache_options: Annotated[JsonObject | None, NO_EFFECT] = None
     prompt_cache_retention: Annotated[str | None, NO_EFFECT] = None
+    reasoning: Annotated[JsonObject | None, NO_EFFECT] = None
     safety_identifier: Annotated[str | None, NO_EFFECT] = None
     service_tier: Annotated[str | None, NO_EFFECT] = None
     stream_options: Annotated[ResponseStreamOptions | None, NO_EFFECT] = None
+    truncation: Annotated[Literal["auto", "disabled"] | None, NO_EFFECT] = Field(
+        None, description="Nothing is dropped: what is too long is refused."
+    )
     user: Annotated[str | None, NO_EFFECT] = None
 
     access_programs: Annotated[JsonObject | None, Refused()] = None
@@ -143,9 +140,7 @@ class ResponsesRequest(PictureFields, CommonFields):
         str | None, Refused(instead="Nothing is stored: send the conversation in 'input'.")
     ] = None
     prompt: Annotated[JsonObject | None, Refused()] = None
-    reasoning: Annotated[JsonObject | None, Refused(NO_REASONING)] = None
     store: Annotated[bool | None, Refused((None, False), "Responses are not stored.")] = None
-    truncation: Annotated[str | None, Refused((None, "disabled"))] = None
 
     @property
     def wants_logprobs(self) -> bool:

@@ -13,6 +13,7 @@ from tests.server.field_examples_common import (
     NOT_OBFUSCATED,
     OLDER,
     PICTURES,
+    VLLM_REFUSED,
     Example,
     Json,
     alone,
@@ -107,7 +108,8 @@ NO_EFFECT: dict[str, dict[str, Example]] = {
     "responses": {
         **CACHE_HINTS,
         **NOT_OBFUSCATED,
-        **alone(max_tool_calls=3),
+        **alone(max_tool_calls=3, reasoning={"effort": "high", "summary": "auto"}, truncation="auto"),
+        "text.verbosity": ({"text": {}}, {"text": {"verbosity": "low"}}),
         "stream_options": ({"stream": True}, {"stream": True, "stream_options": {}}),
         "input[].id": (given(TOLD), given({**TOLD, "id": "msg_1"})),
         "input[].status": (given(TOLD), given({**TOLD, "status": "completed"})),
@@ -133,7 +135,7 @@ NO_EFFECT: dict[str, dict[str, Example]] = {
 
 REFUSED: dict[str, dict[str, Json]] = {
     "chat": CHAT_REFUSED,
-    "completions": {"best_of": {"best_of": 2}, "suffix": {"suffix": "x"}},
+    "completions": {**VLLM_REFUSED, "best_of": {"best_of": 2}, "suffix": {"suffix": "x"}},
     "responses": {
         "access_programs": {"access_programs": {"cyber": "standard"}},
         "background": {"background": True},
@@ -144,10 +146,7 @@ REFUSED: dict[str, dict[str, Json]] = {
         "moderation": {"moderation": {"model": "m"}},
         "previous_response_id": {"previous_response_id": "resp_1"},
         "prompt": {"prompt": {"id": "p"}},
-        "reasoning": {"reasoning": {"effort": "high"}},
         "store": {"store": True},
-        "text.verbosity": {"text": {"verbosity": "low"}},
-        "truncation": {"truncation": "auto"},
         "input[].content[].file_id": with_parts({**INPUT_PICTURE, "file_id": "f"}),
     },
 }

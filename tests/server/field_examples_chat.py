@@ -11,6 +11,7 @@ from tests.server.field_examples_common import (
     NOT_OBFUSCATED,
     OLDER,
     PICTURES,
+    VLLM_REFUSED,
     Example,
     Json,
     alone,
@@ -136,7 +137,13 @@ CHAT = {
 CHAT_NO_EFFECT: dict[str, Example] = {
     **CACHE_HINTS,
     **NOT_OBFUSCATED,
-    **alone(metadata={"a": "b"}, prediction={"type": "content", "content": "x"}, store=True),
+    **alone(
+        metadata={"a": "b"},
+        prediction={"type": "content", "content": "x"},
+        reasoning_effort="high",
+        store=True,
+        verbosity="low",
+    ),
     "response_format.json_schema.name": (
         {"response_format": form()},
         {"response_format": form(name="m")},
@@ -153,13 +160,15 @@ CHAT_NO_EFFECT: dict[str, Example] = {
 }
 
 CHAT_REFUSED: dict[str, Json] = {
+    **VLLM_REFUSED,
+    "add_generation_prompt": {"add_generation_prompt": False},
+    "continue_final_message": {"continue_final_message": True},
+    "mm_processor_kwargs": {"mm_processor_kwargs": {"num_crops": 4}},
     "audio": {"audio": {"voice": "alloy", "format": "wav"}},
     "function_call": {"function_call": {"name": "f"}},
     "functions": {"functions": [{"name": "f"}]},
     "modalities": {"modalities": ["text", "audio"]},
     "moderation": {"moderation": {"model": "m"}},
-    "reasoning_effort": {"reasoning_effort": "high"},
-    "verbosity": {"verbosity": "low"},
     "web_search_options": {"web_search_options": {}},
     "messages[].audio": answered(content="x", audio={"id": "a"}),
     "messages[].function_call": answered(content="x", function_call={"name": "f", "arguments": "{}"}),

@@ -89,3 +89,20 @@ CACHE_HINTS = alone(
     service_tier="flex",
     user="u",
 )
+
+VLLM_REFUSED: dict[str, Json] = {
+    name: {name: value}
+    for name, value in {
+        "allowed_token_ids": [65],
+        "bad_words": ["x"],
+        "guided_choice": ["a", "b"],
+        "guided_grammar": "start: A",
+        "guided_json": {"type": "integer"},
+        "guided_regex": "a+",
+        "length_penalty": 2.0,
+        "prompt_logprobs": 1,
+        "spaces_between_special_tokens": False,
+        "truncate_prompt_tokens": 10,
+        "use_beam_search": True,
+    }.items()
+}
