@@ -32,8 +32,12 @@ class PackedLinear(nn.Module):
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    available = bool(torch.backends.mkldnn.is_available())
-    return available and device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    # In bfloat16 not every processor can (AVX2 alone does not do).
+    return dtype == torch.float32 or (
+        dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    )
 
 
 def pack_linears(model: nn.Module) -> int:
