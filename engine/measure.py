@@ -1,7 +1,7 @@
 """Measures at start what forwards cost on this machine, and keeps the tables for the next start.
 
-A few seconds the first time, nothing afterwards. Runs before any request, on KV pages that are free: their
-content is worthless.
+A few seconds the first time, nothing afterwards: what a run learned since then is kept when it ends. Runs
+before any request, on KV pages that are free: their content is worthless.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import platform
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from engine.draft_files import fingerprint
 from engine.drafter import Drafter
 from engine.eagle_drafter import EagleDrafter
 from engine.kv_cache import KVCache
+from engine.packing import PackedLinear
 from engine.target import TargetModel
 
 log = logging.getLogger(__name__)
@@ -40,20 +43,19 @@ MakeBudget = Callable[[EngineConfig, TargetModel, KVCache, Drafter], Speculation
 def measured_budget(
     config: EngineConfig, target: TargetModel, cache: KVCache, drafter: Drafter
 ) -> SpeculationBudget:
-    """The budget of ``drafter`` from what forwards cost here, measured over the free pages of ``cache``."""
+    """The budget of ``drafter`` from what forwards cost here, measured over the free pages of ``cache``. Its
+    tables go to disk when it goes.
+    """
+    tables = _Tables(config, target, cache)
+    # Seconds of the target's forward, head included, against rows.
+    own = tables.get("target", forward_of(target, cache, config.page_size))
     if isinstance(drafter, EagleDrafter):
-        level = _draft_costs(config, target, drafter)
-        costs = DraftCosts(extend=CostTable(level.points), level=level)
+        costs = _draft_costs(config, target, drafter, tables)
     else:
         costs = DraftCosts(CostTable({1: _LOOKUP_SECONDS, 64: 64 * _LOOKUP_SECONDS}))
-    return SpeculationBudget(
-        _target_costs(config, target, cache), costs, max_steps=config.speculative.num_steps
-    )
-
-
-def _target_costs(config: EngineConfig, target: TargetModel, cache: KVCache) -> CostTable:
-    """Seconds of the target's forward, head included, against rows."""
-    return _measured(config, "target", target, cache, forward_of(target, cache, config.page_size))
+    budget = SpeculationBudget(own, costs, max_steps=config.speculative.num_steps)
+    weakref.finalize(budget, _keep, tables.path, tables.used)
+    return budget
 
 
 def forward_of(target: TargetModel, cache: KVCache, page_size: int) -> Callable[[int], None]:
@@ -66,8 +68,12 @@ def forward_of(target: TargetModel, cache: KVCache, page_size: int) -> Callable[
     return run
 
 
-def _draft_costs(config: EngineConfig, target: TargetModel, drafter: EagleDrafter) -> CostTable:
-    """Seconds of one level of drafting against rows, from embeddings to the best children."""
+def _draft_costs(
+    config: EngineConfig, target: TargetModel, drafter: EagleDrafter, tables: _Tables
+) -> DraftCosts:
+    """Seconds of one level of drafting against rows, from embeddings to the best children. The first level
+    is learned apart: its rows are those of accepted tokens.
+    """
     model, cache, topk = drafter.model, drafter.cache, config.speculative.topk
 
     def run(rows: int) -> None:
@@ -77,28 +83,48 @@ def _draft_costs(config: EngineConfig, target: TargetModel, drafter: EagleDrafte
         states = model.forward(prepare(batch, cache), joined)
         model.log_probs(states).topk(topk, dim=-1).values.cpu()
 
-    return _measured(config, f"draft of {model.num_weights} weights, topk {topk}", target, cache, run)
+    what = f"draft of {model.num_weights} weights, topk {topk}"
+    level = tables.get(what, run)
+    return DraftCosts(extend=tables.get(f"{what}, first level", run, like=level), level=level)
 
 
-def _measured(
-    config: EngineConfig, what: str, target: TargetModel, cache: KVCache, run: Callable[[int], None]
-) -> CostTable:
-    path, key = cache_folder() / "costs.json", _key(config, what, target)
-    table = load_tables(path).get(key)
-    if table is not None:
+class _Tables:
+    """Those of an earlier start, else measured now. ``used``: by key, all that were asked for."""
+
+    def __init__(self, config: EngineConfig, target: TargetModel, cache: KVCache) -> None:
+        self.path = cache_folder() / "costs.json"
+        self.used: dict[str, CostTable] = {}
+        self._found = load_tables(self.path)
+        self._key, self._room = _key(config, target), cache.keys[0].shape[0]
+
+    def get(self, what: str, run: Callable[[int], None], like: CostTable | None = None) -> CostTable:
+        """``run`` does what costs; ``like``: measured a moment ago, and as good."""
+        key = f"{self._key} | {what}"
+        table = self._found.get(key)
+        if table is None:
+            table = self._measured(what, run) if like is None else CostTable(like.points)
+            _keep(self.path, {key: table})
+        self.used[key] = table
         return table
-    started = time.monotonic()
-    room = cache.keys[0].shape[0]
-    sizes = [rows for rows in ROWS if rows <= room]
-    # All sizes in turn and not each three times in a row: what disturbs the machine then hits no size alone.
-    rounds = [[_seconds(run, rows) for rows in sizes] for _ in range(_REPEATS)]
-    table = CostTable(dict(zip(sizes, map(min, zip(*rounds, strict=True)), strict=True)))
-    log.info("measured what a forward of the %s costs, in %.1f s", what, time.monotonic() - started)
+
+    def _measured(self, what: str, run: Callable[[int], None]) -> CostTable:
+        started = time.monotonic()
+        sizes = [rows for rows in ROWS if rows <= self._room]
+        # All sizes in turn and not each three times in a row: what disturbs the machine hits no size alone.
+        rounds = [[_seconds(run, rows) for rows in sizes] for _ in range(_REPEATS)]
+        best = np.array(rounds).min(axis=0)
+        # What more rows took is enough for fewer: those were disturbed. A processor on which that is not so
+        # is learned from what runs.
+        never_falling = np.minimum.accumulate(best[::-1])[::-1]
+        log.info("measured what a forward of the %s costs, in %.1f s", what, time.monotonic() - started)
+        return CostTable(dict(zip(sizes, never_falling.tolist(), strict=True)))
+
+
+def _keep(path: Path, tables: Mapping[str, CostTable]) -> None:
     try:
-        save_tables(path, {key: table})
+        save_tables(path, tables)
     except OSError as error:
         log.warning("the cost tables could not be kept at %s: %s", path, error)
-    return table
 
 
 def _seconds(run: Callable[[int], None], rows: int) -> float:
@@ -115,16 +141,33 @@ def _batch(rows: int, cache: KVCache, page_size: int, device: torch.device) -> B
     return build_batch([Part(np.zeros(rows, np.int64), positions, pages, first)], page_size, device)
 
 
-def _key(config: EngineConfig, what: str, target: TargetModel) -> str:
+def _key(config: EngineConfig, target: TargetModel) -> str:
     """Names everything that a forward's time depends on, as far as can be known."""
     if target.device.type == "cuda":
         machine = torch.cuda.get_device_name(target.device)
     else:
         machine = f"{_cpu_name()} x{torch.get_num_threads()}"
-    own = "" if target.attention is None else f" {type(target.attention).__name__}"
     folder = Path(config.model)
     model = fingerprint(folder) if folder.is_dir() else f"{config.model}@{config.revision}"
-    return f"{machine} | torch {torch.__version__} | {model} {target.dtype}{own} | {what}"
+    own = f"specvlm {_own_version()} {_products(target)}"
+    if target.attention is not None:
+        own += f" {type(target.attention).__name__}"
+    return f"{machine} | torch {torch.__version__} | {own} | {model} {target.dtype}"
+
+
+def _products(target: TargetModel) -> str:
+    """Who computes them."""
+    if target.kernels is not None:
+        return target.kernels.build
+    modules = (*target.adapter.text_model.modules(), target.head_of(None))
+    return "packed" if any(isinstance(module, PackedLinear) for module in modules) else "plain"
+
+
+def _own_version() -> str:
+    try:
+        return version("specvlm")
+    except PackageNotFoundError:  # a checkout on the path
+        return "unknown"
 
 
 def _cpu_name() -> str:

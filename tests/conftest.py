@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
+
+from engine.cache_folder import cache_folder
+
+
+def own_cache() -> Path:
+    """A cache folder for this session, since what tests measure says nothing of real models. What takes long
+    to make and is the same for all stays in the user's: compiled kernels and the demo model.
+    """
+    users, own = cache_folder(), Path(tempfile.mkdtemp(prefix="specvlm-tests-"))
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    (own / "specvlm").mkdir()
+    for name in ("kernels", "models", "downloads"):
+        (users / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        (own / "specvlm" / name).symlink_to(users / name)
+    return own
+
 
 # Before anything imports the libraries that read them; processes that tests start inherit them.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -16,6 +35,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Triton's kernels run in its interpreter, without a GPU.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ["XDG_CACHE_HOME"] = str(own_cache())
 
 # In CI a test that skips is a test that does not run: there a skip fails, except where a GPU is missing, or a
 # program that pip cannot bring. The summary at the end names every skip.

@@ -117,9 +117,12 @@ def _blocks(matrix: Tensor, kind: torch.dtype, size: int) -> Tensor:
 
 
 class Kernels:
-    """``threads`` work on one call, the caller's among them. They belong to this object and end with it."""
+    """``threads`` work on one call, the caller's among them. They belong to this object and end with it.
+    ``build`` names the library: another source, compiler or processor has another one.
+    """
 
     def __init__(self, library: ctypes.CDLL, threads: int) -> None:
+        self.build = Path(library._name).stem
         for name, signature in _SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes, function.restype = signature, None
