@@ -17,6 +17,7 @@ from engine.encoder_cache import EncoderCache
 from engine.grammar import GrammarCompiler, GrammarError, GrammarState
 from engine.grammar_queue import GrammarQueue
 from engine.grammar_tokenizer import load_grammar_tokenizer
+from engine.host_cpus import set_num_threads
 from engine.kv_cache import KVCache
 from engine.measure import MakeBudget, measured_budget
 from engine.memory import reserved_bytes
@@ -118,8 +119,7 @@ class EngineCore:
     @classmethod
     def load(cls, config: EngineConfig, make_drafter: MakeDrafter = choose_drafter) -> EngineCore:
         """Load the model. Raises ``ModelLoadError`` where it cannot be served."""
-        if config.num_threads is not None:
-            torch.set_num_threads(config.num_threads)
+        set_num_threads(config.num_threads)
         eos_token_ids = read_eos_token_ids(config)
         grammars = GrammarCompiler(partial(load_grammar_tokenizer, config, eos_token_ids))
         target = TargetModel.load(config)

@@ -6,28 +6,16 @@ from pathlib import Path
 
 import psutil
 
-_CGROUPS = Path("/sys/fs/cgroup")
-_OWN_CGROUP = Path("/proc/self/cgroup")
+from engine.cgroups import CGROUPS, OWN_CGROUP, own_groups
 
 
-def available_memory(cgroups: Path = _CGROUPS, own_cgroup: Path = _OWN_CGROUP) -> int:
+def available_memory(cgroups: Path = CGROUPS, own_cgroup: Path = OWN_CGROUP) -> int:
     """Bytes. What the machine has, or less where a container or a service has a limit of its own (cgroup v2;
     a limit of v1 is not seen): beyond that the kernel kills, however much the machine has left.
     """
-    folder = _own_folder(cgroups, own_cgroup)
-    groups = [] if folder is None else [folder, *folder.parents]
-    rooms = [room for group in groups if group.is_relative_to(cgroups) and (room := _room(group)) is not None]
+    groups = own_groups(cgroups, own_cgroup)
+    rooms = [room for group in groups if (room := _room(group)) is not None]
     return min([int(psutil.virtual_memory().available), *rooms])
-
-
-def _own_folder(cgroups: Path, own_cgroup: Path) -> Path | None:
-    """``0::/system.slice/specvlm.service``; in a container usually ``0::/``."""
-    try:
-        lines = own_cgroup.read_text().splitlines()
-    except OSError:
-        return None
-    found = [line.removeprefix("0::") for line in lines if line.startswith("0::")]
-    return cgroups / found[0].lstrip("/") if found else None
 
 
 def _room(group: Path) -> int | None:

@@ -134,6 +134,9 @@ class ServeSettings(BaseSettings):
     scheduling_policy: Literal["fcfs", "priority"] = Field(
         "fcfs", description="who goes first: the first to come, or the lowest 'priority' of a request"
     )
+    num_threads: int | None = Field(
+        None, ge=1, description="of a CPU; torch's choice, or a container's CPU limit if that is less"
+    )
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of a GPU's memory to use")
     kv_cache_memory: ByteSize | None = Field(None, gt=0, description="size of the KV cache, such as 2GiB")
     enable_prefix_caching: bool = Field(True, description="share KV between equal prefixes")
@@ -248,6 +251,7 @@ class ServeSettings(BaseSettings):
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
             kv_cache_memory=None if self.kv_cache_memory is None else int(self.kv_cache_memory),
+            num_threads=self.num_threads,
             gpu_memory_utilization=self.gpu_memory_utilization,
             enable_prefix_caching=self.enable_prefix_caching,
             cpu_kernels=self.cpu_kernels,

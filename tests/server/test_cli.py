@@ -53,7 +53,7 @@ def test_help_is_quick_and_names_every_flag(capsys: pytest.CaptureFixture[str]) 
 def test_flags(parsed: list[ServeSettings]) -> None:
     flags = ["--model", "m", "--port", "0", "--kv-cache-memory", "2GiB", "--max-num-seqs", "3"]
     flags += ["--api-key", "a", "--api-key", "b,c", "--served-model-name", "x", "--trust-remote-code"]
-    flags += ["--no-enable-prefix-caching", "--limit-mm-per-prompt", '{"image": 8}']
+    flags += ["--no-enable-prefix-caching", "--limit-mm-per-prompt", '{"image": 8}', "--num-threads", "2"]
     cli.main(["serve", *flags])
     [settings] = parsed
     assert settings.kv_cache_memory == 2 * 2**30
@@ -62,7 +62,7 @@ def test_flags(parsed: list[ServeSettings]) -> None:
     assert settings.max_images == 8
     config = settings.engine_config("m")
     assert (config.max_num_seqs, config.enable_prefix_caching, config.trust_remote_code) == (3, False, True)
-    assert config.kv_cache_memory == 2 * 2**30
+    assert (config.kv_cache_memory, config.num_threads) == (2 * 2**30, 2)
     assert msgspec.json.decode(msgspec.json.encode(config), type=EngineConfig) == config, (
         "it reaches a process"
     )
