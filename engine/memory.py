@@ -23,10 +23,11 @@ from engine.scheduler import Limits
 from engine.target import TargetModel
 from processing.chat import ChatMessage, ImagePart, TextPart
 from processing.processor import Processor
+from processing.prompt import ImageInput
 
 log = logging.getLogger(__name__)
 
-_SIDE = 1024  # pixels of the picture that is encoded, as often as a step may
+_SIDES = (1024, 1536, 2048, 3072, 4096)  # pixels, of pictures that are tried
 _DRAFT_LAYERS = 2  # of the target's, in weights: a draft's one and what joins its inputs
 
 
@@ -42,7 +43,7 @@ def reserved_bytes(config: EngineConfig, target: TargetModel, limits: Limits) ->
     torch.cuda.reset_peak_memory_stats(target.device)
     before = torch.cuda.memory_allocated(target.device)
     try:
-        encode_most(config, target, limits.max_num_encoder_tokens)
+        _, width = encode_most(config, target, limits.max_num_encoder_tokens)
         forward_most(config, target, cache, rows)
     except torch.cuda.OutOfMemoryError as error:
         raise ModelLoadError(
@@ -52,22 +53,38 @@ def reserved_bytes(config: EngineConfig, target: TargetModel, limits: Limits) ->
     peak = torch.cuda.max_memory_allocated(target.device) - before
     del cache
     torch.cuda.empty_cache()
-    kept = config.encoder_cache_tokens * int(target.adapter.text_config.hidden_size) * target.dtype.itemsize
-    draft = 0 if config.draft in ("none", "ngram") else _draft_bytes(config, target)
+    kept = config.encoder_cache_tokens * width * target.dtype.itemsize
+    draft = 0 if config.draft in ("none", "ngram") else draft_bytes(config, target)
     log.info("of the GPU's memory %d bytes go to a step, %d to pictures, %d to a draft", peak, kept, draft)
     return peak + kept + draft
 
 
 @torch.inference_mode()
-def encode_most(config: EngineConfig, target: TargetModel, max_tokens: int) -> int:
-    """Encode one blank picture as often as a step may, at least once; the number of visual tokens."""
+def encode_most(config: EngineConfig, target: TargetModel, max_tokens: int) -> torch.Size:
+    """Encode one blank picture as often as a step may, at least once: how many visual tokens, and the columns
+    that are kept of each (more than the text model's width, where early layers get features of their own).
+    """
     if target.adapter.image_token_id is None:
-        return 0
+        return torch.Size((0, 0))
+    image = _largest_image(config)
+    encoded = target.encode_images([image] * max(1, max_tokens // image.num_tokens))
+    return torch.Size((sum(len(features) for features in encoded), encoded[0].shape[1]))
+
+
+def _largest_image(config: EngineConfig) -> ImageInput:
+    """The square that becomes the most tokens that are encoded at all. Where pictures keep their size, a
+    large one takes more memory than as many tokens of small ones, and it may be all that a step encodes.
+    """
     processor = Processor.from_pretrained(config.model, config.revision, config.trust_remote_code)
-    chat = [ChatMessage("user", [ImagePart(Image.new("RGB", (_SIDE, _SIDE))), TextPart("")])]
-    image = processor.apply(chat).images[0]
-    images = [image] * max(1, max_tokens // image.num_tokens)
-    return sum(len(features) for features in target.encode_images(images))
+    largest: ImageInput | None = None
+    for side in _SIDES:
+        chat = [ChatMessage("user", [ImagePart(Image.new("RGB", (side, side))), TextPart("")])]
+        image = processor.apply(chat).images[0]
+        if largest is not None and not largest.num_tokens < image.num_tokens <= config.encoder_cache_tokens:
+            break
+        largest = image
+    assert largest is not None
+    return largest
 
 
 @torch.inference_mode()
@@ -81,12 +98,15 @@ def forward_most(config: EngineConfig, target: TargetModel, cache: KVCache, rows
     return target.logits(hidden[:drawn]).log_softmax(dim=-1).shape
 
 
-def _draft_bytes(config: EngineConfig, target: TargetModel) -> int:
-    """Of a draft of the target's kind: its weights, and KV for the trees of all sequences. What it keeps of
-    every page is part of the page's price (:mod:`engine.sizing`).
+def draft_bytes(config: EngineConfig, target: TargetModel) -> int:
+    """Of a draft of the target's kind, at most: its weights, a head of its own as large as the target's, and
+    KV for the trees of all sequences. What it keeps of every page is part of the page's price
+    (:mod:`engine.sizing`).
     """
     layer: Any = target.adapter.text_model.layers[0]  # type: ignore[index]
     weights = sum(parameter.numel() * parameter.element_size() for parameter in layer.parameters())
+    head = target.vocab_size * int(target.adapter.text_config.hidden_size) * target.dtype.itemsize
     pages = spare_pages(config.max_num_seqs, config.page_size)
     shape = target.kv_shape
-    return _DRAFT_LAYERS * weights + pages * config.page_size * shape.bytes_per_token // shape.num_layers
+    kv = pages * config.page_size * shape.bytes_per_token // shape.num_layers
+    return _DRAFT_LAYERS * weights + head + kv

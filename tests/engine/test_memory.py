@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 import torch
 
+from engine import host_cpus, memory
 from engine.attention import ATTENTION_NAME
 from engine.config import EngineConfig
 from engine.draft_model import DraftModel
 from engine.eagle import EagleDraft
 from engine.errors import ModelLoadError
+from engine.host_cpus import cpu_quota, set_num_threads
 from engine.host_memory import available_memory
 from engine.kv_cache import KVCache, KVShape
-from engine.memory import encode_most, forward_most
+from engine.memory import draft_bytes, encode_most, forward_most
 from engine.sizing import choose_sizes
 from engine.target import TargetModel
 from tests.conftest import BuildCheckpoint
+from tests.tiny_vlms import qwen
 
 GIB = 1 << 30
 SHAPE = KVShape(num_layers=8, num_kv_heads=2, head_dim=64, dtype=torch.bfloat16)
@@ -77,15 +81,70 @@ def test_a_containers_limit_counts_and_that_of_the_groups_around_it(tmp_path: Pa
     assert available_memory(root, own) > free // 2, "version 1 is not looked at"
 
 
+def test_threads_are_no_more_than_a_container_has_time_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, root = tmp_path / "own", tmp_path / "cgroup"
+    own.write_text("0::/outer/inner\n")
+    (root / "outer" / "inner").mkdir(parents=True)
+
+    def limited(outer: str, inner: str) -> int | None:
+        (root / "outer" / "cpu.max").write_text(outer)
+        (root / "outer" / "inner" / "cpu.max").write_text(inner)
+        return cpu_quota(root, own)
+
+    assert cpu_quota(root, own) is None
+    assert limited("max 100000\n", "max 100000\n") is None
+    assert limited("max 100000\n", "150000 100000\n") == 2
+    assert limited("100000 100000\n", "800000 100000\n") == 1
+    assert limited("5000 100000\n", "max 100000\n") == 1, "there is always one"
+
+    found: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", found.append)
+    for quota in (None, 3, 16):
+        monkeypatch.setattr(host_cpus, "cpu_quota", lambda quota=quota: quota)
+        set_num_threads(None)
+    set_num_threads(12)
+    assert found == [8, 3, 8, 12], "what is asked for goes"
+
+
 @pytest.mark.parametrize("family", ["llava", "llama"])
 def test_the_step_that_is_measured_is_as_large_as_steps_get(family: str, tiny: BuildCheckpoint) -> None:
     config = EngineConfig(model=str(tiny(family)), device="cpu", max_num_seqs=2, page_size=4)
     target = TargetModel.load(config)
-    num_encoded = encode_most(config, target, 40)
+    num_encoded, width = encode_most(config, target, 40)
     assert (20 < num_encoded <= 40) if family == "llava" else num_encoded == 0
+    assert width == (64 if family == "llava" else 0)
     cache = KVCache(target.kv_shape, 10, 4, target.device, target.attention)
     drawn = forward_most(config, target, cache, 38)
     assert drawn == (38, target.vocab_size)  # fewer than 2 trees of 33 nodes
+
+
+def test_the_largest_picture_is_encoded_and_all_its_columns_are_kept(
+    tiny: BuildCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Qwen3-VL: pictures keep their size up to 64 tokens, and early layers get features of their own."""
+    config = EngineConfig(model=str(tiny("qwen3_vl")), device="cpu")
+    target = TargetModel.load(config)
+    deep = len(target.adapter._model.config.vision_config.deepstack_visual_indexes)  # type: ignore[attr-defined]
+    assert deep > 0
+    wide = 64 * (1 + deep)
+    assert encode_most(config, target, 10) == (64, wide)
+    monkeypatch.setattr(memory, "_SIDES", tuple(n * qwen.EDGE for n in (2, 4, 8, 16)))
+    assert encode_most(config, target, 10) == (64, wide), "a step encodes one picture, however large it is"
+    assert encode_most(config, target, 200) == (192, wide)
+    few = msgspec.structs.replace(config, encoder_cache_tokens=20)
+    assert encode_most(few, target, 10) == (16, wide), "larger ones are refused"
+
+
+def test_a_drafts_own_head_has_room(tiny: BuildCheckpoint) -> None:
+    """A large vocabulary weighs more than the draft's layer."""
+    config = EngineConfig(model=str(tiny("llama")), device="cpu", cpu_kernels=False)
+    target = TargetModel.load(config)
+    draft = EagleDraft(target.adapter.text_config, attn_implementation="eager")
+    parameters = [*draft.parameters(), target.head_of(torch.arange(target.vocab_size)).weight]
+    assert draft_bytes(config, target) >= sum(p.numel() * p.element_size() for p in parameters)
 
 
 def test_a_draft_in_half_precision_keeps_its_positions(tiny: BuildCheckpoint) -> None:
