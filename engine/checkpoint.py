@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils.hub import get_checkpoint_shard_files
 
 from engine.adapters.base import Adapter
 from engine.config import EngineConfig
@@ -147,15 +148,25 @@ def stored_half(model: str, revision: str | None) -> torch.dtype | None:
     """The half-precision type that every floating weight of ``model``, a folder or hub id, is stored in;
     ``None`` if they are stored otherwise or there are none. Raises ``OSError`` where files cannot be read.
     """
-    folder = Path(model)
-    if not folder.is_dir():
-        folder = Path(snapshot_download(model, revision=revision, allow_patterns=["*.safetensors", "*.json"]))
     found: set[str] = set()
-    for path in folder.glob("*.safetensors"):
+    for path in _weight_files(model, revision):
         with safe_open(path, framework="pt") as file:
             found.update(file.get_slice(name).get_dtype() for name in file.keys())  # noqa: SIM118 (no mapping)
     kinds = found.intersection((*_HALVES, *_WHOLE))
     return _HALVES.get(kinds.pop()) if len(kinds) == 1 else None
+
+
+def _weight_files(model: str, revision: str | None) -> list[str]:
+    """Those that transformers reads, and no other: a repository may hold weights for other programs, too."""
+    at = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
+    whole = cached_file(model, SAFE_WEIGHTS_NAME, **at)
+    if whole is not None:
+        return [whole]
+    index = cached_file(model, SAFE_WEIGHTS_INDEX_NAME, **at)
+    if index is None:
+        return []
+    shards: list[str] = get_checkpoint_shard_files(model, index, revision=revision)[0]
+    return shards
 
 
 def has_own_buffers(model: torch.nn.Module, dtype: torch.dtype) -> bool:

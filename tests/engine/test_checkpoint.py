@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import LlamaForCausalLM
 
 from engine.attention import prepare
 from engine.batch import Part, build_batch
@@ -72,10 +74,33 @@ def test_which_type_a_checkpoint_is_stored_in(tiny: Callable[..., Path], tmp_pat
     assert stored_half(str(folder), None) is None
     half = stored(folder, tmp_path / "half", torch.float16)
     assert stored_half(str(half), None) == torch.float16
-    save_file({"one": torch.ones(2), "places": torch.ones(2, dtype=torch.int64)}, half / "more.safetensors")
-    assert stored_half(str(half), None) is None
-    save_file({"places": torch.ones(2, dtype=torch.int64)}, half / "more.safetensors")
+    (whole,) = half.glob("*.safetensors")
+    save_file(load_file(whole) | {"places": torch.ones(2, dtype=torch.int64)}, whole)
     assert stored_half(str(half), None) == torch.float16
+    save_file(load_file(whole) | {"one": torch.ones(2)}, whole)
+    assert stored_half(str(half), None) is None
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_only_what_transformers_reads_is_looked_at(
+    sharded: bool, tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a hub's repository that holds the weights a second time, for another program."""
+    repository = tmp_path / "models--some--model"
+    folder = stored(tiny("llama"), tmp_path / "half", torch.float16)
+    if sharded:
+        model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float16)
+        (folder / "model.safetensors").unlink()
+        model.save_pretrained(folder, max_shard_size="100KB")
+        assert len(list(folder.glob("model-*.safetensors"))) > 1
+    save_file({"one": torch.ones(2)}, folder / "consolidated.safetensors")
+    for part in ("snapshots", "refs"):
+        (repository / part).mkdir(parents=True)
+    commit = "0" * 40
+    (repository / "refs" / "main").write_text(commit)
+    folder.rename(repository / "snapshots" / commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert stored_half("some/model", None) == torch.float16
 
 
 def test_numbers_that_a_model_makes_itself_are_noticed() -> None:
