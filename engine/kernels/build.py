@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -45,15 +46,18 @@ def load_library(folder: Path) -> ctypes.CDLL | None:
             _compile(compiler, path)
         return ctypes.CDLL(str(path))
     except subprocess.CalledProcessError as error:
-        log.warning("%s could not compile the CPU kernels, decoding runs slower: %s", compiler, error.stderr)
+        command = shlex.join(compiler)
+        log.warning("%s could not compile the CPU kernels, decoding runs slower: %s", command, error.stderr)
     except (OSError, subprocess.TimeoutExpired) as error:
         log.warning("the CPU kernels cannot be used, decoding runs slower: %s", error)
     return None
 
 
-def _compiler() -> str | None:
+def _compiler() -> list[str] | None:
+    """The command; ``CXX`` may hold arguments, or another program before the compiler."""
     wanted = [os.environ["CXX"]] if os.environ.get("CXX") else list(_COMPILERS)
-    return next((found for name in wanted if (found := shutil.which(name))), None)
+    commands = (shlex.split(one) for one in wanted)
+    return next(([found, *more] for name, *more in commands if (found := shutil.which(name))), None)
 
 
 def _private(folder: Path) -> None:
@@ -64,11 +68,11 @@ def _private(folder: Path) -> None:
         raise OSError(f"{folder} belongs to or can be written by others; make it yours alone (chmod 700)")
 
 
-def _key(compiler: str) -> str:
+def _key(compiler: list[str]) -> str:
     """Changes with source, flags, compiler and processor: the folder may be shared by several machines."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=_SECONDS, check=True)  # noqa: S603
+    version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=_SECONDS, check=True)  # noqa: S603
     sources = (path.read_bytes() for path in (SOURCE, *sorted(SOURCE.parent.glob("*.h"))))
-    parts = (*sources, " ".join(FLAGS).encode(), version.stdout, _processor())
+    parts = (*sources, " ".join([*compiler[1:], *FLAGS]).encode(), version.stdout, _processor())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
@@ -81,9 +85,9 @@ def _processor() -> bytes:
     return b"\n".join(sorted({line for line in lines if line.startswith(kinds)}))
 
 
-def _compile(compiler: str, path: Path) -> None:
+def _compile(compiler: list[str], path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         made = Path(scratch, "cpu.so")
-        command = [compiler, *FLAGS, str(SOURCE), "-o", str(made)]
+        command = [*compiler, *FLAGS, str(SOURCE), "-o", str(made)]
         subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True)  # noqa: S603
         os.replace(made, path)

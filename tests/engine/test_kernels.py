@@ -247,6 +247,19 @@ def test_only_what_computes_the_same_is_replaced(kernels: Kernels) -> None:
     assert said == "4 Linear, 1 LlamaRMSNorm, 1 MLP, 1 RMSNorm"
 
 
+def test_a_norm_that_adds_more_than_it_says_is_left_alone(kernels: Kernels) -> None:
+    """Which shows where numbers are small, as they are behind embeddings."""
+
+    class OtherRMSNorm(LlamaRMSNorm):
+        def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = F.rms_norm(hidden_states, self.weight.shape, self.weight, 1e-5)
+            return out
+
+    model = nn.ModuleList([OtherRMSNorm(24, eps=1e-6), OtherRMSNorm(24, eps=1e-5)])
+    install(model, kernels)
+    assert [type(norm) for norm in model] == [OtherRMSNorm, KernelNorm]
+
+
 def test_it_is_compiled_once_into_a_folder_of_ones_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -270,7 +283,7 @@ def test_it_is_compiled_once_into_a_folder_of_ones_own(
         (tmp_path / "wrong.cpp").write_text("int main( {")
         assert Kernels.load(tmp_path / "second") is None
         assert "could not compile" in caplog.text
-        monkeypatch.setitem(os.environ, "CXX", "/nowhere/c++")
+        monkeypatch.setitem(os.environ, "CXX", "/nowhere/c++ -O3")
         assert Kernels.load(tmp_path / "third") is None
         assert "no C++ compiler found" in caplog.text
 
@@ -294,6 +307,15 @@ def test_every_family_computes_the_same_with_kernels(family: Family, tiny: Calla
         assert kinds[KernelLayer] == kinds[KernelAttention]
         assert kinds[nn.Linear] == (0 if cpu_kernels else kinds[nn.Linear])
     torch.testing.assert_close(hidden[1], hidden[0], rtol=1e-3, atol=1e-3)
+
+
+def test_the_compiler_may_be_a_command_of_several_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_kernels()
+    compiler = os.environ.get("CXX") or "c++"
+    monkeypatch.setenv("CXX", f"env {compiler} -DSPECVLM_ANY")
+    assert build.load_library(tmp_path / "kernels") is not None
 
 
 def test_an_attention_layer_with_some_biases_only_is_left_alone(kernels: Kernels) -> None:
