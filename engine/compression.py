@@ -66,6 +66,10 @@ class Compression:
     def num_kept(self, tag: str, view: View) -> int:
         return self.branch(tag).num_kept(picture_of(view))
 
+    def strongest(self, view: View) -> str:
+        """The branch that keeps least of a picture, but something."""
+        return self._strongest(picture_of(view)).tag
+
     def choose(self, pictures: torch.Tensor, questions: torch.Tensor) -> list[str]:
         """The gate's branches of P pictures, both ``[P, size]``, as :class:`compressors.gate.Gate` takes
         them.

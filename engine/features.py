@@ -20,8 +20,9 @@ from engine.scheduler import Span
 from engine.sequence import Sequence
 
 MAX_WAITING = 8192
-"""Tokens of one sequence whose features are kept for a draft that has not seen them. Pictures of 2,880
-tokens, which a compressor takes whole, must have room.
+"""Tokens of one sequence whose features are kept for a draft that could see them and has not; as many again
+that it cannot see yet, as a gate has not chosen. Pictures of 2,880 tokens, which a compressor takes whole,
+must have room.
 """
 MAX_WAITING_IN_ALL = 131072
 """Of all sequences together."""
@@ -117,6 +118,10 @@ class FeatureStore:
         taken = features[start - waiting.first : end - waiting.first]
         return CatchUp(sequence, start, end, taken, waiting.embeddings)
 
+    def is_full(self, sequence: Sequence) -> bool:
+        """Whether so much waits behind a picture that is not decided about that its draft must go on."""
+        return sequence.num_computed - sequence.draft_reach > MAX_WAITING
+
     def features_of(self, sequence: Sequence, start: int, end: int) -> torch.Tensor:
         """Features ``[end - start, size]`` of computed tokens that the draft has not seen."""
         assert sequence.draft is not None
@@ -137,7 +142,9 @@ class FeatureStore:
         waiting.features.append(features.clone())  # a view would keep the whole step's row in memory
         if span.start < span.sequence.num_prompt_tokens:
             waiting.embeddings.append((span.start, embeddings.clone()))
-        if span.end - draft.num_seen > MAX_WAITING or len(features) > room:
+        # Behind an undecided picture it waits for the gate, which gives way in time: see ``is_full``.
+        end = draft.reach(span.end) if draft.undecided else span.end
+        if end - draft.num_seen > MAX_WAITING or len(features) > room:
             draft.given_up = True
             del self._waiting[draft]
             return 0

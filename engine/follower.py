@@ -1,7 +1,8 @@
 """Lets the draft see what the target computes: every token once, with true features, pictures compressed.
 
 What is known waits in the feature store, until a tree is to be grown or a long prompt has piled up. Where the
-gate is to choose what becomes of a picture, it waits for the end of the prompt: the question is behind it.
+gate is to choose what becomes of a picture, it waits for the end of the prompt, if that is not too far off:
+the question is behind it.
 """
 
 from __future__ import annotations
@@ -88,15 +89,22 @@ class Follower:
         draft.loan.release()
 
     def _decide(self, running: Seq[Sequence]) -> None:
-        """Choose the branches of pictures that are left to the gate, where the whole prompt is computed."""
+        """Choose the branches of pictures that are left to the gate, where the whole prompt is computed. If
+        that is too long to wait for, those that have begun take the strongest branch.
+        """
         for sequence in running:
             draft = sequence.draft
+            if draft is None or not draft.undecided or draft.given_up:
+                continue
             through = sequence.num_computed >= sequence.num_prompt_tokens
-            if draft is None or not draft.undecided or not through or draft.given_up:
+            if not through and not self.features.is_full(sequence):
                 continue
             self._pages.decide(sequence)  # another may have asked about the same picture
-            if draft.undecided:
+            if through and draft.undecided:
                 self._pages.decide(sequence, self._choose(sequence))
+            elif not through:
+                begun = [view for view in draft.undecided if view.image.start < sequence.num_computed]
+                self._pages.decide(sequence, [self._compression.strongest(view) for view in begun])
 
     def _choose(self, sequence: Sequence) -> list[str]:
         """The gate's choice for each undecided picture, from the target's features of it and the question."""
