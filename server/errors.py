@@ -22,6 +22,7 @@ from server.schemas.errors import ErrorAnswer, ErrorDetail, ErrorType
 CLIENT_CLOSED_REQUEST: Final = 499
 RETRY_AFTER_SECONDS: Final = 5
 MAX_MESSAGE_LEN: Final = 500
+MAX_TAG_LEN: Final = 40
 
 HTTP_TEXTS: Final = {
     400: ("The request body could not be read as JSON.", "invalid_json"),
@@ -213,7 +214,8 @@ def validation_error(error: RequestValidationError) -> ApiError:
             return bad_request(f"Missing parameter: '{param}'.", param=param, code="missing_parameter")
         case "union_tag_invalid":
             expected = re.sub(r"[\[\]]", "", detail["ctx"]["expected_tags"])
-            message = f"Invalid value for '{param}': only {expected} are known here."
+            tag = re.sub(r"[\[\]]", "", str(detail["ctx"]["tag"]))[:MAX_TAG_LEN]
+            message = f"Invalid value for '{param}': '{tag}' is not known here; these are: {expected}."
             return bad_request(message, param=param)
         case "unsupported_parameter" | "invalid_combination":
             return bad_request(detail["msg"], param=detail["ctx"]["name"], code=detail["type"])

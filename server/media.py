@@ -1,4 +1,4 @@
-"""Pictures named by a URL: fetched, read and decoded within bounds, off the event loop.
+"""Pictures and videos named by a URL: fetched, read and decoded within bounds, off the event loop.
 
 Closed by default: only public addresses, each name looked up once and the connection made to the address
 that was checked; no redirects, no proxies, no files unless a folder is named. Knows neither requests nor
@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote
@@ -23,10 +24,11 @@ import httpx
 from PIL import Image
 
 from server.media_budget import PixelBudget, PixelShare
-from server.media_image import decode_picture, open_picture, read_data_url, too_large
+from server.media_image import decode_picture, open_picture, read_base64, read_data_url, too_large
 from server.media_url import MediaError, WebURL, host_allowed, is_public, parse_web_url
+from server.media_video import Video, count_frames, decode_frames, frames_in, is_animation, sampled
 
-__all__ = ["MediaConfig", "MediaError", "MediaLoader", "Pictures"]
+__all__ = ["MediaConfig", "MediaError", "MediaLoader", "Pictures", "Video"]
 
 T = TypeVar("T")
 Resolve = Callable[[str, int], Awaitable[list[str]]]
@@ -71,13 +73,23 @@ async def resolve(host: str, port: int) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """Of one request, decoded: RGB and upright. Threads work on them by ``run``, so that they are counted."""
+    """Of one request, decoded: RGB and upright; of each picture one, of a video its frames. Threads work on
+    them by ``run``, so that they are counted.
+    """
 
-    images: list[Image.Image]
+    images: list[list[Image.Image]]
     share: PixelShare
 
     async def run(self, pool: Executor, call: Callable[..., T], *args: object) -> T:
         return await self.share.run(pool, call, *args)
+
+
+_Opened = tuple[Image.Image, list[int]]
+"""A picture or an animation, looked at and not decoded yet, and which of its frames are wanted."""
+
+
+def _decode(image: Image.Image, indices: list[int]) -> list[Image.Image]:
+    return [decode_picture(image)] if len(indices) == 1 else decode_frames(image, indices)
 
 
 @dataclass(slots=True)
@@ -118,26 +130,54 @@ class MediaLoader:
         )
 
     @asynccontextmanager
-    async def load(self, urls: Sequence[str]) -> AsyncIterator[Pictures]:
-        """The pictures of one request, in memory until the context ends. Raises ``MediaError``."""
+    async def load(self, sources: Sequence[str | Video]) -> AsyncIterator[Pictures]:
+        """The pictures (by their URLs) and videos of one request, in memory until the context ends. Raises
+        ``MediaError``.
+        """
         num_bytes = _Tally(self._config.max_request_bytes, "bytes")
         num_pixels = _Tally(self._config.max_total_pixels, "pixels")
-        opened = await together(self._open(url, num_bytes, num_pixels) for url in urls)
+        tally = num_bytes, num_pixels
+        opened = await together(
+            self._open_video(one, *tally) if isinstance(one, Video) else self._open_one(one, *tally)
+            for one in sources
+        )
         share = await self._pixels.take(num_pixels.count)
         try:
-            decoding = [share.run(self._pool, decode_picture, image) for image in opened]
+            sizes = list(map(len, opened))
+            decoding = [share.run(self._pool, _decode, *one) for own in opened for one in own]
             opened.clear()  # they hold what decoding has copied
-            yield Pictures(await together(decoding), share)
+            found = iter(await together(decoding))
+            yield Pictures([list(chain.from_iterable(islice(found, size))) for size in sizes], share)
         finally:
             share.close()
 
-    async def _open(self, url: str, num_bytes: _Tally, num_pixels: _Tally) -> Image.Image:
-        """The picture at ``url``, not decoded yet."""
-        data = await self._data(url)
+    async def _open_one(self, url: str, num_bytes: _Tally, num_pixels: _Tally) -> list[_Opened]:
+        return [await self._open(await self._data(url), num_bytes, num_pixels)]
+
+    async def _open_video(self, video: Video, num_bytes: _Tally, num_pixels: _Tally) -> list[_Opened]:
+        found: list[_Opened] = []
+        most = video.max_frames if is_animation(video.url) else 1
+        for frame in frames_in(video.url):
+            data = await self._in_pool(read_base64, frame, self._config.max_bytes)
+            found.append(await self._open(data, num_bytes, num_pixels, most))
+        return found
+
+    async def _open(self, data: bytes, num_bytes: _Tally, num_pixels: _Tally, max_frames: int = 1) -> _Opened:
         num_bytes.add(len(data))
         image = await self._in_pool(open_picture, data, self._config.max_pixels)
-        num_pixels.add(image.width * image.height)
-        return image
+        size = image.width * image.height
+        indices = sampled(await self._count(image, size), max_frames) if max_frames > 1 else [0]
+        num_pixels.add(size * len(indices))
+        return image, indices
+
+    async def _count(self, image: Image.Image, size: int) -> int:
+        """Frames are decoded to count them, one after the other, in the place of one picture."""
+        total = self._config.max_total_pixels
+        share = await self._pixels.take(min(size, total))
+        try:
+            return await share.run(self._pool, count_frames, image, total)
+        finally:
+            share.close()
 
     async def _data(self, url: str) -> bytes:
         config = self._config

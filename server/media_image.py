@@ -1,8 +1,8 @@
 """Bytes that a stranger sent to an RGB picture. Blocking; knows Pillow, no network.
 
 Size and format are checked on the header, before any pixel is decoded. Texts are fixed: a library's
-message has leaked an address before (CVE-2026-22778). Only the first frame of an animation is ever read,
-so thousands of further ones (CVE-2026-5497) cost nothing.
+message has leaked an address before (CVE-2026-22778). Only the first frame of an animated picture is read,
+so thousands of further ones (CVE-2026-5497) cost nothing; what was sent as a video is ``media_video``'s.
 """
 
 from __future__ import annotations
@@ -36,10 +36,14 @@ def read_data_url(url: str, max_bytes: int) -> bytes:
         raise MediaError(
             "invalid_image_url", "A data: URL must begin with 'data:image/TYPE;base64,' and hold a picture."
         )
-    if (len(url) - comma - 1) * 3 // 4 > max_bytes + 2:  # padding may stand for two bytes
+    return read_base64(url[comma + 1 :], max_bytes)
+
+
+def read_base64(text: str, max_bytes: int) -> bytes:
+    if len(text) * 3 // 4 > max_bytes + 2:  # padding may stand for two bytes
         raise too_large(max_bytes)
     try:
-        data = base64.b64decode(url[comma + 1 :], validate=True)
+        data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise MediaError("invalid_image_url", "The data: URL does not hold valid base64.") from None
     if len(data) > max_bytes:
@@ -64,9 +68,14 @@ def decode_picture(image: Image.Image) -> Image.Image:
     """An opened picture as people see it: first frame, upright, RGB, transparency on white."""
     try:
         image.load()
-        return to_rgb(_upright(image))
+        return upright_rgb(image)
     except Exception:  # decoders of hostile bytes raise whatever they like
         raise MediaError("invalid_image", "The picture is damaged or incomplete.") from None
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Of pixels that are decoded already."""
+    return to_rgb(_upright(image))
 
 
 def _open(data: bytes) -> Image.Image:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from functools import partial
+from itertools import chain
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
@@ -20,15 +21,19 @@ from processing.errors import PromptError
 from processing.prompt import Prompt
 from processing.tools.support import FREE, OutputPlan
 from server.errors import bad_request, context_overflow
-from server.media import MediaError, Pictures
+from server.media import MediaError, Pictures, Video
+from server.media_video import MAX_SAMPLED, is_animation, num_frames
 from server.schemas.messages import (
     AssistantMessage,
     ImagePart,
+    ImageUrl,
     Message,
     RefusalPart,
     TextPart,
     ToolMessage,
-    pictures_in,
+    VideoPart,
+    VideoUrl,
+    media_in,
 )
 from server.schemas.tools import CalledTool
 
@@ -44,7 +49,7 @@ T = TypeVar("T")
 class ImageLoader(Protocol):
     """What ``server.media.MediaLoader`` does: it bounds its own work and stays off the event loop."""
 
-    def load(self, urls: Sequence[str]) -> AbstractAsyncContextManager[Pictures]: ...
+    def load(self, sources: Sequence[str | Video]) -> AbstractAsyncContextManager[Pictures]: ...
 
     async def aclose(self) -> None: ...
 
@@ -75,12 +80,11 @@ class PromptBuilder:
         ``plan``: how the model is told of tools. ``max_len``, in tokens, spares the tokenizer texts that are
         too long whatever their tokens.
         """
-        urls = [picture.url for picture in pictures_in(messages)]
-        self._check_count(len(urls), max_images)
+        sources = self._sources(media_in(messages), max_images)
         if max_len is not None:
             await self._check_length(num_characters(messages), max_len, "messages")
         try:
-            async with self._media.load(urls) as pictures:
+            async with self._media.load(sources) as pictures:
                 conversation = plan.told(with_images(messages, pictures.images))
                 given = (
                     dict(template_kwargs) if plan.tools is None else {**template_kwargs, "tools": plan.tools}
@@ -128,14 +132,20 @@ class PromptBuilder:
         if num_chars > max_len * self._longest_token:
             raise context_overflow(max_len, param, num_chars // self._longest_token, at_least=True)
 
-    def _check_count(self, num_images: int, max_of_model: int | None) -> None:
+    def _sources(self, found: Sequence[ImageUrl | VideoUrl], max_of_model: int | None) -> list[str | Video]:
+        """What is to be loaded. Every frame counts as a picture; animations share the room that is left."""
         limit = self._max_images if max_of_model is None else min(self._max_images, max_of_model)
+        videos = [one.url for one in found if isinstance(one, VideoUrl)]
+        num_images = len(found) - len(videos) + sum(map(num_frames, videos))
         if num_images > limit:
             raise bad_request(
                 f"At most {limit} pictures may be in one request; this one has {num_images}.",
                 param="messages",
                 code="too_many_images",
             )
+        num_animations = sum(map(is_animation, videos)) or 1
+        most = min(MAX_SAMPLED, 1 + (limit - num_images) // num_animations)
+        return [Video(one.url, most) if isinstance(one, VideoUrl) else one.url for one in found]
 
 
 def longest_token(processor: Processor) -> int:
@@ -160,28 +170,30 @@ def calls_of(message: Message) -> Sequence[CalledTool]:
     return (message.tool_calls or ()) if isinstance(message, AssistantMessage) else ()
 
 
-def with_images(messages: Sequence[Message], images: Sequence[Image.Image]) -> list[chat.ChatMessage]:
-    """The conversation as plain data; ``images`` in their order of appearance."""
+def with_images(
+    messages: Sequence[Message], images: Sequence[Sequence[Image.Image]]
+) -> list[chat.ChatMessage]:
+    """The conversation as plain data; ``images`` of each picture or video, in their order of appearance."""
     remaining = iter(images)
 
-    def convert(part: TextPart | RefusalPart | ImagePart) -> chat.ContentPart:
+    def convert(part: TextPart | RefusalPart | ImagePart | VideoPart) -> list[chat.ContentPart]:
         match part:
             case TextPart():
-                return chat.TextPart(part.text)
+                return [chat.TextPart(part.text)]
             case RefusalPart():
-                return chat.TextPart(part.refusal)
-            case ImagePart():
-                return chat.ImagePart(next(remaining))
+                return [chat.TextPart(part.refusal)]
+            case ImagePart() | VideoPart():
+                return [chat.ImagePart(image) for image in next(remaining)]
 
     conversation = []
     for message in messages:
         content = message.content
         if content is None:
             content = (isinstance(message, AssistantMessage) and message.refusal) or ""
-        parts = content if isinstance(content, str) else [convert(part) for part in content]
+        told = content if isinstance(content, str) else list(chain.from_iterable(map(convert, content)))
         # The hosted API's later name for the same thing; templates of open models know the earlier one.
         role = "system" if message.role == "developer" else message.role
-        conversation.append(chat.ChatMessage(role, parts, extra_of(message)))
+        conversation.append(chat.ChatMessage(role, told, extra_of(message)))
     return conversation
 
 

@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from server.schemas.base import NO_EFFECT, JsonObject, Refused
 from server.schemas.generation import GenerationFields
-from server.schemas.messages import ImageDetail, Message, pictures_in
+from server.schemas.messages import ImageDetail, ImageUrl, Message, media_in
 from server.schemas.output import OutputFields
 from server.schemas.sampling import MaxTokens
 from server.schemas.visual_compression import PictureFields
@@ -73,7 +73,10 @@ class ChatRequest(PictureFields, GenerationFields, OutputFields, VllmChatFields)
 
     @property
     def image_details(self) -> list[ImageDetail]:
-        return [picture.detail for picture in pictures_in(self.messages)]
+        """None beside a video: how many pictures it becomes is not known before it is read."""
+        found = media_in(self.messages)
+        pictures = [one for one in found if isinstance(one, ImageUrl)]
+        return [picture.detail for picture in pictures] if len(pictures) == len(found) else []
 
     @property
     def form_field(self) -> str:

@@ -43,6 +43,20 @@ class ImagePart(ClientModel):
     prompt_cache_breakpoint: Annotated[JsonObject | None, NO_EFFECT] = None
 
 
+class VideoUrl(ClientModel):
+    url: str = Field(
+        min_length=1,
+        description="'data:video/jpeg;base64,FRAME,FRAME,...', or an animation as a data URL.",
+    )
+
+
+class VideoPart(ClientModel):
+    """Frames, which become pictures in their order."""
+
+    type: Literal["video_url"]
+    video_url: VideoUrl
+
+
 class SystemMessage(ClientModel):
     role: Literal["system", "developer"]
     content: str | list[TextPart]
@@ -51,7 +65,7 @@ class SystemMessage(ClientModel):
 
 class UserMessage(ClientModel):
     role: Literal["user"]
-    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    content: str | list[Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]]
     name: str | None = None
 
 
@@ -79,12 +93,12 @@ class ToolMessage(ClientModel):
 Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
 
 
-def pictures_in(messages: Sequence[Message]) -> list[ImageUrl]:
+def media_in(messages: Sequence[Message]) -> list[ImageUrl | VideoUrl]:
     """In their order of appearance."""
     return [
-        part.image_url
+        part.image_url if isinstance(part, ImagePart) else part.video_url
         for message in messages
         if isinstance(message.content, list)
         for part in message.content
-        if isinstance(part, ImagePart)
+        if isinstance(part, ImagePart | VideoPart)
     ]

@@ -19,8 +19,9 @@ from PIL import Image
 
 from server.app import create_app
 from server.logs import configure_logging
-from server.media import MediaError, Pictures
+from server.media import MediaError, Pictures, Video
 from server.media_budget import PixelShare
+from server.media_video import frames_in
 from server.run import DrainingServer, make_server
 from server.sampling import SamplingDefaults
 from server.settings import ServeSettings
@@ -55,20 +56,25 @@ def _alone() -> None:
 
 
 class FakeMedia:
-    """Pictures by colour: ``color:red``; anything else is refused."""
+    """Pictures by colour: ``color:red``; in a video colours are frames. Anything else is refused."""
 
     def __init__(self) -> None:
         self.loaded: list[str] = []
         self.delay = 0.0
 
     @asynccontextmanager
-    async def load(self, urls: Sequence[str]) -> AsyncIterator[Pictures]:
+    async def load(self, sources: Sequence[str | Video]) -> AsyncIterator[Pictures]:
+        urls = [source for source in sources if isinstance(source, str)]
+        frames = {source: frames_in(source.url) for source in sources if isinstance(source, Video)}
         if urls:
             await asyncio.sleep(self.delay)
-        self.loaded += urls
+        self.loaded += [source if isinstance(source, str) else source.url for source in sources]
         if not all(url.startswith("color:") for url in urls):
             raise MediaError("invalid_image_url", "This URL cannot be read.")
-        images = [Image.new("RGB", (8, 8), url.removeprefix("color:")) for url in urls]
+        images = [
+            [Image.new("RGB", (8, 8), one.removeprefix("color:")) for one in frames.get(source, [source])]
+            for source in sources
+        ]
         yield Pictures(images, PixelShare(0, lambda _: None))
 
     async def aclose(self) -> None:

@@ -19,6 +19,7 @@ from tests.server.field_examples_common import (
 )
 
 PICTURE: Json = {"type": "image_url", "image_url": {"url": "color:red"}}
+VIDEO: Json = {"type": "video_url", "video_url": {"url": "data:video/jpeg;base64,red,blue"}}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 
 
@@ -118,6 +119,11 @@ CHAT = {
     "messages[].content[].image_url.detail": (
         said(PICTURE),
         said({**PICTURE, "image_url": {"url": "color:red", "detail": "low"}}),
+    ),
+    "messages[].content[].video_url": ({}, said(VIDEO)),
+    "messages[].content[].video_url.url": (
+        said(VIDEO),
+        said({**VIDEO, "video_url": {"url": "data:video/jpeg;base64,red,green"}}),
     ),
     "messages[].content[].refusal": (
         answered(content="x"),

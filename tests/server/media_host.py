@@ -112,7 +112,7 @@ class Names:
 
 async def load_one(loader: MediaLoader, url: str) -> Image.Image:
     async with loader.load([url]) as pictures:
-        return pictures.images[0]
+        return pictures.images[0][0]
 
 
 @dataclass

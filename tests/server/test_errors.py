@@ -103,7 +103,7 @@ def test_bad_values_are_refused_by_name(
         ({"stop": ["x"] * 20}, "at most 16 items"),
         ({"stop": "x" * 2000}, "at most 1024 characters"),
         ({"tool_choice": "sometimes"}, "'none', 'auto' or 'required'"),
-        ({"tool_choice": {"type": "x"}}, "only 'function', 'allowed_tools' are known here"),
+        ({"tool_choice": {"type": "x"}}, "'x' is not known here; these are: 'function'"),
         ({"chat_template_kwargs": {"mode": "x" * 2000}}, "at most 1024 characters"),
     ],
 )

@@ -81,7 +81,7 @@ async def test_pictures_that_are_small_one_by_one_can_be_too_large_together(
 
 async def test_all_that_is_allowed_together_is_loaded_in_order() -> None:
     async with loader(max_total_pixels=60) as media, media.load([picture(4, 4), picture(11, 4)]) as pictures:
-        assert [image.size for image in pictures.images] == [(4, 4), (11, 4)]
+        assert [image.size for (image,) in pictures.images] == [(4, 4), (11, 4)]
 
 
 async def test_pictures_of_another_request_wait_for_memory_in_turn() -> None:
