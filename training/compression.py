@@ -49,8 +49,8 @@ def gate_inputs(batch: Batch, features: Tensor, placed: Sequence[Placed]) -> tup
     """What ``Gate.forward`` takes, of P pictures: features of their tokens and of their questions, the text
     between a picture and the next answer, in means ``[P, hidden]``.
     """
-    flat, dialogues = features.flatten(0, 1), batch.dialogues.flatten()
-    text = dialogues >= 0
+    flat, dialogues = features.flatten(0, 1), batch.numbered_dialogues.flatten()
+    text = batch.dialogues.flatten() >= 0
     text[batch.image_slots] = False
     answers = batch.predicts.flatten().nonzero().flatten()
     pictures, questions = [], []
@@ -114,10 +114,10 @@ class Compression:
         costs: Tensor,
         shares: Tensor,
         step: int,
-    ) -> Tensor:
-        """Of a gate that selects, summed over pictures. ``costs`` float32 ``[P, branches]``: the draft's loss
-        a predicted token of the picture's dialogue if this branch is taken; ``shares`` float32 ``[P]``: how
-        much each picture counts.
+    ) -> tuple[Tensor, Tensor]:
+        """Of a gate that selects, summed over pictures, and its choices int64 ``[P]`` if it served. ``costs``
+        float32 ``[P, branches]``: the draft's loss a predicted token of the picture's dialogue if this branch
+        is taken; ``shares`` float32 ``[P]``: how much each picture counts.
         """
         gate, ways, settings = self.compressor.gate, self.compressor.ways, self._settings
         assert gate is not None
@@ -127,7 +127,7 @@ class Compression:
         prices = costs + settings.gate_cost * torch.tensor(kept, device=costs.device)
         chosen = straight_through(logits, noise, settings.gate_temperature)
         balance = settings.gate_balance * imbalance(logits) * shares.sum()
-        return ((chosen * prices).sum(-1) * shares).sum() + balance
+        return ((chosen * prices).sum(-1) * shares).sum() + balance, logits.argmax(-1)
 
     def _noise(self, batch: Batch, one: Placed, step: int) -> Tensor:
         seed = int.from_bytes(self._key("gate", batch, one, step)[:7])
@@ -148,3 +148,10 @@ def by_dialogue(values: Tensor, which: Tensor, placed_in: Tensor) -> tuple[Tenso
     sums = values.new_zeros(size).index_add(0, which, values)
     counts = values.new_zeros(size).index_add(0, which, torch.ones_like(values))
     return (sums / counts.clamp_min(1))[placed_in], counts[placed_in]
+
+
+def per_picture(counts: Tensor, placed_in: Tensor) -> Tensor:
+    """``counts`` ``[P]`` of dialogues ``placed_in`` ``[P]``, shared among the pictures of each: a dialogue
+    counts as much with six pictures as with one.
+    """
+    return counts / (placed_in[:, None] == placed_in).sum(1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from engine.eagle import EagleDraft
 from training.batches import Batch
-from training.compression import Compression, by_dialogue
+from training.compression import Compression, by_dialogue, per_picture
 from training.losses import cross_entropy, distil
 from training.rows import Placed, Rows, shortened, whole_rows
 from training.settings import TrainSettings
@@ -28,9 +29,29 @@ BETAS = (0.9, 0.95)
 
 
 @dataclass(frozen=True, slots=True)
+class GateReport:
+    """Of one step of a gate that selects: its loss in nats a predicted token of dialogues with pictures, with
+    price and balance; the share of pictures for which it would take each branch, by tag; the seconds that this
+    process spent on running all branches for it, of all its passes."""
+
+    loss: float
+    choices: dict[str, float]
+    seconds: float
+
+    def describe(self) -> dict[str, Any]:
+        choices = {tag: round(share, 4) for tag, share in self.choices.items()}
+        return {
+            "loss": float(f"{self.loss:.5g}"),
+            "choices": choices,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class StepReport:
     """Means over predicted tokens. ``agreement``: for each draft step, how often draft and target find the
-    same token (of the draft's vocabulary) likeliest. ``stop``: some process wants to end."""
+    same token (of the draft's vocabulary) likeliest. ``stop``: some process wants to end. ``gate``: of the
+    last step in which one learnt from a picture, none before."""
 
     loss: float
     ce: float
@@ -39,12 +60,14 @@ class StepReport:
     grad_norm: float
     lr: float
     stop: bool
+    gate: GateReport | None = None
 
     def describe(self) -> dict[str, Any]:
         values = {
             name: float(f"{getattr(self, name):.5g}") for name in ("loss", "ce", "feature", "grad_norm")
         }
-        return {**values, "lr": self.lr, "agreement": [round(rate, 4) for rate in self.agreement]}
+        told = {**values, "lr": self.lr, "agreement": [round(rate, 4) for rate in self.agreement]}
+        return told if self.gate is None else told | {"gate": self.gate.describe()}
 
 
 class Trainer:
@@ -78,6 +101,12 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=BETAS, weight_decay=0.0)
         decays = [settings.unroll_decay**step for step in range(settings.unroll)]
         self._step_weights = [decay / sum(decays) for decay in decays]
+        selects = compression is not None and settings.compressor == "select"
+        self._tags = [way.tag for way in compression.compressor.ways] if compression and selects else []
+        # Of the step so far: the gate's loss, the share of tokens that it is of, and its choices.
+        self._gate_sums = torch.zeros(2 + len(self._tags), device=self._device)
+        self._gate_seconds = 0.0
+        self._gate_report: GateReport | None = None
 
     def step(self, number: int, batches: Iterable[Batch], num_targets: int, *, stop: bool) -> StepReport:
         """Take step ``number``. ``batches``: this process's passes; ``num_targets``: tokens that the passes
@@ -87,11 +116,14 @@ class Trainer:
         self.draft.train()
         self.optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(4 + 2 * settings.unroll, device=self._device)
+        self._gate_sums.zero_()
+        self._gate_seconds = 0.0
         for batch in batches:
             sums[1:] += self._backward(batch.to(self._device), number, num_targets)
         sums[0] = float(stop)
         self._sum_gradients()
-        sums = self._accelerator.reduce(sums, reduction="sum")
+        sums = self._accelerator.reduce(torch.cat([sums, self._gate_sums]), reduction="sum")
+        sums, gate = sums.split([len(sums) - len(self._gate_sums), len(self._gate_sums)])
         rate = learning_rate(number, self._num_steps, settings)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
@@ -101,7 +133,13 @@ class Trainer:
         hits, tried = rest[: settings.unroll], rest[settings.unroll :]
         agreement = [hit / max(1.0, count) for hit, count in zip(hits, tried, strict=True)]
         means = (total, ce / num_targets, feature / num_targets)
-        return StepReport(*means, agreement, float(norm), rate, stops > 0)
+        self._report_gate(*gate.tolist())
+        return StepReport(*means, agreement, float(norm), rate, stops > 0, self._gate_report)
+
+    def _report_gate(self, loss: float, share: float, *counts: float) -> None:
+        if share > 0.0:
+            choices = {tag: n / sum(counts) for tag, n in zip(self._tags, counts, strict=True)}
+            self._gate_report = GateReport(loss / share, choices, self._gate_seconds)
 
     def _backward(self, batch: Batch, number: int, num_targets: int) -> Tensor:
         """Add a pass's gradients; sums over its predicted tokens: loss, CE and SmoothL1 of step 0, and for
@@ -142,16 +180,21 @@ class Trainer:
         rows = shortened(whole, placed, compression.draw(batch, seen.features, placed, number))
         if self._settings.compressor != "select" or number % self._settings.gate_every:
             return rows, nothing
+        began = time.monotonic()
         costs, tokens = self._costs(batch, whole, placed, labels)
         shares = tokens / num_targets
-        return rows, compression.gate_loss(batch, seen.features, placed, costs, shares, number)
+        loss, picks = compression.gate_loss(batch, seen.features, placed, costs, shares, number)
+        counts = torch.bincount(picks, minlength=len(self._tags))
+        self._gate_sums += torch.cat([torch.stack([loss.detach(), shares.sum()]), counts])
+        self._gate_seconds += time.monotonic() - began
+        return rows, loss
 
     @torch.no_grad()
     def _costs(
         self, batch: Batch, whole: Rows, placed: list[Placed], labels: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The draft's cross-entropy a predicted token in each picture's dialogue if all pictures take one
-        branch, float32 ``[P, branches]``, and how many those tokens are, ``[P]``.
+        branch, float32 ``[P, branches]``, and how many those tokens are, ``[P]``, shared among the pictures.
         """
         assert self._compression is not None
         where, dialogues = batch.predicts.flatten(), batch.numbered_dialogues.flatten()
@@ -166,7 +209,7 @@ class Trainer:
             losses = cross_entropy(logits, labels[there])
             costs.append(by_dialogue(losses, dialogues[where][there], dialogues[firsts]))
         means, counts = zip(*costs, strict=True)
-        return torch.stack(means, dim=1), counts[0]
+        return torch.stack(means, dim=1), per_picture(counts[0], dialogues[firsts])
 
     def _sum_gradients(self) -> None:
         """One message for all parameters. Losses are already parts of the mean, so a sum is right."""

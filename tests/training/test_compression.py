@@ -16,7 +16,7 @@ from compressors.elastic import BranchConfig, Elastic, ElasticConfig
 from engine.draft_files import load_draft
 from tests.training.test_training import same, settings, stop_after
 from training.batches import Batch
-from training.compression import Compression, by_dialogue, gate_inputs
+from training.compression import Compression, by_dialogue, gate_inputs, per_picture
 from training.errors import TrainingError
 from training.journal import read_log
 from training.rows import Placed
@@ -53,6 +53,23 @@ def test_the_gate_sees_the_picture_and_the_question_before_the_answer() -> None:
     pictures, questions = gate_inputs(batch_of(KINDS), features, PLACED)
     torch.testing.assert_close(pictures, torch.stack([features[0, 3:7].mean(0), features[0, 12:14].mean(0)]))
     torch.testing.assert_close(questions, torch.stack([features[0, 7:9].mean(0), features[0, 14:17].mean(0)]))
+
+
+def test_a_question_does_not_go_on_in_the_next_row() -> None:
+    """A picture that nobody was asked about yet has no question, whatever begins below."""
+    kinds = "tttqaavv" + "qqqqaaaa"
+    visual = torch.tensor([6, 7])
+    predicts = torch.tensor([[kinds[i + 1 : i + 2] == "a" for i in range(16)]]).view(2, 8)
+    ids = torch.arange(16).view(2, 8)
+    batch = Batch(ids, ids % 8, torch.zeros(2, 8, dtype=torch.long), predicts, [], visual, 0, ids)
+    placed = [Placed(Picture(((1, 2),), b"last"), visual)]
+    _, questions = gate_inputs(batch, noise(2, 8, HIDDEN), placed)
+    assert questions.abs().max() == 0
+
+
+def test_an_album_counts_as_much_as_one_picture() -> None:
+    shared = per_picture(torch.tensor([12.0, 6.0, 12.0, 12.0]), torch.tensor([3, 5, 3, 3]))
+    assert shared.tolist() == [4.0, 6.0, 4.0, 4.0]
 
 
 def test_means_over_dialogues() -> None:
@@ -103,7 +120,7 @@ def test_the_gate_learns_which_branch_costs_least() -> None:
     features = noise(1, len(KINDS), HIDDEN, seed=1)
     features[0, 7:9], features[0, 14:17] = kinds[0], kinds[1]
     for step in range(150):
-        loss = made.gate_loss(batch, features, PLACED, costs, torch.ones(2), step)
+        loss, _ = made.gate_loss(batch, features, PLACED, costs, torch.ones(2), step)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -143,6 +160,16 @@ def test_a_stopped_run_with_a_gate_goes_on_as_if_it_had_not_stopped(
     assert [way.tag for way in loaded.compressor.ways] == [
         *("prune-10", "pool-10", "conv-5", "resampler-20", "text_only")
     ]
+    steps = [line for line in read_log(whole / "log.jsonl") if line["kind"] == "step"]
+    for line in steps:
+        gate = line["gate"]
+        assert gate["loss"] > 0.0
+        assert gate["seconds"] > 0.0
+        assert sum(gate["choices"].values()) == pytest.approx(1.0, abs=1e-3)
+    assert [list(line["gate"]["choices"]) for line in steps[:1]] == [
+        [way.tag for way in loaded.compressor.ways]
+    ]
+    assert steps[0]["gate"]["choices"] != steps[-1]["gate"]["choices"]
     (last,) = [line for line in read_log(whole / "log.jsonl") if line["kind"] == "evaluation"][-1:]
     found = last["by_compressor"]
     assert list(found)[:2] == ["auto", "none"]
