@@ -31,8 +31,8 @@ BETAS = (0.9, 0.95)
 @dataclass(frozen=True, slots=True)
 class GateReport:
     """Of one step of a gate that selects: its loss in nats a predicted token of dialogues with pictures, with
-    price and balance; the share of pictures for which it would take each branch, by tag; the seconds that this
-    process spent on running all branches for it, of all its passes."""
+    price and balance; the share of pictures for which it would take each branch, by tag; the seconds of this
+    process that went into running all branches for it, over all its passes."""
 
     loss: float
     choices: dict[str, float]
