@@ -86,9 +86,9 @@ class NgramSource:
     def _read(self, sequence: Sequence) -> None:
         known = self._known.get(sequence.request_id)
         if known is None:
-            self._ngrams.begin(
-                sequence.request_id, sequence.token_ids[: sequence.num_prompt_tokens], sequence.salt
-            )
+            prompt = sequence.token_ids[: sequence.num_prompt_tokens]
+            # A trace lists what was proposed, which must not be words of somebody else's answer.
+            self._ngrams.begin(sequence.request_id, prompt, sequence.salt, only_own=sequence.trace)
             known = sequence.num_prompt_tokens
         self._ngrams.extend(sequence.request_id, sequence.token_ids[known:])
         self._known[sequence.request_id] = sequence.num_tokens

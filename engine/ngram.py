@@ -38,6 +38,7 @@ class _Request:
     salt: str
     num_prompt: int
     own: NgramIndex
+    only_own: bool
 
 
 @dataclass(slots=True, frozen=True)
@@ -91,13 +92,15 @@ class NgramDrafter:
         """Tokens held in memory, separators and the few prompt tokens before an output included."""
         return self._num_remembered
 
-    def begin(self, request_id: str, token_ids: Sequence[int], salt: str) -> None:
-        """A request starts with this prompt. Raises ``ValueError`` if the id is running."""
+    def begin(self, request_id: str, token_ids: Sequence[int], salt: str, *, only_own: bool = False) -> None:
+        """A request starts with this prompt; with ``only_own`` no other request's text is proposed to it.
+        Raises ``ValueError`` if the id is running.
+        """
         if request_id in self._requests:
             raise ValueError(f"request {request_id!r} has begun already")
         own = NgramIndex(self._min, self._max)
         own.extend(token_ids)
-        self._requests[request_id] = _Request(salt, len(token_ids), own)
+        self._requests[request_id] = _Request(salt, len(token_ids), own, only_own)
 
     def extend(self, request_id: str, token_ids: Sequence[int]) -> None:
         """The request's output grew. Raises ``KeyError`` for an id that is not running."""
@@ -130,7 +133,8 @@ class NgramDrafter:
 
     def _matches(self, request: _Request, num_steps: int) -> list[_Match]:
         """Longest first, then own text before memory, then latest first; at most ``max_matches``."""
-        own, memory = request.own, self._memory.get(request.salt)
+        own = request.own
+        memory = None if request.only_own else self._memory.get(request.salt)
         found: list[_Match] = []
         seen: set[tuple[bool, int]] = set()
         for length in range(min(self._max, len(own)), self._min - 1, -1):

@@ -180,6 +180,19 @@ def test_outputs_of_ended_requests_are_found_from_their_first_token_but_prompts_
     assert not paths_of(drafter.propose(["spy"], [limits()]))
 
 
+def test_nothing_of_other_requests_is_proposed_to_one_that_is_shown_what_was_proposed() -> None:
+    drafter = NgramDrafter()
+    drafter.begin("a", [1, 2], "")
+    drafter.extend("a", [7, 8, 9])
+    drafter.end("a", remember=True)
+    drafter.begin("open", [5, 1, 2], "")
+    drafter.begin("traced", [5, 1, 2], "", only_own=True)
+    assert (7, 8, 9) in paths_of(drafter.propose(["open"], [limits()]))
+    assert not paths_of(drafter.propose(["traced"], [limits()]))
+    drafter.extend("traced", [6, 5, 1])
+    assert (2, 6) in paths_of(drafter.propose(["traced"], [limits()]))  # its own text is
+
+
 def test_a_request_that_is_not_remembered_leaves_nothing() -> None:
     drafter = NgramDrafter()
     drafter.begin("old", [1, 2], "")

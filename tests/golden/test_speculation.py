@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -123,6 +124,23 @@ def test_prefix_hits_and_drafts_together_change_nothing(name: str, tiny: BuildCh
     check(golden, prompts, run_all(core, requests_of(prompts)), f"{name}: cold")
     check(golden, prompts, run_all(core, requests_of(prompts, 2)), f"{name}: warm")
     assert core.stats.prefix_cache_hits >= sum(len(p.token_ids) // 4 * 4 - 4 for p in prompts)
+
+
+def test_a_trace_shows_nothing_of_what_others_were_answered(tiny: BuildCheckpoint) -> None:
+    """Look-up remembers answers: asked again it knows them, but not where its proposals are shown."""
+    golden = load_golden(tiny("llava"))
+    prompts = prompts_of(golden)[:1]
+    core = core_of(golden, given(NgramSource(frozenset())))
+    run_all(core, requests_of(prompts))
+    proposed = {}
+    for traced in (False, True):
+        ((gap, request),) = requests_of(prompts)
+        asked = msgspec.structs.replace(request, speculative=SpeculativeParams(trace=traced))
+        before = core.stats.spec_accepted_tokens
+        check(golden, prompts, run_all(core, [(gap, asked)]), f"traced: {traced}")
+        proposed[traced] = core.stats.spec_accepted_tokens - before
+    assert proposed[False] > NUM_TOKENS // 2
+    assert proposed[True] < proposed[False] // 2
 
 
 @pytest.mark.parametrize("name", ["garbage of 63 nodes", "scattered, mixed sizes", "steered eagle"])
