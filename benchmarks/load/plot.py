@@ -84,7 +84,7 @@ def draw(document: dict[str, Any]) -> Figure:
         for number, (name, values) in enumerate(shown, 1):
             axes = part.add_subplot(lines, columns, number)
             _panel(axes, sorted(points, key=lambda p: p["concurrency"]), labels, values)
-            axes.set(ylabel=name, xlabel="requests at a time", xlim=(0, None), ylim=(0, None))
+            axes.set(ylabel=name, xlabel="requests at a time")
     handles, names = figure.axes[0].get_legend_handles_labels()
     if len(labels) > 1:
         figure.legend(handles, names, loc="outside lower center", ncols=len(labels), frameon=False)
@@ -102,7 +102,7 @@ def _title(document: dict[str, Any]) -> str:
 def _panel(
     axes: Axes, points: Sequence[dict[str, Any]], labels: Sequence[str], values: Sequence[Value]
 ) -> None:
-    """Every concurrency that was measured has its tick."""
+    """Every concurrency that was measured has its tick; axes begin at zero."""
     for label, colour in zip(labels, COLOURS, strict=False):
         for value, style, name in zip(values, ("-", "--"), (label, None), strict=False):
             heights = [value(point["sides"][label]) for point in points]
@@ -114,4 +114,7 @@ def _panel(
                 color=colour,
                 label=name,
             )
+    axes.update_datalim([(0, 0)])
+    axes.autoscale_view()
+    axes.set(xlim=(0, None), ylim=(0, None))
     axes.set_xticks(sorted({point["concurrency"] for point in points}))
