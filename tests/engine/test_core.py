@@ -337,3 +337,14 @@ def test_row_dependent_models_are_refused(golden: Golden, tmp_path: Any) -> None
     path.write_text(json.dumps(config))
     with pytest.raises(ModelLoadError, match=r"known families: .*llama, llava, "):
         EngineCore.load(EngineConfig(model=str(tmp_path / "model"), device="cpu"))
+
+
+def test_a_lower_priority_number_ends_first(golden: Golden) -> None:
+    prompt = golden.prompt("Hello")
+    asked = {"late": 5, "usual": 0, "urgent": -1, "twin": 0}
+    requests = [
+        msgspec.structs.replace(request(name, prompt, max_tokens=4, ignore_eos=True), priority=number)
+        for name, number in asked.items()
+    ]
+    outputs = outputs_of(load(golden, max_num_seqs=1), *requests)
+    assert [one.request_id for one in outputs if one.finish_reason] == ["urgent", "usual", "twin", "late"]

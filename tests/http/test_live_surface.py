@@ -57,6 +57,33 @@ def test_a_completion_cannot_claim_a_picture(live_server: LiveServer) -> None:
         client.completions.create(model=model, prompt="What is <image>?")
 
 
+def test_nul_is_a_character_like_others(live_server: LiveServer) -> None:
+    client, model = client_of(live_server), model_of(live_server)
+    for text in ("\0", "red\0green", "\0" * 100):
+        chat = client.chat.completions.create(
+            model=model, messages=[{"role": "user", "content": text}], temperature=0, max_tokens=4, stop="\0"
+        )
+        assert chat.usage is not None
+        assert chat.usage.completion_tokens > 0
+        tokens = httpx.post(f"{live_server.url}/tokenize", json={"prompt": text}).json()["tokens"]
+        prompt = httpx.post(f"{live_server.url}/detokenize", json={"tokens": tokens}).json()["prompt"]
+        assert text in prompt
+
+
+def test_clients_that_leave_while_they_wait_their_turn(tiny: BuildCheckpoint, tmp_path: Path) -> None:
+    body = {"prompt": "Go on.", "max_tokens": 450, "ignore_eos": True, "speculative": {"enabled": False}}
+    with serve(tiny("llama"), tmp_path, "--max-num-seqs", "1") as server:
+        with httpx.stream("POST", f"{server.base_url}/completions", json=body | {"stream": True}, timeout=60):
+            for _ in range(3):
+                with pytest.raises(httpx.ReadTimeout):
+                    httpx.post(f"{server.base_url}/completions", json=body | {"n": 4}, timeout=0.5)
+        wait_idle(server)
+        assert metric(server, "specvlm:kv_cache_usage_perc") == 0.0
+        assert (
+            httpx.post(f"{server.base_url}/completions", json={"prompt": "Hi"}, timeout=60).status_code == 200
+        )
+
+
 def test_a_response_says_what_a_chat_says(live_server: LiveServer) -> None:
     client, model = client_of(live_server), model_of(live_server)
     chat = client.chat.completions.create(

@@ -204,6 +204,15 @@ def test_context_overflow_names_both_numbers(http: httpx.Client) -> None:
     assert str(MAX_MODEL_LEN + len("user:Hi")) in error["message"]
 
 
+def test_a_context_is_full_to_its_last_token(http: httpx.Client) -> None:
+    fits = [{"role": "user", "content": "x" * (MAX_MODEL_LEN - len("user:") - 2)}]
+    assert http.post(CHAT, json=VALID | {"messages": fits, "max_tokens": 2}).status_code == 200
+    refused(http, code="context_length_exceeded", messages=fits, max_tokens=3)
+    full = [{"role": "user", "content": fits[0]["content"] + "x"}]
+    assert http.post(CHAT, json=VALID | {"messages": full}).json()["usage"]["completion_tokens"] == 1
+    refused(http, code="context_length_exceeded", messages=[full[0] | {"content": full[0]["content"] + "x"}])
+
+
 def test_endless_texts_are_refused_before_they_are_tokenised(
     live: Live, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +232,7 @@ def test_too_many_pictures(start_server: StartServer) -> None:
     picture = {"type": "image_url", "image_url": {"url": "color:red"}}
     with live.http() as http:
         refused(http, code="too_many_images", messages=[{"role": "user", "content": [picture] * 2}])
+        refused(http, code="too_many_images", messages=[{"role": "user", "content": [picture] * 5000}])
     assert live.media.loaded == []
 
 
