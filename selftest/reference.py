@@ -15,11 +15,16 @@ EPSILON = {torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 0.5}
 
 
 class Reference:
-    """``sees``: whether the model takes pictures."""
+    """``weights``: the type that they are rounded to; ``dtype``: what is computed in. ``sees``: whether the
+    model takes pictures.
+    """
 
-    def __init__(self, model: str, device: torch.device, dtype: torch.dtype, *, sees: bool) -> None:
+    def __init__(
+        self, model: str, device: torch.device, weights: torch.dtype, dtype: torch.dtype, *, sees: bool
+    ) -> None:
         kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-        self._model = kind.from_pretrained(model, dtype=dtype, use_safetensors=True).eval().to(device)
+        loaded = kind.from_pretrained(model, dtype=weights, use_safetensors=True)
+        self._model = loaded.eval().to(device, dtype)
         config = AutoConfig.from_pretrained(model)
         self._processor = load_processor(model, config) if sees else AutoTokenizer.from_pretrained(model)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from engine.checkpoint import read_config, resolve_dtype
 from engine.config import Device, DType, EngineConfig
 from engine.errors import ModelLoadError
 from engine.memory import reserved_bytes
@@ -36,7 +37,7 @@ def selftest(model: str, device: Device, dtype: DType) -> dict[str, Any]:
         target = TargetModel.load(config)
     except ModelLoadError as error:
         return report | {"passed": False, "error": str(error)}
-    report |= _where(target)
+    report |= _where(config, target)
     for check in _checks(config, target):
         log.info("%s", check)
         report["checks"].append(check)
@@ -50,7 +51,8 @@ def _checks(config: EngineConfig, target: TargetModel) -> Iterable[dict[str, Any
     if target.device.type == "cuda":
         yield from _caught("memory", lambda: [_memory(config, target)])
     processor = Processor.from_pretrained(config.model)
-    reference = Reference(config.model, target.device, target.dtype, sees=processor.supports_images)
+    types = (_weights(config), target.dtype)
+    reference = Reference(config.model, target.device, *types, sees=processor.supports_images)
     epsilon = EPSILON[target.dtype]
     parts = (reference, processor, epsilon)
     yield from _caught(
@@ -78,9 +80,15 @@ def _memory(config: EngineConfig, target: TargetModel) -> dict[str, Any]:
     return {"name": "the largest step fits", "passed": True, "reserved_bytes": taken}
 
 
-def _where(target: TargetModel) -> dict[str, Any]:
+def _weights(config: EngineConfig) -> torch.dtype:
+    """What they are rounded to: on a CPU, kernels compute in float32 from what they are given."""
+    return resolve_dtype(config, read_config(config))
+
+
+def _where(config: EngineConfig, target: TargetModel) -> dict[str, Any]:
     kernels = type(target.attention).__name__ if target.attention is not None else "plain torch"
-    where = {"device": str(target.device), "dtype": str(target.dtype).removeprefix("torch.")}
+    types = {"weights": _weights(config), "dtype": target.dtype}
+    where = {"device": str(target.device)} | {k: str(v).removeprefix("torch.") for k, v in types.items()}
     where["attention"] = kernels
     if target.device.type == "cuda":
         where["gpu"] = torch.cuda.get_device_name(target.device)

@@ -12,6 +12,7 @@ from engine.target import TargetModel
 from selftest import answers, kernels, run
 from server import cli
 from tests.conftest import BuildCheckpoint
+from tests.engine.own_kernels import own_kernels
 
 Report = dict[str, Any]
 
@@ -43,6 +44,17 @@ def test_passes_on_a_tiny_model(
     assert answers["equal"] + answers["near_ties"] == answers["answers"] > 0
     assert answers["near_ties"] <= 1
     assert speculation["speed_up"] > 0
+
+
+def test_rounded_weights_are_compared_with_rounded_weights(
+    tiny: BuildCheckpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a CPU, kernels compute in float32 from weights in bfloat16: as tight a comparison as in float32."""
+    own_kernels()
+    flags = ["--model", str(tiny("llava")), "--device", "cpu", "--dtype", "bfloat16"]
+    code, report = report_of(flags, capsys)
+    assert (code, failed(report)) == (0, [])
+    assert (report["weights"], report["dtype"]) == ("bfloat16", "float32")
 
 
 def test_fails_where_attention_is_wrong(
