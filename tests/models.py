@@ -67,7 +67,7 @@ VLMS: Mapping[str, Builder] = {
 }
 
 Family = str
-"""A key of one of the two."""
+"""A key of one of the two, or of both: ``llava_next+mistral`` has another language model than usual."""
 
 TEXT_FAMILIES: tuple[Family, ...] = tuple(TEXT_MODELS)
 # Those that every golden test runs for; the other families that see pictures have tests of their own.
@@ -78,8 +78,10 @@ def build_tiny(family: Family, folder: Path, *, seed: int = 0) -> Path:
     """Save a tiny checkpoint of ``family`` with tokenizer and chat template in ``folder``; returns it."""
     tokenizer = tiny_tokenizer()
     saved: Any = tokenizer
-    if family in VLMS:
-        model, saved = VLMS[family](tokenizer)
+    sees, _, text = family.partition("+")
+    if sees in VLMS:
+        model, saved = VLMS[sees](tokenizer)
+        model = _with_text_model(model, text, text_settings(tokenizer)) if text else model
     else:
         model = TEXT_MODELS[family](text_settings(tokenizer))
     _draw_weights(model, seed)
@@ -91,6 +93,13 @@ def build_tiny(family: Family, folder: Path, *, seed: int = 0) -> Path:
     model.save_pretrained(folder)
     saved.save_pretrained(folder)
     return folder
+
+
+def _with_text_model(model: PreTrainedModel, text: Family, common: dict[str, Any]) -> PreTrainedModel:
+    config = model.config
+    config.text_config = TEXT_MODELS[text](common).config
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings
+    return make(type(model), config)
 
 
 def picture(seed: int, size: tuple[int, int] = (40, 32)) -> Image.Image:

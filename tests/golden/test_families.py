@@ -145,18 +145,35 @@ def test_a_prefix_hit_ends_inside_a_picture(family: Family, tiny: BuildCheckpoin
 
 @pytest.mark.parametrize("family", PICTURE_FAMILIES)
 def test_preemption_changes_nothing(family: Family, tiny: BuildCheckpoint) -> None:
-    """Pages for three prompts, but not for three answers."""
     golden = load_golden(tiny(family))
-    prompts = [golden.prompt(f"Question {i}?", [(i, SMALL[1])]) for i in range(4)]
+    check_with_few_pages(golden, no_draft, 3, caching=True)
+    check_with_few_pages(golden, given(Garbage(drafts.mixed, 500)), 3, caching=False)
+
+
+@pytest.mark.parametrize("caching", [True, False])
+def test_preemption_changes_nothing_with_an_eagle_draft(caching: bool, tiny: BuildCheckpoint) -> None:
+    """Which has KV of its own for each page, to make again."""
+    golden = load_golden(tiny("qwen2_vl"))
+    answers = {str(i): golden.expected(p, 30).token_ids for i, p in enumerate(alike(golden))}
+    for make in (eagle(golden, EagleDrafter), eagle(golden, SteeredEagle, 40, answers=answers)):
+        check_with_few_pages(golden, make, 2, caching=caching)
+
+
+def alike(golden: Golden) -> list[Prompt]:
+    return [golden.prompt(f"Question {i}?", [(i, SMALL[1])]) for i in range(4)]
+
+
+def check_with_few_pages(golden: Golden, make: MakeDraft, num_prompts: int, *, caching: bool) -> None:
+    """Pages for so many prompts, but not for their answers."""
+    prompts = alike(golden)
     pages = max(-(-len(p.token_ids) // 4) for p in prompts)
     page_bytes = target_of(golden.folder)[0].kv_shape.bytes_per_token * 4
-    how = {"kv_cache_memory": (3 * pages + 5) * page_bytes, "max_model_len": pages * 4 + 30}
-    for caching, make in ((True, no_draft), (False, given(Garbage(drafts.mixed, 500)))):
-        core = core_of(golden, make, enable_prefix_caching=caching, **how)
-        arrivals = [(0, asking(str(i), p, max_tokens=30)) for i, p in enumerate(prompts)]
-        for name, story in run_all(core, arrivals).items():
-            golden.compare(story.token_ids, prompts[int(name)], 30, f"{family}, few pages, {name}")
-        assert core.stats.num_preemptions > 0, "the test must preempt"
+    how = {"kv_cache_memory": (num_prompts * pages + 5) * page_bytes, "max_model_len": pages * 4 + 30}
+    core = core_of(golden, make, enable_prefix_caching=caching, **how)
+    arrivals = [(0, asking(str(i), p, max_tokens=30)) for i, p in enumerate(prompts)]
+    for name, story in run_all(core, arrivals).items():
+        golden.compare(story.token_ids, prompts[int(name)], 30, f"few pages, {name}")
+    assert core.stats.num_preemptions > 0, "the test must preempt"
 
 
 @pytest.mark.parametrize("family", PICTURE_FAMILIES)
