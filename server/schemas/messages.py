@@ -21,6 +21,9 @@ class TextPart(ClientModel):
     type: Literal["text"]
     text: str
     prompt_cache_breakpoint: Annotated[JsonObject | None, NO_EFFECT] = None
+    cache_control: Annotated[JsonObject | None, NO_EFFECT] = Field(
+        None, description="What is cached here is found again unasked."
+    )
 
 
 class RefusalPart(ClientModel):
@@ -41,6 +44,9 @@ class ImagePart(ClientModel):
     type: Literal["image_url"]
     image_url: ImageUrl
     prompt_cache_breakpoint: Annotated[JsonObject | None, NO_EFFECT] = None
+    cache_control: Annotated[JsonObject | None, NO_EFFECT] = Field(
+        None, description="What is cached here is found again unasked."
+    )
 
 
 class VideoUrl(ClientModel):

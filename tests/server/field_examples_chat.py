@@ -163,6 +163,10 @@ CHAT_NO_EFFECT: dict[str, Example] = {
     "messages[].tool_calls[].index": (called(), answered(tool_calls=[{**CALL, "index": 0}])),
     "messages[].tool_calls[].function.parsed_arguments": (called(), called(parsed_arguments={})),
     "messages[].content[].prompt_cache_breakpoint": (said(PICTURE), said({**PICTURE, **BREAKPOINT})),
+    "messages[].content[].cache_control": (
+        said(PICTURE),
+        said({**PICTURE, "cache_control": {"type": "ephemeral"}}),
+    ),
 }
 
 CHAT_REFUSED: dict[str, Json] = {
