@@ -33,7 +33,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     own_kernels()
     made = tmp_path_factory.mktemp("team") / "team"
     flags = [flag for flag in build.FLAGS if flag != "-shared"]
-    command = [build._compiler(), *flags, "-I", build.SOURCE.parent, PROGRAM, "-o", made]
+    command = [*(build._compiler() or ()), *flags, "-I", build.SOURCE.parent, PROGRAM, "-o", made]
     subprocess.run(command, check=True)
     return made
 
