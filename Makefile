@@ -1,18 +1,19 @@
 # The only entry points: people and CI run the same targets. `make serve` and `make test` need nothing but
 # Python 3.11 or newer; the first call makes .venv and installs the pinned packages into it.
 
-VENV   := .venv
-BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.installed
-NODE   := tests/http/node
-ARGS   ?=
+VENV    := .venv
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.installed
+NODE    := tests/http/node
+CLIENTS := .venv-clients
+ARGS    ?=
 
 # The first interpreter that runs and is new enough (a pyenv shim may exist and not run).
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow check format bench clean node
+.PHONY: help serve test test-slow check format bench clean node clients
 
 help:
 	@echo 'make serve       start the server on the embedded demo model; flags: make serve ARGS="--port 9000"'
@@ -26,10 +27,10 @@ help:
 serve: $(STAMP)
 	$(BIN)/python -m server serve $(ARGS)
 
-test: $(STAMP) node
+test: $(STAMP) node clients
 	$(BIN)/python -m pytest $(ARGS)
 
-test-slow: $(STAMP) node
+test-slow: $(STAMP) node clients
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 check: $(STAMP)
@@ -47,7 +48,7 @@ bench: $(STAMP)
 		$(BIN)/python -m benchmarks $(ARGS) >"$$file" || status=$$?; cat "$$file"; exit $$status
 
 clean:
-	rm -rf $(VENV) $(NODE)/node_modules build dist bench-results *.egg-info \
+	rm -rf $(VENV) $(CLIENTS) $(NODE)/node_modules build dist bench-results *.egg-info \
 		.pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -68,4 +69,16 @@ node:
 
 $(NODE)/node_modules/.package-lock.json: $(NODE)/package.json $(NODE)/package-lock.json
 	npm ci --prefix $(NODE) --no-audit --no-fund --loglevel=error
+	@touch $@
+
+# Clients that we did not write, and what only they need, beside our own environment: their pins would clash.
+# Complete and pinned, so nothing is resolved; their tests say so where they have to skip.
+clients: $(STAMP)
+	@$(MAKE) --no-print-directory $(CLIENTS)/.installed \
+		|| echo 'the client libraries could not be installed: their tests will be skipped' >&2
+
+$(CLIENTS)/.installed: tests/clients/requirements.txt
+	@rm -f $@
+	@test -x $(CLIENTS)/bin/python || $(BIN)/python -m venv --without-pip $(CLIENTS)
+	$(BIN)/python -m pip --python $(CLIENTS) install --quiet --disable-pip-version-check --no-deps --no-compile -r $<
 	@touch $@

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,15 +26,25 @@ def data_url() -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
-@pytest.mark.skipif(not INSTALLED.exists(), reason="npm package openai is not installed: make node")
-def test_npm_client_chats_about_a_picture(live_server: LiveServer) -> None:
-    environment = os.environ | {"SPECVLM_BASE_URL": live_server.base_url, "SPECVLM_IMAGE": data_url()}
+needs_node = pytest.mark.skipif(
+    shutil.which("node") is None or not INSTALLED.exists(),
+    reason="node, or its package openai, is not installed: make node",
+)
+
+
+def run(script: str, server: LiveServer) -> dict[str, Any]:
+    """What a script in ``FOLDER`` printed."""
+    environment = os.environ | {"SPECVLM_BASE_URL": server.base_url, "SPECVLM_IMAGE": data_url()}
     result = subprocess.run(
-        ["node", "chat.mjs"], cwd=FOLDER, env=environment, capture_output=True, text=True, timeout=120
+        ["node", script], cwd=FOLDER, env=environment, capture_output=True, text=True, timeout=120
     )
     assert result.returncode == 0, result.stderr
-    seen = json.loads(result.stdout)
+    return json.loads(result.stdout)
+
+
+@needs_node
+def test_npm_client_chats_about_a_picture(live_server: LiveServer) -> None:
+    seen = run("chat.mjs", live_server)
     whole, stream = seen["whole"], seen["stream"]
     assert stream["text"] == whole["text"] != ""
     assert stream["finishReason"] == whole["finishReason"]
