@@ -21,9 +21,10 @@ more. What a round of L levels would offer is known from earlier ones (``Candida
 choice weighs the same sums as the second, at any number of sequences.
 
 An estimate that says "do not" would never be tested again, so every ``explore_every`` decisions the budget
-looks: one level where it plays safe, the full depth where it drafts a shallower one, and only where it would
-win if the draft were right throughout. Looks in vain become up to four times rarer, one that finds something
-is followed by more. Decisions depend on what was observed alone: no random numbers.
+looks: one level where it plays safe, the full depth where it drafts a shallower one. Where by its costs
+nothing would win, were the draft right throughout, it looks rarely: they may be those of a busy hour. Looks
+in vain become up to four times rarer, one that finds something is followed by more. Decisions depend on what
+was observed alone: no random numbers.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.budget_acceptance import KNOTS, AcceptanceModel, CandidateSpectrum, knot_places
-from engine.candidates import Candidates, DraftTree
+from engine.candidates import Candidates, DraftTree, best_first
 from engine.config import SpeculativeConfig
 from engine.costs import CostTable, DraftCosts
 from engine.merge import DRAFT, LOOKUP
@@ -46,9 +47,8 @@ Ints = npt.NDArray[np.int64]
 MARGIN = 1.02  # speculation must promise so much more than plain decoding: estimates are noisy
 FREE = 0.01  # a draft that costs less than this share of a plain step is always asked
 FIRST_ROUNDS = 4  # rounds drafted before the estimates may say no
+LOOK_COST = 0.01  # of all time, at most, goes to looks where the costs say that nothing could win
 HOST_RATE = 1 / 32
-INDEX_BITS = np.uint64(32)
-INDEX_MASK = np.uint64(0xFFFFFFFF)
 
 
 @dataclass(slots=True, frozen=True)
@@ -236,6 +236,8 @@ class SpeculationBudget:
         enough = MARGIN * batch.tokens / plain_seconds
         ceiling = self._rates_if_all_accepted(batch, draft_seconds)
         deepest = int(ceiling.argmax()) + 1 if ceiling.max() > enough else 0
+        if not deepest:
+            return self._rare_look(batch, draft_seconds[0], plain_seconds)
         if self._num_rounds < FIRST_ROUNDS:
             return deepest, False
         expected = self._expected_rates(batch, draft_seconds)
@@ -250,6 +252,16 @@ class SpeculationBudget:
             return deepest, False
         self._patience = min(2 * self._patience, 4 * self._explore_every)
         return int((ceiling > enough).argmax()) + 1, True
+
+    def _rare_look(self, batch: DraftPlan, draft_seconds: float, plain_seconds: float) -> tuple[int, bool]:
+        """By these costs no draft could pay; but they are learned from what runs, so it must run at times."""
+        self._since_look += 1
+        sequences = int((batch.levels_each > 0).sum())
+        lost = draft_seconds + self.target.seconds(batch.rows + sequences) + self.overhead - plain_seconds
+        if self._since_look < max(4 * self._explore_every, lost / plain_seconds / LOOK_COST):
+            return 0, False
+        self._since_look = 0
+        return 1, True
 
     def _draft_seconds(self, batch: DraftPlan, most: int) -> Floats:
         """Seconds of drafting 1 to ``most`` levels."""
@@ -287,17 +299,6 @@ def _looked_up(candidates: Candidates) -> npt.NDArray[np.bool_]:
     if candidates.said is None:
         return np.zeros(candidates.scores.shape, np.bool_)
     return np.isfinite(candidates.said[:, :, LOOKUP])
-
-
-def best_first(scores: npt.NDArray[np.float32], width: int) -> Ints:
-    """Indices ``[S, min(C, width)]`` of each sequence's best candidates, ties in the order they were made, so
-    that a parent is always before its child.
-    """
-    # One integer a candidate, sorted without looking elsewhere: its distance from 0, then its index.
-    distance = np.abs(np.minimum(scores, 0)).view(np.uint32).astype(np.uint64) << INDEX_BITS
-    keys = np.sort(distance | np.arange(scores.shape[1], dtype=np.uint64), axis=1)[:, :width]
-    found: Ints = (keys & INDEX_MASK).astype(np.int64)
-    return found
 
 
 def choose_counts(

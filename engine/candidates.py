@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+INDEX_BITS = np.uint64(32)
+INDEX_MASK = np.uint64(0xFFFFFFFF)
+
 
 @dataclass(slots=True, frozen=True)
 class Candidates:
@@ -129,3 +132,14 @@ def _masks(parents: npt.NDArray[np.int64], depths: npt.NDArray[np.int64]) -> npt
         above = np.take_along_axis(masks, parents + 1, axis=1) | own
         masks[:, 1:] = np.where(depths == depth, above, masks[:, 1:])
     return masks
+
+
+def best_first(scores: npt.NDArray[np.float32], width: int) -> npt.NDArray[np.int64]:
+    """Indices ``[S, min(C, width)]`` of each sequence's best candidates, ties in the order they were made, so
+    that a parent is always before its child.
+    """
+    # One integer a candidate, sorted without looking elsewhere: its distance from 0, then its index.
+    distance = np.abs(np.minimum(scores, 0)).view(np.uint32).astype(np.uint64) << INDEX_BITS
+    keys = np.sort(distance | np.arange(scores.shape[1], dtype=np.uint64), axis=1)[:, :width]
+    found: npt.NDArray[np.int64] = (keys & INDEX_MASK).astype(np.int64)
+    return found

@@ -24,8 +24,9 @@ import numpy.typing as npt
 
 log = logging.getLogger(__name__)
 
-LOCAL_RATE = 1 / 64  # of an observed error, how much goes to the points beside it …
-SHARED_RATE = 1 / 64  # … and how much to all: a machine that slows down does so at every size
+SHARED_RATE = 1 / 16  # of an observed error, how much goes to all points: machines slow down at every size …
+LOCAL_RATE = 1 / 128  # … and how much to those beside it. More of it would make what is seen often look cheap
+STALE = 512  # … unless they were not seen for about as many observations: then what was known is old
 MAX_SURPRISE = 2.0  # an observation counts as at most this factor away from what was expected
 
 Floats = npt.NDArray[np.float64]
@@ -62,6 +63,7 @@ class CostTable:
         ordered = Points(sorted(points), [points[rows] for rows in sorted(points)])
         self._rows: Floats = np.array(ordered.rows, np.float64)
         self._seconds: Floats = np.array(ordered.seconds, np.float64)
+        self._unseen: Floats = np.zeros(len(self._rows))  # observations since each point was last seen
 
     @property
     def points(self) -> dict[int, float]:
@@ -100,8 +102,12 @@ class CostTable:
         share = 1.0
         if right > left:
             share = float((rows - self._rows[left]) / (self._rows[right] - self._rows[left]))
-        self._seconds[right] *= 1 + LOCAL_RATE * share * error
-        self._seconds[left] *= 1 + LOCAL_RATE * (1 - share) * error
+        self._unseen += 1
+        for point, part in ((left, 1 - share), (right, share)):
+            if part > 0:
+                rate = min(max(LOCAL_RATE, self._unseen[point] / STALE), 1 / 2)
+                self._seconds[point] *= 1 + rate * part * error
+                self._unseen[point] = 0
 
     def to_points(self) -> Points:
         return Points(self._rows.astype(int).tolist(), self._seconds.tolist())

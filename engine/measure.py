@@ -1,7 +1,8 @@
 """Measures at start what forwards cost on this machine, and keeps the tables for the next start.
 
-A few seconds the first time, nothing afterwards: what a run learned since then is kept when it ends. Runs
-before any request, on KV pages that are free: their content is worthless.
+A few seconds the first time; later a fraction of one, to see that the tables still fit. What a run learns is
+not kept: it may be of a busy hour, and one that says "never" would be believed for ever. Runs before any
+request, on KV pages that are free: their content is worthless.
 """
 
 from __future__ import annotations
@@ -9,8 +10,7 @@ from __future__ import annotations
 import logging
 import platform
 import time
-import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _CONTEXT = 256  # tokens in KV before the rows, where there is room for them
 _REPEATS = 3
+_CHECKED_ROWS = 8
+_TOLERATED = 1.3  # how far off a kept table may be in what 8 rows cost more than one
 _LOOKUP_SECONDS = 2e-4  # of one sequence's drafts, until it is seen what they take
 
 MakeBudget = Callable[[EngineConfig, TargetModel, KVCache, Drafter], SpeculationBudget]
@@ -43,9 +45,7 @@ MakeBudget = Callable[[EngineConfig, TargetModel, KVCache, Drafter], Speculation
 def measured_budget(
     config: EngineConfig, target: TargetModel, cache: KVCache, drafter: Drafter
 ) -> SpeculationBudget:
-    """The budget of ``drafter`` from what forwards cost here, measured over the free pages of ``cache``. Its
-    tables go to disk when it goes.
-    """
+    """The budget of ``drafter`` from what forwards cost here, measured over the free pages of ``cache``."""
     tables = _Tables(config, target, cache)
     # Seconds of the target's forward, head included, against rows.
     own = tables.get("target", forward_of(target, cache, config.page_size))
@@ -53,9 +53,7 @@ def measured_budget(
         costs = _draft_costs(config, target, drafter, tables)
     else:
         costs = DraftCosts(CostTable({1: _LOOKUP_SECONDS, 64: 64 * _LOOKUP_SECONDS}))
-    budget = SpeculationBudget(own, costs, max_steps=config.speculative.num_steps)
-    weakref.finalize(budget, _keep, tables.path, tables.used)
-    return budget
+    return SpeculationBudget(own, costs, max_steps=config.speculative.num_steps)
 
 
 def forward_of(target: TargetModel, cache: KVCache, page_size: int) -> Callable[[int], None]:
@@ -83,48 +81,57 @@ def _draft_costs(
         states = model.forward(prepare(batch, cache), joined)
         model.log_probs(states).topk(topk, dim=-1).values.cpu()
 
-    what = f"draft of {model.num_weights} weights, topk {topk}"
-    level = tables.get(what, run)
-    return DraftCosts(extend=tables.get(f"{what}, first level", run, like=level), level=level)
+    level = tables.get(f"draft of {model.num_weights} weights, topk {topk}", run)
+    return DraftCosts(extend=CostTable(level.points), level=level)
 
 
 class _Tables:
-    """Those of an earlier start, else measured now. ``used``: by key, all that were asked for."""
+    """Those of an earlier start where they still fit, else measured now."""
 
     def __init__(self, config: EngineConfig, target: TargetModel, cache: KVCache) -> None:
-        self.path = cache_folder() / "costs.json"
-        self.used: dict[str, CostTable] = {}
-        self._found = load_tables(self.path)
+        self._path = cache_folder() / "costs.json"
+        self._found = load_tables(self._path)
         self._key, self._room = _key(config, target), cache.keys[0].shape[0]
 
-    def get(self, what: str, run: Callable[[int], None], like: CostTable | None = None) -> CostTable:
-        """``run`` does what costs; ``like``: measured a moment ago, and as good."""
+    def get(self, what: str, run: Callable[[int], None]) -> CostTable:
+        """``run`` does what costs."""
         key = f"{self._key} | {what}"
-        table = self._found.get(key)
+        found = self._found.get(key)
+        table = None if found is None else self._checked(found, run)
         if table is None:
-            table = self._measured(what, run) if like is None else CostTable(like.points)
-            _keep(self.path, {key: table})
-        self.used[key] = table
+            table = self._measured(what, run)
+            self._keep(key, table)
         return table
+
+    def _checked(self, table: CostTable, run: Callable[[int], None]) -> CostTable | None:
+        """The table at the machine's speed of now; ``None`` if it has another shape by now."""
+        few, many = _best(run, [1, min(_CHECKED_ROWS, self._room)])
+        speed = few / table.seconds(1)
+        if not 1 / _TOLERATED < many / table.seconds(_CHECKED_ROWS) / speed < _TOLERATED:
+            return None
+        return CostTable({rows: seconds * speed for rows, seconds in table.points.items()})
 
     def _measured(self, what: str, run: Callable[[int], None]) -> CostTable:
         started = time.monotonic()
         sizes = [rows for rows in ROWS if rows <= self._room]
-        # All sizes in turn and not each three times in a row: what disturbs the machine hits no size alone.
-        rounds = [[_seconds(run, rows) for rows in sizes] for _ in range(_REPEATS)]
-        best = np.array(rounds).min(axis=0)
+        best = _best(run, sizes)
         # What more rows took is enough for fewer: those were disturbed. A processor on which that is not so
         # is learned from what runs.
         never_falling = np.minimum.accumulate(best[::-1])[::-1]
         log.info("measured what a forward of the %s costs, in %.1f s", what, time.monotonic() - started)
         return CostTable(dict(zip(sizes, never_falling.tolist(), strict=True)))
 
+    def _keep(self, key: str, table: CostTable) -> None:
+        try:
+            save_tables(self._path, {key: table})
+        except OSError as error:
+            log.warning("the cost tables could not be kept at %s: %s", self._path, error)
 
-def _keep(path: Path, tables: Mapping[str, CostTable]) -> None:
-    try:
-        save_tables(path, tables)
-    except OSError as error:
-        log.warning("the cost tables could not be kept at %s: %s", path, error)
+
+def _best(run: Callable[[int], None], sizes: list[int]) -> np.ndarray:
+    """Seconds of each size. In turn, and not each three times in a row: what disturbs hits no size alone."""
+    best: np.ndarray = np.array([[_seconds(run, n) for n in sizes] for _ in range(_REPEATS)]).min(axis=0)
+    return best
 
 
 def _seconds(run: Callable[[int], None], rows: int) -> float:

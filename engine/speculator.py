@@ -13,8 +13,8 @@ from collections.abc import Sequence as Seq
 import numpy as np
 import numpy.typing as npt
 
-from engine.budget import SpeculationBudget, best_first
-from engine.candidates import Candidates, DraftTree, pick
+from engine.budget import SpeculationBudget
+from engine.candidates import Candidates, DraftTree, best_first, pick
 from engine.config import NO_SPECULATION, SpeculativeConfig
 from engine.drafter import Drafter
 from engine.grammar_tree import prune

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.budget import MARGIN, SpeculationBudget, best_first, choose_counts
-from engine.candidates import Candidates, DraftTree, pick
+from engine.budget import MARGIN, SpeculationBudget, choose_counts
+from engine.candidates import Candidates, DraftTree, best_first, pick
 from engine.config import SpeculativeConfig
 from engine.costs import CostTable, DraftCosts
 

@@ -44,8 +44,8 @@ def test_stays_sane_whatever_is_observed(start: dict[int, float], seen: list[tup
         before = costs.seconds(rows)
         costs.observe(rows, seconds)
         after = costs.seconds(rows)
-        # Towards what was seen, and one look moves it by a few hundredths at most.
-        assert after == pytest.approx(before, rel=0.05)
+        # Towards what was seen, and one look moves it by a tenth at most.
+        assert after == pytest.approx(before, rel=0.11)
         assert (after - before) * (seconds - before) >= -1e-12 * before
     many = np.arange(1, 1000)
     assert np.allclose(costs.curve(many), [costs.seconds(int(rows)) for rows in many])

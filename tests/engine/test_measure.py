@@ -27,8 +27,6 @@ from tests.engine.own_kernels import own_kernels
 from tests.golden.reference import load_golden
 from tests.golden.speculating import eagle
 
-FACTOR = 1.5
-
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -58,22 +56,36 @@ class Start:
         return measured_budget(self.config, self.target, self.cache, self.drafter)
 
 
-def test_what_was_learned_is_kept_when_the_engine_ends(tiny: BuildCheckpoint) -> None:
+def costing(seconds: Callable[[int], float]) -> Callable[..., Callable[[int], None]]:
+    """In place of ``measure.forward_of``: a forward that takes so long."""
+    return lambda *_: lambda rows: time.sleep(seconds(rows))
+
+
+def test_a_table_is_kept_at_the_machines_speed_of_now_and_measured_anew_where_it_no_longer_fits(
+    tiny: BuildCheckpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = Start(tiny("llama"))
+    monkeypatch.setattr(measure, "forward_of", costing(lambda rows: 0.010 + 0.001 * rows))
+    first = start.budget().target.points
+    with caplog.at_level(logging.INFO):
+        monkeypatch.setattr(measure, "forward_of", costing(lambda rows: 3 * (0.010 + 0.001 * rows)))
+        slower = start.budget().target.points
+        assert "measured what" not in caplog.text
+        assert all(2 < slower[rows] / first[rows] < 4.5 for rows in first)
+        monkeypatch.setattr(measure, "forward_of", costing(lambda rows: 0.010 + 0.010 * rows))
+        start.budget()
+        assert "measured what" in caplog.text
+
+
+def test_what_was_learned_is_not_kept(tiny: BuildCheckpoint) -> None:
     start = Start(tiny("llama"), eagle_draft=True)
     budget = start.budget()
-    assert budget.draft.level is not None
-    measured = budget.target.points
+    kept = (cache_folder() / "costs.json").read_bytes()
     for _ in range(300):
-        budget.observe_forward(8, FACTOR * measured[8])
-        budget.draft.extend.observe(8, 0.5)
-    wanted = budget.target.points, budget.draft.extend.points, budget.draft.level.points
-    assert wanted[0][8] > 1.2 * measured[8]
-    assert wanted[1] != wanted[2]
+        budget.observe_forward(8, 1.5 * budget.target.seconds(8))
     del budget
     gc.collect()
-    again = start.budget()
-    assert again.draft.level is not None
-    assert (again.target.points, again.draft.extend.points, again.draft.level.points) == wanted
+    assert (cache_folder() / "costs.json").read_bytes() == kept
 
 
 def test_other_kernels_and_other_products_cost_something_else(
