@@ -16,7 +16,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from server.errors import bad_request
 
 HEAD_SECONDS: Final = 30.0
-"""From the start of a connection, or from the first byte after an answer, until a request has its head."""
+"""From the start of a connection, or from the first byte after an answer, until a request has its head. As
+long may a connection rest after an answer: httpx gives it up after 5 seconds, and a server that does so at
+the same moment loses what is sent in it.
+"""
 
 
 class Connection(H11Protocol):

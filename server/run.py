@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from engine.client import EngineClient, EngineDeadError
 from server.app import create_app
-from server.connection import Connection
+from server.connection import HEAD_SECONDS, Connection
 from server.generation_config import recommended_sampling
 from server.logs import configure_logging
 from server.settings import ServeSettings
@@ -136,6 +136,7 @@ def make_server(settings: ServeSettings, app: FastAPI, client: EngineClient) -> 
         access_log=False,
         server_header=False,
         root_path=settings.root_path,
+        timeout_keep_alive=int(HEAD_SECONDS),
         timeout_graceful_shutdown=int(settings.shutdown_timeout + LAST_WORDS_SECONDS) + 1,
     )
     return DrainingServer(config, app, client, drain_timeout=settings.shutdown_timeout)

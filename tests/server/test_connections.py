@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from contextlib import closing
 from urllib.parse import urlsplit
 
@@ -51,6 +52,15 @@ def test_a_connection_that_asks_nothing_is_cut(
             except ConnectionError:
                 return
         pytest.fail("it is open after 5 seconds")
+
+
+def test_the_client_is_the_first_to_let_go_of_an_idle_connection(live: Live) -> None:
+    """httpx, and so the `openai` package, uses one for 5 seconds. Closed by then, requests would be lost."""
+    with connect(live) as connection:
+        for pause in (0, 5.5):
+            time.sleep(pause)
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
 
 
 @pytest.mark.parametrize("head", [b"GET /", b"GET /health HTTP/1.1\r\nX-A: ", b"GET /health HTTP/1.1\r\n"])
