@@ -87,15 +87,16 @@ class CostTable:
         """A forward of ``rows`` rows took ``seconds``: a slow running mean.
 
         One that is far off was disturbed and counts as ``MAX_SURPRISE`` at most. Beyond the last point the
-        error says little about any point, so there it moves only what is common to all. Raises
+        error says little about any point, so there it moves all of them, and little. Raises
         ``ValueError`` for seconds that are not positive.
         """
         if not 0 < seconds < float("inf"):
             raise ValueError(f"seconds must be positive and finite, got {seconds}")
         expected = self.seconds(rows)
         error = min(max(seconds / expected, 1 / MAX_SURPRISE), MAX_SURPRISE) - 1
-        self._seconds *= 1 + SHARED_RATE * error
-        if rows > self._rows[-1]:
+        beyond = rows > self._rows[-1]
+        self._seconds *= 1 + (LOCAL_RATE if beyond else SHARED_RATE) * error
+        if beyond:
             return
         right = int(np.searchsorted(self._rows, rows))
         left = max(right - 1, 0)
