@@ -23,6 +23,7 @@ def write_svg(result: dict[str, Any], path: Path) -> None:
         _panel(axes, table["ways"])
         axes.set_title(f"pictures in a request: {table['pictures']} ({table['dialogues']} dialogues)")
     panels[0].set_ylabel("acceptance length, whole pictures = 1")
+    figure.supxlabel("share of visual tokens that the draft keeps (dashed: 3 % less)", fontsize="medium")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
     save(figure, path)
 
@@ -43,10 +44,17 @@ def _panel(axes: Axes, ways: dict[str, dict[str, Any]]) -> None:
         # Side by side: branches keep the same number of tokens, and their bars would hide each other.
         places = [max(SMALLEST, point["visual_tokens_kept"]) * 1.03 ** (number - 4) for point in points]
         style = "o-" if len(points) > 1 else "D"
-        axes.errorbar(places, heights, (low, high), fmt=style, markersize=4, elinewidth=0.8, label=name)
+        axes.errorbar(
+            *(places, heights, (low, high)),
+            fmt=style,
+            color=f"C{number}" if number < 10 else ("black", "#888")[number - 10],
+            markersize=4,
+            elinewidth=0.8,
+            label=name.partition("(")[0].strip() if style == "D" else name,
+        )
     axes.axhline(1, color="#999", linewidth=0.8)
     axes.axhline(0.97, color="#999", linewidth=0.8, linestyle="--")
-    axes.set(xscale="log", xlabel="share of visual tokens that the draft keeps (dashed: 3 % less)")
+    axes.set_xscale("log")
 
 
 def markdown(result: dict[str, Any]) -> str:
