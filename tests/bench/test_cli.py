@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import re
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,12 @@ def test_a_run_that_is_interrupted_keeps_what_was_measured(
     peer: Peer, questions: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     peer.interrupts_at = 6
-    assert run(*two_points(peer, questions)) == "specvlm: interrupted"
+    # A shell's background jobs, as tests may be, ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert run(*two_points(peer, questions)) == "specvlm: interrupted"
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert_first_point(json.loads(capsys.readouterr().out))
 
 
