@@ -101,7 +101,7 @@ def test_parquet(tmp_path: Path) -> None:
 def test_without_pyarrow_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.parquet").write_bytes(b"")
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(TrainingError, match=r"pip install 'specvlm\[train\]'"):
+    with pytest.raises(TrainingError, match=r"pip install -e '\.\[train\]'"):
         read(tmp_path / "a.parquet")
 
 
