@@ -19,7 +19,7 @@ import pytest
 from tests.conftest import BuildCheckpoint
 from tests.imports import ROOT
 
-READY_SECONDS = 120.0
+READY_SECONDS = 240.0
 STOP_SECONDS = 20.0
 
 
