@@ -105,11 +105,12 @@ class _Tables:
 
     def _checked(self, table: CostTable, run: Callable[[int], None]) -> CostTable | None:
         """The table at the machine's speed of now; ``None`` if it has another shape by now."""
-        few, many = _best(run, [1, min(_CHECKED_ROWS, self._room)])
+        rows = min(_CHECKED_ROWS, self._room)
+        few, many = _best(run, [1, rows])
         speed = few / table.seconds(1)
-        if not 1 / _TOLERATED < many / table.seconds(_CHECKED_ROWS) / speed < _TOLERATED:
+        if not 1 / _TOLERATED < many / table.seconds(rows) / speed < _TOLERATED:
             return None
-        return CostTable({rows: seconds * speed for rows, seconds in table.points.items()})
+        return CostTable({point: seconds * speed for point, seconds in table.points.items()})
 
     def _measured(self, what: str, run: Callable[[int], None]) -> CostTable:
         started = time.monotonic()

@@ -1,4 +1,4 @@
-"""What forwards cost is measured once for whatever computes them, and what was learned is there next time."""
+"""What forwards cost is measured once for whatever computes them, and again where it no longer fits."""
 
 from __future__ import annotations
 
@@ -91,6 +91,7 @@ def test_what_was_learned_is_not_kept(tiny: BuildCheckpoint) -> None:
 def test_other_kernels_and_other_products_cost_something_else(
     tiny: BuildCheckpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(measure, "forward_of", costing(lambda rows: 0.005 + 0.001 * rows))
     for module in ("engine.packing", "engine.target"):
         monkeypatch.setattr(f"{module}.packing_pays", lambda linears: False)
 
