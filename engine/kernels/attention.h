@@ -107,9 +107,9 @@ class Group {
       for (int64_t k = i; k < std::min(i + WIDE, keys_); k++)  // needed soon, and far more than the nearest cache holds
         for (int64_t d = 0; d < dim_; d += 16) __builtin_prefetch(values + at_[k] + d, 0, 2);
       turn(keys, i);
-      in_tiles(queries_, [&](auto count, int64_t r) {
+      in_tiles(queries_, [&](auto count, int64_t r, int64_t) {
         V sum[count()][PARTS];
-        tile<count()>(query_ + r * dim_, dim_, dim_, Packed<float>{block_}, sum);
+        tile<count()>(query_ + r * dim_, dim_, dim_, Packed<float>{block_, block_}, sum);
         for (int j = 0; j < count(); j++) std::memcpy(&scores_[(r + j) * apart_ + i], sum[j], sizeof sum[j]);
       });
     }
@@ -142,7 +142,7 @@ class Group {
         sum(Scattered{values + d, at_, keys_ - 1}, out + d, wide, heads, h);
       } else {  // what is behind a head's last number is not ours to read
         for (int64_t i = 0; i < keys_; i++) std::memcpy(block_ + i * WIDE, values + at_[i] + d, sizeof(float) * wide);
-        sum(Packed<float>{block_}, out + d, wide, heads, h);
+        sum(Packed<float>{block_, block_}, out + d, wide, heads, h);
       }
     }
   }
@@ -150,7 +150,7 @@ class Group {
  private:
   template <class Values>
   void sum(const Values& values, float* out, int64_t wide, int64_t heads, int64_t h) const {
-    in_tiles(queries_, [&](auto count, int64_t r) {
+    in_tiles(queries_, [&](auto count, int64_t r, int64_t) {
       V sum[count()][PARTS];
       tile<count()>(scores_ + r * apart_, apart_, keys_, values, sum);
       for (int j = 0; j < count(); j++) {
@@ -161,7 +161,7 @@ class Group {
     });
   }
 
-  // Keys i to i + 31 as a block [dim, 32]; what is past the last is that one again.
+  // Keys i to i + WIDE - 1 as a block [dim, WIDE]; what is past the last is that one again.
   void turn(const float* keys, int64_t i) const {
     for (int64_t j = 0; j < WIDE; j += LANES) {
       const float* own[LANES];

@@ -1,7 +1,7 @@
 // Products and attention for packed rows of few tokens, where a CPU is bound by reading weights and KV.
 //
 // Arithmetic is float32 throughout. Weights are kept as float32, float16 or bfloat16, whichever holds them
-// exactly, in blocks of 32 outputs: block b holds, for every input k, the weights of outputs 32 b to 32 b + 31
+// exactly, in blocks of WIDE outputs: block b holds, for every input k, the weights of outputs b * WIDE and those after it
 // (padded with zeros). Every output is summed over k in order, by itself, so a row's result does not depend on
 // how many rows run beside it: a token verified in a tree has the logits that it has when decoded alone.
 //
@@ -61,6 +61,8 @@ struct Call {
 }  // namespace
 
 extern "C" {
+
+int64_t specvlm_wide() { return WIDE; }
 
 Workers* specvlm_workers(int threads) { return new Workers{{threads, no_subnormals}, {}, {}, {}}; }
 

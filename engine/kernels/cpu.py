@@ -20,8 +20,6 @@ from engine.kernels.build import load_library
 
 log = logging.getLogger(__name__)
 
-WIDE = 32
-"""Outputs of a block."""
 _TRIAL_SIZE, _TRIALS, _TOO_SLOW = 1024, 15, 1.3
 _KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _P, _I, _N, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
@@ -81,7 +79,7 @@ class _Rows(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A matrix ``[outputs, inputs]`` as blocks of 32 outputs ``[blocks, inputs, 32]``, padded with zeros."""
+    """A matrix ``[outputs, inputs]`` as blocks of outputs ``[blocks, inputs, wide]``, padded with zeros."""
 
     blocks: Tensor
     outputs: int
@@ -99,16 +97,6 @@ def narrowest(*matrices: Tensor) -> torch.dtype:
     return torch.float32
 
 
-def pack(matrix: Tensor, kind: torch.dtype) -> Weight:
-    """Of a matrix ``[outputs, inputs]``."""
-    return Weight(_blocks(matrix, kind, WIDE), len(matrix))
-
-
-def pack_pair(gate: Tensor, up: Tensor, kind: torch.dtype) -> Tensor:
-    """Of two matrices ``[outputs, inputs]``: blocks of 16 outputs of each, ``[blocks, inputs, 16 + 16]``."""
-    return torch.cat([_blocks(gate, kind, WIDE // 2), _blocks(up, kind, WIDE // 2)], dim=-1)
-
-
 def _blocks(matrix: Tensor, kind: torch.dtype, size: int) -> Tensor:
     outputs, inputs = matrix.shape
     padded = torch.zeros(-(-outputs // size) * size, inputs, dtype=kind)
@@ -123,6 +111,8 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL, threads: int) -> None:
         self.build = Path(library._name).stem
+        library.specvlm_wide.restype = _I
+        self._wide = int(library.specvlm_wide())  # outputs of a block
         for name, signature in _SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes, function.restype = signature, None
@@ -152,7 +142,7 @@ class Kernels:
         """
         generator = torch.Generator().manual_seed(0)
         matrix = torch.randn(_TRIAL_SIZE, _TRIAL_SIZE, generator=generator).bfloat16()
-        plain, packed, ours, theirs = matrix.float(), pack(matrix, torch.bfloat16), 0.0, 0.0
+        plain, packed, ours, theirs = matrix.float(), self.pack(matrix, torch.bfloat16), 0.0, 0.0
         product = Product.of(packed.blocks, packed.outputs)
         for rows in (1, 4, 8):
             x = torch.randn(rows, _TRIAL_SIZE, generator=generator)
@@ -163,6 +153,16 @@ class Kernels:
             ours, theirs = ours + min(a for a, _ in pairs), theirs + min(b for _, b in pairs)
         return ours / theirs
 
+    def pack(self, matrix: Tensor, kind: torch.dtype) -> Weight:
+        """Of a matrix ``[outputs, inputs]``."""
+        return Weight(_blocks(matrix, kind, self._wide), len(matrix))
+
+    def pack_pair(self, gate: Tensor, up: Tensor, kind: torch.dtype) -> Tensor:
+        """Of two matrices ``[outputs, inputs]``: blocks with as many outputs of each, those of ``gate``
+        first, ``[blocks, inputs, wide]``.
+        """
+        return torch.cat([_blocks(one, kind, self._wide // 2) for one in (gate, up)], dim=-1)
+
     def linear(self, x: Tensor, product: Product) -> Tensor:
         """``x @ weight.T + bias``, float32 ``[..., outputs]`` of float32 ``[..., inputs]``."""
         x = x.contiguous()
@@ -172,7 +172,7 @@ class Kernels:
         return out
 
     def gated_mlp(self, x: Tensor, gate_up: Product, down: Product) -> Tensor:
-        """``down(silu(gate(x)) * up(x))``; ``gate_up``: blocks of :func:`pack_pair`, width of the MLP."""
+        """``down(silu(gate(x)) * up(x))``; ``gate_up``: of :meth:`pack_pair`, width of the MLP."""
         x = x.contiguous()
         out = torch.empty_like(x)
         parts = (ctypes.byref(gate_up), ctypes.byref(down))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.kernels.cpu import Kernels, Product, narrowest, pack, pack_pair
+from engine.kernels.cpu import Kernels, Product, narrowest
 
 
 class KernelLinear(nn.Module):
@@ -18,7 +18,7 @@ class KernelLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None, kernels: Kernels) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        self._kernels, self._packed = kernels, pack(weight.detach(), narrowest(weight))
+        self._kernels, self._packed = kernels, kernels.pack(weight.detach(), narrowest(weight))
         self._bias = None if bias is None else bias.detach().float().contiguous()
         self.product = Product.of(self._packed.blocks, self.out_features, self._bias)
 
@@ -51,7 +51,7 @@ class KernelMLP(nn.Module):
         super().__init__()
         gate, up, down = (part.weight.detach() for part in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
         kind = narrowest(gate, up, down)
-        self._kernels, self._gate_up, self._down = kernels, pack_pair(gate, up, kind), pack(down, kind)
+        self._kernels, self._gate_up, self._down = kernels, kernels.pack_pair(gate, up, kind), kernels.pack(down, kind)
         self.gate_up = Product.of(self._gate_up, len(gate))
         self.down = Product.of(self._down.blocks, len(down))
 

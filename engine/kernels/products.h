@@ -1,4 +1,4 @@
-// Products of few rows with packed weights: blocks of 32 outputs, in whichever type holds them.
+// Products of few rows with packed weights: blocks of two vectors of outputs, in whichever type holds them.
 #pragma once
 
 #include <algorithm>
@@ -11,17 +11,17 @@
 
 namespace {
 
-constexpr int64_t WIDE = 32, PARTS = WIDE / LANES;
+constexpr int64_t PARTS = 2, WIDE = PARTS * LANES;
 constexpr int64_t AHEAD = 128;  // twice the speed of none on a Sapphire Rapids; 32 to 128 differ little
 constexpr int64_t NEAR_AHEAD = 16;
 constexpr int64_t CHUNKS = 6;  // of a product, for each thread
 
-// Where the weights of input k are, for one block of 32 outputs: side by side …
-template <class W>
+// Where the weights of input k are, for one block of outputs: side by side …
+template <class W, int STRIDE = 0>
 struct Packed {
-  const W* w;
+  const W *w, *ahead;  // `ahead`: what is needed later, STRIDE numbers of it for each input
   const W* at(int64_t k) const { return w + k * WIDE; }
-  const W* later(int64_t k) const { return at(k + AHEAD); }  // over the end of a block into the next
+  const W* later(int64_t k) const { return ahead + k * STRIDE; }
 };
 // … or scattered.
 struct Scattered {
@@ -32,39 +32,64 @@ struct Scattered {
   const float* later(int64_t k) const { return at(std::min(k + NEAR_AHEAD, last)); }
 };
 
-// ROWS rows (`next` apart) times one block of 32 outputs, all inputs: sums stay in registers. Memory is the bottleneck,
+// ROWS rows (`next` apart) times one block of outputs, all inputs: sums stay in registers. Memory is the bottleneck,
 // so it is asked for before its turn.
 template <int ROWS, class Weights>
-inline void tile(const float* x, int64_t next, int64_t inputs, const Weights& weights, V (&sum)[ROWS][PARTS]) {
-  for (int r = 0; r < ROWS; r++)
-    for (int p = 0; p < PARTS; p++) sum[r][p] = V{};
+inline void tile(const float* x, int64_t next, int64_t inputs, Weights weights, V (&sum)[ROWS][PARTS]) {
+  V all[ROWS][PARTS]{};  // of its own, or a compiler keeps them in memory
   for (int64_t k = 0; k < inputs; k++) {
     const auto* const w = weights.at(k);
     __builtin_prefetch(weights.later(k));
-    // What is fewer waits in registers.
-    if constexpr (PARTS < ROWS) {
-      V own[PARTS];
-      for (int p = 0; p < PARTS; p++) own[p] = load(w + p * LANES);
-      for (int r = 0; r < ROWS; r++) {
-        const V in = splat(x[r * next + k]);
-        for (int p = 0; p < PARTS; p++) sum[r][p] += in * own[p];
-      }
-    } else {
-      V in[ROWS];
-      for (int r = 0; r < ROWS; r++) in[r] = splat(x[r * next + k]);
-      for (int p = 0; p < PARTS; p++) {
-        const V own = load(w + p * LANES);
-        for (int r = 0; r < ROWS; r++) sum[r][p] += in[r] * own;
-      }
+    V own[PARTS];
+#pragma GCC unroll 2
+    for (int p = 0; p < PARTS; p++) own[p] = load(w + p * LANES);
+#pragma GCC unroll 12
+    for (int r = 0; r < ROWS; r++) {
+      const V in = splat(x[r * next + k]);
+#pragma GCC unroll 2
+      for (int p = 0; p < PARTS; p++) all[r][p] += in * own[p];
     }
+  }
+  std::memcpy(sum, all, sizeof all);
+}
+
+inline int64_t tiles_of(int64_t rows) { return (rows + TILE - 1) / TILE; }
+
+// Calls f(std::integral_constant<int, count>, first, t): tile t has so many rows from `first` on.
+template <int COUNT = TILE, class F>
+inline void one_tile(const F& f, int64_t count, int64_t first, int64_t t) {
+  if (count == COUNT) return f(std::integral_constant<int, COUNT>{}, first, t);
+  if constexpr (COUNT > 1) one_tile<COUNT - 1>(f, count, first, t);
+}
+
+// All rows in as few tiles as will do, of about the same size: one of a single row waits for its own sums.
+template <class F>
+inline void in_tiles(int64_t rows, const F& f) {
+  const int64_t tiles = tiles_of(rows);
+  for (int64_t t = 0, first = 0; t < tiles; t++) {
+    const int64_t count = (rows - first + tiles - t - 1) / (tiles - t);
+    one_tile(f, count, first, t);
+    first += count;
   }
 }
 
-// Calls f(std::integral_constant<int, COUNT>, first row) over all rows, COUNT at most TILE.
-template <int COUNT = TILE, class F>
-inline void in_tiles(int64_t rows, F f, int64_t first = 0) {
-  for (; rows - first >= COUNT; first += COUNT) f(std::integral_constant<int, COUNT>{}, first);
-  if constexpr (COUNT > 1) in_tiles<COUNT - 1>(rows, f, first);
+// Calls f(count, first row, weights) over all rows, for the block at w. While its weights are used again memory would
+// rest, so all tiles together ask for the next block.
+template <class W, class F>
+inline void over_tiles(const W* w, int64_t inputs, int64_t rows, const F& f) {
+  const int64_t tiles = tiles_of(rows);
+  const auto shared = [&](auto parts) {
+    in_tiles(rows, [&](auto count, int64_t r, int64_t t) {
+      constexpr int STRIDE = WIDE / parts();
+      f(count, r, Packed<W, STRIDE>{w, t < parts() ? w + inputs * (WIDE + t * STRIDE) : w});
+    });
+  };
+  if (tiles == 1)
+    one_tile([&](auto count, int64_t r, int64_t) { f(count, r, Packed<W, WIDE>{w, w + AHEAD * WIDE}); }, rows, 0, 0);
+  else if (tiles == 2)
+    shared(std::integral_constant<int, 2>{});
+  else
+    shared(std::integral_constant<int, 4>{});
 }
 
 // Runs f(first block, end) over all blocks of a product, in runs of neighbours, so that memory is read in order.
@@ -83,9 +108,9 @@ void linear(Team& team, const float* x, const W* w, const float* bias, const flo
       const int64_t first = block * WIDE;
       V same[PARTS]{};
       if (bias) std::memcpy(same, bias + first, sizeof(float) * std::min(outputs - first, WIDE));
-      in_tiles(rows, [&](auto count, int64_t r) {
+      over_tiles(w + first * inputs, inputs, rows, [&](auto count, int64_t r, auto weights) {
         V sum[count()][PARTS];
-        tile<count()>(x + r * inputs, inputs, inputs, Packed<W>{w + first * inputs}, sum);
+        tile<count()>(x + r * inputs, inputs, inputs, weights, sum);
         for (int i = 0; i < count(); i++)
           for (int64_t p = 0, at = first; p < PARTS && at < outputs; p++, at += LANES) {
             V value = sum[i][p] + same[p];
@@ -102,16 +127,16 @@ void linear(Team& team, const float* x, const W* w, const float* bias, const flo
   });
 }
 
-// silu(gate(x)) * up(x): a block of w has 16 outputs of gate and the same 16 of up.
+// silu(gate(x)) * up(x): a block of w has one vector of outputs of gate and the same of up.
 template <class W>
 void gated(Team& team, const float* x, const W* w, float* out, int64_t rows, int64_t inputs, int64_t outputs) {
   constexpr int64_t HALF = PARTS / 2;
   over_blocks(team, (2 * outputs + WIDE - 1) / WIDE, [&](int64_t block, int64_t end) {
     for (; block < end; block++) {
       const int64_t first = block * WIDE / 2;
-      in_tiles(rows, [&](auto count, int64_t r) {
+      over_tiles(w + 2 * first * inputs, inputs, rows, [&](auto count, int64_t r, auto weights) {
         V sum[count()][PARTS];
-        tile<count()>(x + r * inputs, inputs, inputs, Packed<W>{w + 2 * first * inputs}, sum);
+        tile<count()>(x + r * inputs, inputs, inputs, weights, sum);
         for (int i = 0; i < count(); i++)
           for (int64_t p = 0, at = first; p < HALF && at < outputs; p++, at += LANES) {
             const V silu = sum[i][p] / (1.0f + vexp(-sum[i][p]));

@@ -12,13 +12,15 @@
 
 namespace {
 
-// A vector register of this processor, and how many rows' sums for a block of outputs fit into all of them.
+// The floats in a vector register of this processor, and how many rows' sums, two vectors each, are in registers while
+// weights and inputs still have some: 6 of 16 registers, 12 of 32. Six rows so take hardly longer than one where
+// memory is the bottleneck; wider blocks with fewer rows read and decode each weight more often.
 #if defined(__AVX512F__)
 constexpr int64_t LANES = 16, TILE = 12;
 #elif defined(__AVX__)
-constexpr int64_t LANES = 8, TILE = 3;
+constexpr int64_t LANES = 8, TILE = 6;
 #else
-constexpr int64_t LANES = 4, TILE = 2;
+constexpr int64_t LANES = 4, TILE = 6;
 #endif
 
 typedef float V __attribute__((vector_size(4 * LANES)));
