@@ -6,14 +6,16 @@ import sys
 
 from engine.config import EngineConfig
 from engine.core_protocol import Core
+from engine.garbage import collecting_later
 from engine.worker import main
 
 
 def load(config: EngineConfig) -> Core:
     # Imported here: torch takes seconds, and until then nothing would notice that the parent is gone.
-    from engine.core import EngineCore
+    with collecting_later():
+        from engine.core import EngineCore
 
-    return EngineCore.load(config)
+        return EngineCore.load(config)
 
 
 if __name__ == "__main__":

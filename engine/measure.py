@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _CONTEXT = 256  # tokens in KV before the rows, where there is room for them
 _REPEATS = 3
-_CHECKED_ROWS = 8
+_CHECKED_ROWS, _CHECKS = 8, 6
 _TOLERATED = 1.3  # how far off a kept table may be in what 8 rows cost more than one
 _LOOKUP_SECONDS = 2e-4  # of one sequence's drafts, until it is seen what they take
 
@@ -106,7 +106,7 @@ class _Tables:
     def _checked(self, table: CostTable, run: Callable[[int], None]) -> CostTable | None:
         """The table at the machine's speed of now; ``None`` if it has another shape by now."""
         rows = min(_CHECKED_ROWS, self._room)
-        few, many = _best(run, [1, rows])
+        few, many = _best(run, [1, rows], _CHECKS)
         speed = few / table.seconds(1)
         if not 1 / _TOLERATED < many / table.seconds(rows) / speed < _TOLERATED:
             return None
@@ -115,7 +115,7 @@ class _Tables:
     def _measured(self, what: str, run: Callable[[int], None]) -> CostTable:
         started = time.monotonic()
         sizes = [rows for rows in ROWS if rows <= self._room]
-        best = _best(run, sizes)
+        best = _best(run, sizes, _REPEATS)
         # What more rows took is enough for fewer: those were disturbed. A processor on which that is not so
         # is learned from what runs.
         never_falling = np.minimum.accumulate(best[::-1])[::-1]
@@ -129,9 +129,9 @@ class _Tables:
             log.warning("the cost tables could not be kept at %s: %s", self._path, error)
 
 
-def _best(run: Callable[[int], None], sizes: list[int]) -> np.ndarray:
-    """Seconds of each size. In turn, and not each three times in a row: what disturbs hits no size alone."""
-    best: np.ndarray = np.array([[_seconds(run, n) for n in sizes] for _ in range(_REPEATS)]).min(axis=0)
+def _best(run: Callable[[int], None], sizes: list[int], repeats: int) -> np.ndarray:
+    """Seconds of each size. In turn, and not one after another: what disturbs hits no size alone."""
+    best: np.ndarray = np.array([[_seconds(run, n) for n in sizes] for _ in range(repeats)]).min(axis=0)
     return best
 
 

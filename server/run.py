@@ -1,24 +1,25 @@
 """Runs the app under uvicorn: greets when it is ready, drains on SIGTERM, ends if the model is lost.
 
-Puts the front end's parts together; the engine is somebody else's. Heavy imports are inside.
+Puts the front end's parts together; the engine is somebody else's. Heavy imports are inside: the engine's
+process, which takes longest, is to start before them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 import uvicorn
-from fastapi import FastAPI
 
 from engine.client import EngineClient, EngineDeadError
-from server.app import create_app
-from server.connection import HEAD_SECONDS, Connection
-from server.generation_config import recommended_sampling
+from engine.garbage import collecting_later
 from server.logs import configure_logging
 from server.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 LAST_WORDS_SECONDS: Final = 5.0
 """After the drain: for open requests to hear that they were cut, and for the engine to end."""
@@ -124,6 +125,8 @@ A page to try it: {url}/
 
 
 def make_server(settings: ServeSettings, app: FastAPI, client: EngineClient) -> DrainingServer:
+    from server.connection import HEAD_SECONDS, Connection
+
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -155,7 +158,8 @@ def serve(settings: ServeSettings, model: str, client: EngineClient) -> int:
 async def _serve(settings: ServeSettings, model: str, client: EngineClient) -> int:
     await client.start()  # the engine's process loads while ours imports and reads the tokenizer
     try:
-        app = await asyncio.to_thread(assemble, settings, model, client)
+        with collecting_later():
+            app = await asyncio.to_thread(assemble, settings, model, client)
     except (OSError, ValueError, ImportError) as error:
         log.error("model_unusable", model=model, reason=str(error))
         await client.shutdown()
@@ -167,6 +171,8 @@ async def _serve(settings: ServeSettings, model: str, client: EngineClient) -> i
 
 def assemble(settings: ServeSettings, model: str, client: EngineClient) -> FastAPI:
     from processing.processor import Processor
+    from server.app import create_app
+    from server.generation_config import recommended_sampling
     from server.media import MediaConfig, MediaLoader
 
     processor = Processor.from_pretrained(

@@ -51,7 +51,8 @@ class KernelMLP(nn.Module):
         super().__init__()
         gate, up, down = (part.weight.detach() for part in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
         kind = narrowest(gate, up, down)
-        self._kernels, self._gate_up, self._down = kernels, kernels.pack_pair(gate, up, kind), kernels.pack(down, kind)
+        self._kernels = kernels
+        self._gate_up, self._down = kernels.pack_pair(gate, up, kind), kernels.pack(down, kind)
         self.gate_up = Product.of(self._gate_up, len(gate))
         self.down = Product.of(self._down.blocks, len(down))
 
