@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from typing import Any
 from benchmarks.machine import busy_warning, load, machine
 from benchmarks.plot import write_svg
 from benchmarks.settings import Settings
+from engine.child import engine_environment
 from training.chart import check_plotting
 
 MEASUREMENTS = (
@@ -84,7 +86,9 @@ def _run(name: str, settings: Settings) -> dict[str, Any]:
     print(f"measuring {name} …", file=sys.stderr, flush=True)
     start = time.perf_counter()
     command = [sys.executable, "-m", f"benchmarks.{name}", json.dumps(settings.as_dict())]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=False, env=engine_environment(os.environ)
+    )
     print(f"  {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     if done.returncode != 0:
         return {"error": f"exit code {done.returncode}; its messages went to stderr"}

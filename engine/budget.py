@@ -5,7 +5,7 @@ many levels to draft (0 is plain decoding, with no draft work at all); after it,
 
     budget = SpeculationBudget(target_costs, draft_costs, max_steps=config.num_steps)
 
-    plan = budget.plan(request_ids, limits, extend_rows=rows_to_catch_up, max_rows=rows_of_a_step)
+    plan = budget.plan(request_ids, limits, behind=rows_to_catch_up, max_rows=rows_of_a_step)
     if plan.levels:
         candidates = ...                                # draft, sequence s plan.levels_each[s] levels deep
         trees = pick(candidates, budget.choose(plan, candidates))
@@ -20,11 +20,16 @@ What a round gains is the sum of its nodes' probabilities of acceptance, since e
 more. What a round of L levels would offer is known from earlier ones (``CandidateSpectrum``), so the first
 choice weighs the same sums as the second, at any number of sequences.
 
+What the draft has not read yet (a prompt; what was decoded plainly) it reads once, for all rounds to come: a
+decision counts a share of it.
+
 An estimate that says "do not" would never be tested again, so every ``explore_every`` decisions the budget
 looks: one level where it plays safe, the full depth where it drafts a shallower one. Where by its costs
 nothing would win, were the draft right throughout, it looks rarely: they may be those of a busy hour. Looks
-in vain become up to four times rarer, one that finds something is followed by more. Decisions depend on what
-was observed alone: no random numbers.
+in vain become up to four times rarer, one that finds something is followed by more. Against the estimates
+one sequence looks, a new one or that for which the draft has least to read: what it finds is true of all, and
+all together would read every token that was decoded plainly. While one is new it looks sooner. Decisions
+depend on what was observed alone: no random numbers.
 """
 
 from __future__ import annotations
@@ -36,6 +41,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.budget_acceptance import KNOTS, AcceptanceModel, CandidateSpectrum, knot_places
+from engine.budget_nodes import MARGIN, choose_counts
 from engine.candidates import Candidates, DraftTree, best_first
 from engine.config import SpeculativeConfig
 from engine.costs import CostTable, DraftCosts
@@ -44,9 +50,10 @@ from engine.merge import DRAFT, LOOKUP
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-MARGIN = 1.02  # speculation must promise so much more than plain decoding: estimates are noisy
 FREE = 0.01  # a draft that costs less than this share of a plain step is always asked
 FIRST_ROUNDS = 4  # rounds drafted before the estimates may say no
+REST = 16  # rounds that pay for what the draft has to read beyond what one round adds
+EAGER = 8  # so many times as often it looks where something was found, or a request is new
 LOOK_COST = 0.01  # of all time, at most, goes to looks where the costs say that nothing could win
 HOST_RATE = 1 / 32
 
@@ -56,9 +63,11 @@ class DraftPlan:
     """How deep to draft in this step, for S sequences; what ``choose`` and ``observe_draft`` need to know.
 
     ``levels_each`` int64 ``[S]``: ``levels`` or the request's own limit. ``caps`` int64 ``[S]``: the most
-    nodes of a tree. ``factors`` float64 ``[S]``. ``trial``: the estimates say no and are being tested.
-    ``tokens``: what the step yields without drafts. ``rows``: its rows without drafts, of which there may be
-    ``room`` more. ``draft_seconds``: what drafting is expected to take.
+    nodes of a tree. ``factors`` float64 ``[S]``. ``behind`` int64 ``[S]``: rows that the draft must read.
+    ``new`` bool ``[S]``: nothing was drafted for it yet.
+    ``trial``: the estimates say no and are being tested. ``tokens``: what the step yields without drafts.
+    ``rows``: its rows without drafts, of which there may be ``room`` more. ``extend_rows``: of what the
+    draft must read, all that it will read now. ``draft_seconds``: what of drafting counts for this round.
     """
 
     levels: int
@@ -66,6 +75,8 @@ class DraftPlan:
     levels_each: Ints
     caps: Ints
     factors: Floats
+    behind: Ints
+    new: npt.NDArray[np.bool_]
     tokens: int
     rows: int
     room: int
@@ -108,15 +119,15 @@ class SpeculationBudget:
         request_ids: Sequence[str],
         limits: Sequence[SpeculativeConfig],
         *,
-        extend_rows: int,
+        behind: Sequence[int],
         max_rows: int,
         other_rows: int = 0,
         other_tokens: int = 0,
     ) -> DraftPlan:
         """How deep to draft for these sequences, which decode one row each.
 
-        ``extend_rows``: rows that the draft must run before it can propose (for look-up, the number of
-        sequences). ``other_rows`` run in the same forward (prompt chunks, sequences that may not speculate)
+        ``behind``: rows that the draft must run before it can propose, for each (for look-up, 1).
+        ``other_rows`` run in the same forward (prompt chunks, sequences that may not speculate)
         and yield ``other_tokens``. ``max_rows`` bounds the forward.
         """
         self.acceptance.age()
@@ -133,18 +144,27 @@ class SpeculationBudget:
             factors=np.array([self.acceptance.factor(name) for name in request_ids], np.float64),
             tokens=other_tokens + len(request_ids),
             rows=rows,
+            behind=np.array(behind, np.int64),
+            new=np.array([not self.acceptance.knows(name) for name in request_ids], np.bool_),
             room=max(0, max_rows - rows),
-            extend_rows=extend_rows,
+            extend_rows=0,
             frontier_rows=sum(limit.topk for limit in limits),
             draft_seconds=0.0,
         )
         levels, self._on_trial = self._levels(batch)
+        if not levels:
+            return replace(batch, levels_each=np.zeros_like(steps))
+        if self._on_trial:
+            one = _looking(batch)
+            steps = np.where(np.arange(len(steps)) == one, steps, 0)
+            batch = replace(batch, levels_each=steps, frontier_rows=limits[one].topk)
         return replace(
             batch,
             levels=levels,
             trial=self._on_trial,
             levels_each=np.minimum(steps, levels),
-            draft_seconds=float(self._draft_seconds(batch, levels)[-1]) if levels else 0.0,
+            extend_rows=int(batch.behind[steps > 0].sum()),
+            draft_seconds=float(self._draft_seconds(batch, levels)[-1]),
         )
 
     def choose(self, plan: DraftPlan, candidates: Candidates) -> npt.NDArray[np.bool_]:
@@ -179,7 +199,7 @@ class SpeculationBudget:
             room=plan.room,
             spent=plan.draft_seconds,
             overhead=self.overhead,
-            at_least=len(plan.caps) if plan.trial else 0,
+            at_least=1 if plan.trial else 0,
         )
         chosen = np.zeros(candidates.scores.shape, np.bool_)
         np.put_along_axis(chosen, order, np.arange(order.shape[1]) < counts[:, None], axis=1)
@@ -202,7 +222,7 @@ class SpeculationBudget:
             found = np.isfinite(tree.said[:, LOOKUP])
             self._lookup.observe(request_id, tree.said[found, LOOKUP], flags[found])
         if self._on_trial and flags.any():
-            self._patience = max(1, self._explore_every // 8)
+            self._patience = max(1, self._explore_every // EAGER)
 
     def observe_forward(self, rows: int, seconds: float) -> None:
         """A forward of the target over ``rows`` rows took ``seconds``."""
@@ -234,18 +254,23 @@ class SpeculationBudget:
         if draft_seconds[-1] <= FREE * plain_seconds:
             return most, False
         enough = MARGIN * batch.tokens / plain_seconds
-        ceiling = self._rates_if_all_accepted(batch, draft_seconds)
+        ceiling = self._rates_of_chains(batch, draft_seconds, 1.0)
         deepest = int(ceiling.argmax()) + 1 if ceiling.max() > enough else 0
         if not deepest:
-            return self._rare_look(batch, draft_seconds[0], plain_seconds)
+            return self._rare_look(batch, plain_seconds)
         if self._num_rounds < FIRST_ROUNDS:
             return deepest, False
-        expected = self._expected_rates(batch, draft_seconds)
+        expected, sure = self._expected_rates(batch, draft_seconds), float(self.acceptance.curve[-1])
         levels = int(expected.argmax()) + 1 if expected.max() > enough else 0
+        patience = self._patience
         if levels:
-            self._patience = self._explore_every
+            self._patience = patience = self._explore_every
+        elif batch.new.any() and self._rates_of_chains(batch, draft_seconds, sure).max() > enough:
+            patience = min(
+                patience, self._explore_every // EAGER
+            )  # a new text: earlier ones say little of it
         self._since_look += 1
-        if self._since_look < self._patience or levels >= deepest:
+        if self._since_look < patience or levels >= deepest:
             return levels, False
         self._since_look = 0
         if levels:
@@ -253,27 +278,35 @@ class SpeculationBudget:
         self._patience = min(2 * self._patience, 4 * self._explore_every)
         return int((ceiling > enough).argmax()) + 1, True
 
-    def _rare_look(self, batch: DraftPlan, draft_seconds: float, plain_seconds: float) -> tuple[int, bool]:
+    def _rare_look(self, batch: DraftPlan, plain_seconds: float) -> tuple[int, bool]:
         """By these costs no draft could pay; but they are learned from what runs, so it must run at times."""
         self._since_look += 1
-        sequences = int((batch.levels_each > 0).sum())
-        lost = draft_seconds + self.target.seconds(batch.rows + sequences) + self.overhead - plain_seconds
+        one = _looking(batch)
+        draft_seconds = self.draft.seconds(1, int(batch.behind[one]), 1)
+        lost = draft_seconds + self.target.seconds(batch.rows + 1) + self.overhead - plain_seconds
         if self._since_look < max(4 * self._explore_every, lost / plain_seconds / LOOK_COST):
             return 0, False
         self._since_look = 0
         return 1, True
 
     def _draft_seconds(self, batch: DraftPlan, most: int) -> Floats:
-        """Seconds of drafting 1 to ``most`` levels."""
-        rows = batch.extend_rows, batch.frontier_rows
+        """Seconds of drafting 1 to ``most`` levels, as far as a round must pay for them."""
+        behind = batch.behind[batch.levels_each > 0]
+        usual = np.minimum(behind, most + 1)
+        rows = round(float((usual + (behind - usual) / REST).sum())), batch.frontier_rows
         return np.array([self.draft.seconds(levels, *rows) for levels in range(1, most + 1)])
 
-    def _rates_if_all_accepted(self, batch: DraftPlan, draft_seconds: Floats) -> Floats:
-        """Tokens a second of chains of 1 … levels, all of them accepted: more than any draft can give."""
+    def _rates_of_chains(self, batch: DraftPlan, draft_seconds: Floats, chance: float) -> Floats:
+        """Tokens a second of chains of 1 … levels, each node of which is accepted by this ``chance`` if its
+        parent is. By 1 it is more than any draft can give.
+        """
         depths = np.arange(1, len(draft_seconds) + 1)
-        nodes = np.minimum(batch.levels_each[:, None], depths).sum(axis=0).clip(max=batch.room)
-        seconds = self.target.curve(batch.rows + nodes) + draft_seconds + self.overhead
-        rates: Floats = (batch.tokens + nodes) / seconds
+        nodes = (batch.levels_each >= depths[:, None]).sum(axis=1)
+        gains = (nodes * chance**depths).cumsum()
+        rows = nodes.cumsum()
+        part = np.minimum(rows, batch.room) / np.maximum(rows, 1)
+        seconds = self.target.curve(batch.rows + rows * part) + draft_seconds + self.overhead
+        rates: Floats = (batch.tokens + gains * part) / seconds
         return rates
 
     def _expected_rates(self, batch: DraftPlan, draft_seconds: Floats) -> Floats:
@@ -295,46 +328,15 @@ class SpeculationBudget:
         return best
 
 
+def _looking(batch: DraftPlan) -> int:
+    """Of the sequences that may draft, of which there is one, a new one, or the one that costs least."""
+    return int(np.lexsort((batch.behind, ~batch.new, batch.levels_each == 0))[0])
+
+
 def _looked_up(candidates: Candidates) -> npt.NDArray[np.bool_]:
     if candidates.said is None:
         return np.zeros(candidates.scores.shape, np.bool_)
     return np.isfinite(candidates.said[:, :, LOOKUP])
-
-
-def choose_counts(
-    chances: Floats,
-    caps: Ints,
-    target: CostTable,
-    *,
-    tokens: int,
-    rows: int,
-    room: int,
-    spent: float = 0.0,
-    overhead: float = 0.0,
-    at_least: int = 0,
-) -> Ints:
-    """How many of its best candidates each sequence should verify, ``[S]``, for the most tokens a second.
-
-    ``chances`` ``[S, W]`` in 0..1: probabilities of acceptance, never rising along a row; 0 where there is no
-    candidate. ``caps`` ``[S]`` and ``room`` bound the nodes of each tree and of all; ``at_least`` are taken
-    where there are as many. Without drafts the forward has ``rows`` rows and yields ``tokens``; ``spent``
-    seconds are gone whatever is chosen, ``overhead`` seconds are added by choosing anything, which must win
-    by ``MARGIN``. Costs one sort, no loop.
-    """
-    allowed = (np.arange(chances.shape[1]) < caps[:, None]) & (chances > 0)
-    gains = np.sort(chances[allowed])[::-1][:room]
-    seconds = target.curve(rows + np.arange(len(gains) + 1)) + spent
-    seconds[1:] += overhead
-    rates = (tokens + np.concatenate([[0.0], gains.cumsum()])) / seconds
-    rates[0] *= MARGIN
-    count = max(int(rates.argmax()), min(at_least, len(gains)))
-    if count == 0:
-        return np.zeros(len(caps), np.int64)
-    better = allowed & (chances > gains[count - 1])
-    equal = allowed & (chances == gains[count - 1])
-    chosen = better | (equal & (equal.cumsum().reshape(equal.shape) <= count - better.sum()))
-    counts: Ints = chosen.sum(axis=1)
-    return counts
 
 
 def _running_mean(mean: float | None, seconds: float) -> float:

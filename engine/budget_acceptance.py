@@ -21,7 +21,7 @@ LOWEST_SCORE = -12.0
 KNOTS: Floats = LOWEST_SCORE * (1 - np.arange(NUM_KNOTS) / (NUM_KNOTS - 1)) ** 2  # rising to 0
 
 FADE = 1 - 1 / 512  # of the evidence on scores, what is left after a decision …
-SPECTRUM_FADE = 1 - 1 / 128  # … on what drafting yields, which changes with the text …
+SPECTRUM_FADE = 1 - 1 / 32  # … on what drafting yields, which changes with the text …
 REQUEST_FADE = 1 - 1 / 256  # … and on a request
 PRIOR_TRIALS = 1.0  # how many trials a knot's own prior, exp(score), is worth …
 PRIOR_WEIGHT = 0.05  # … and how many where a knot that was tried says otherwise
@@ -62,6 +62,9 @@ class AcceptanceModel:
         self._curve: Floats | None = None  # made when asked for
         self._requests: dict[str, _RequestRecord] = {}
         self._now = 0
+
+    def knows(self, request_id: str) -> bool:
+        return request_id in self._requests
 
     @property
     def num_requests(self) -> int:

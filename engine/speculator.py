@@ -139,14 +139,18 @@ class Speculator:
         plan = budget.plan(
             [s.request_id for s in sequences],
             [s.tree_limits(self.limits.num_steps, self.limits.topk) for s in sequences],
-            extend_rows=max(drafter.num_behind(sequences), len(sequences)),
+            behind=[max(1, drafter.num_behind([sequence])) for sequence in sequences],
             max_rows=most,
             other_rows=min(num_plain + prompts, most - len(sequences)),
             other_tokens=num_plain,
         )
         if not plan.levels:
             return None
-        candidates = drafter.propose(sequences, plan.levels, self.limits.topk)
+        drafting = plan.levels_each > 0  # in a trial one alone
+        served = [sequence for sequence, own in zip(sequences, drafting, strict=True) if own]
+        candidates = drafter.propose(served, plan.levels, self.limits.topk)
+        if len(served) < len(sequences):
+            candidates = candidates.spread(drafting.tolist())
         if drafter.lookup is not None:
             found = drafter.lookup.propose(sequences, self.limits.num_steps, self.limits.topk)
             candidates = merge(candidates, found, budget.translate)

@@ -18,7 +18,10 @@ MAY_IMPORT = {
     "processing": (),
     "compressors": (),
     "engine": ("compressors", "processing"),
-    "server": ("processing", "engine.config", "engine.messages", "engine.client", "engine.errors"),
+    "server": (
+        *("processing", "engine.config", "engine.messages", "engine.client", "engine.errors"),
+        "engine.garbage",
+    ),
     "training": ("processing", "engine", "compressors"),
     "demo": (),
     "benchmarks": ("server", "processing", "engine", "compressors", "training", "demo"),

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.budget import MARGIN, SpeculationBudget, choose_counts
+from engine.budget import SpeculationBudget
+from engine.budget_nodes import MARGIN, choose_counts
 from engine.candidates import Candidates, DraftTree, best_first, pick
 from engine.config import SpeculativeConfig
 from engine.costs import CostTable, DraftCosts
@@ -54,7 +55,7 @@ def names(count: int) -> list[str]:
 def chosen_of(budget: SpeculationBudget, candidates: Candidates, **limits: int) -> np.ndarray:
     count = candidates.num_sequences
     limit = SpeculativeConfig(**{"num_steps": 6, "topk": 6, "num_draft_tokens": 32, **limits})
-    plan = budget.plan(names(count), [limit] * count, extend_rows=count, max_rows=512)
+    plan = budget.plan(names(count), [limit] * count, behind=[1] * count, max_rows=512)
     return budget.choose(plan, candidates)
 
 
@@ -107,7 +108,7 @@ def test_what_is_chosen_hangs_together_and_keeps_every_cap(
     count = candidates.num_sequences
     limit = SpeculativeConfig(num_steps=6, topk=6, num_draft_tokens=num_draft_tokens)
     plan = budget.plan(
-        names(count), [limit] * count, extend_rows=count, max_rows=count + room + 3, other_rows=3
+        names(count), [limit] * count, behind=[1] * count, max_rows=count + room + 3, other_rows=3
     )
     chosen = budget.choose(plan, candidates)
     assert chosen.shape == candidates.scores.shape
@@ -180,37 +181,37 @@ def test_a_request_whose_drafts_are_accepted_gets_more_nodes() -> None:
     for _ in range(30):
         budget.observe("request 0", a_tree([-0.7, -1.4]), [])
         budget.observe("request 1", a_tree([-0.7, -1.4]), [0, 1])
-        budget.plan(names(2), [LIMIT] * 2, extend_rows=2, max_rows=64)
+        budget.plan(names(2), [LIMIT] * 2, behind=[1, 1], max_rows=64)
     chosen = chosen_of(budget, chains([-0.7, -0.7]))
     assert chosen[1].sum() > chosen[0].sum()
 
 
 def test_nothing_to_choose_is_fine() -> None:
     budget = a_budget()
-    assert budget.plan([], [], extend_rows=0, max_rows=64, other_rows=10).levels == 0
+    assert budget.plan([], [], behind=[], max_rows=64, other_rows=10).levels == 0
     nothing = Candidates(*(np.zeros((2, 0), t) for t in (np.int64, np.int64, np.int64, np.float32)))
     assert chosen_of(budget, nothing).shape == (2, 0)
     empty = chains([-np.inf, -np.inf])
     assert pick(empty, chosen_of(budget, empty)) == [None, None]
     with pytest.raises(ValueError, match="3 sequences"):
-        budget.choose(budget.plan(names(2), [LIMIT] * 2, extend_rows=2, max_rows=64), chains([-1.0] * 3))
+        budget.choose(budget.plan(names(2), [LIMIT] * 2, behind=[1, 1], max_rows=64), chains([-1.0] * 3))
 
 
 @pytest.mark.parametrize("field", ["num_steps", "topk", "num_draft_tokens"])
 def test_a_zero_in_any_limit_is_plain_decoding(field: str) -> None:
     off = SpeculativeConfig(**{"num_steps": 6, "topk": 6, "num_draft_tokens": 32, field: 0})
     budget = a_budget({1: 40, 64: 41})
-    assert budget.plan(names(2), [off, off], extend_rows=2, max_rows=64).levels == 0
-    plan = budget.plan(names(2), [off, LIMIT], extend_rows=2, max_rows=64)
+    assert budget.plan(names(2), [off, off], behind=[1, 1], max_rows=64).levels == 0
+    plan = budget.plan(names(2), [off, LIMIT], behind=[1, 1], max_rows=64)
     assert plan.levels > 0
     assert plan.levels_each.tolist() == [0, plan.levels]
-    assert budget.plan(names(2), [LIMIT] * 2, extend_rows=2, max_rows=2).levels == 0  # no room for a node
+    assert budget.plan(names(2), [LIMIT] * 2, behind=[1, 1], max_rows=2).levels == 0  # no room for a node
 
 
 def test_each_request_keeps_its_own_depth() -> None:
     shallow = SpeculativeConfig(num_steps=2, topk=6, num_draft_tokens=32)
     budget = a_budget({1: 40, 64: 41})
-    plan = budget.plan(names(2), [shallow, LIMIT], extend_rows=2, max_rows=64)
+    plan = budget.plan(names(2), [shallow, LIMIT], behind=[1, 1], max_rows=64)
     assert plan.levels_each.tolist() == [2, 6]
     assert budget.choose(plan, chains([-0.1, -0.1])).sum(axis=1).tolist() == [2, 6]
 

@@ -245,6 +245,25 @@ async def test_sockets_are_private() -> None:
         assert sorted(os.listdir(folder)) == ["reports", "requests"]
 
 
+def _environ(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/environ").read_text().split("\0")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+async def test_engine_is_told_to_spin_less_unless_its_user_says_how() -> None:
+    """Torch's threads that spin for milliseconds take the cores from those of the kernels."""
+    with mock.patch.dict(os.environ):
+        os.environ.pop("OMP_WAIT_POLICY", None)
+        os.environ.pop("GOMP_SPINCOUNT", None)
+        async with running() as client:
+            await client.wait_ready()
+            assert "GOMP_SPINCOUNT=1000" in _environ(client.pid)
+        os.environ["OMP_WAIT_POLICY"] = "active"
+        async with running() as client:
+            await client.wait_ready()
+            assert not any(entry.startswith("GOMP_SPINCOUNT") for entry in _environ(client.pid))
+
+
 def test_restarts_come_slower_until_an_engine_runs_well() -> None:
     policy = RestartPolicy(first_delay=1.0, max_delay=5.0, healthy_seconds=60.0, max_failed_loads=2)
     backoff = Backoff(policy)
