@@ -41,12 +41,11 @@ def draw(document: dict[str, Any]) -> Figure:
     axes.axvline(generate, color="#333", linewidth=1, linestyle="--", label="model.generate")
     axes.invert_yaxis()
     axes.margins(x=0.1)
-    axes.legend(loc="outside right center", fontsize="small", frameon=False)
+    figure.legend(loc="outside right center", fontsize="small", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     machine = document["machine"]
     axes.set(
-        title=f"Tokens a second, one stream: demo model, float32, {document['settings']['threads']} cores of "
-        f"an {machine['cpu']}",
+        title=f"Tokens a second, one stream: demo model, {machine['cores']} cores of an {machine['cpu']}",
         xlabel=document["warning"] or "plain decoding = 1",
     )
     return figure
