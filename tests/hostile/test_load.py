@@ -21,7 +21,7 @@ from tests.http.test_live_openai import memory, metric, wait_idle
 AT_ONCE = 64
 GROWTH = 96 << 20
 MAX_UNDECIDED = 2
-LITTLE_ROOM = ("--max-num-queued-reqs", "512", "--kv-cache-memory", "1MiB")
+LITTLE_ROOM = ("--max-num-queued-reqs", "512", "--kv-cache-memory", "448KiB")
 """For the answers in flight: some give their pages back and begin again."""
 
 
