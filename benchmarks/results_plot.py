@@ -45,7 +45,7 @@ def draw(document: dict[str, Any]) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     machine = document["machine"]
     axes.set(
-        title=f"Tokens a second, one stream: demo model, {machine['cores']} cores of an {machine['cpu']}",
+        title=f"Tokens a second, one stream: demo model, {machine['cores']} cores, {machine['cpu']}",
         xlabel=document["warning"] or "plain decoding = 1",
     )
     return figure

@@ -52,7 +52,7 @@ Ints = npt.NDArray[np.int64]
 
 FREE = 0.01  # a draft that costs less than this share of a plain step is always asked
 FIRST_ROUNDS = 4  # rounds drafted before the estimates may say no
-REST = 16  # rounds that pay for what the draft has to read beyond what one round adds
+PAYING_ROUNDS = 16  # share what the draft has to read beyond what one round adds
 EAGER = 8  # so many times as often it looks where something was found, or a request is new
 LOOK_COST = 0.01  # of all time, at most, goes to looks where the costs say that nothing could win
 HOST_RATE = 1 / 32
@@ -64,10 +64,9 @@ class DraftPlan:
 
     ``levels_each`` int64 ``[S]``: ``levels`` or the request's own limit. ``caps`` int64 ``[S]``: the most
     nodes of a tree. ``factors`` float64 ``[S]``. ``behind`` int64 ``[S]``: rows that the draft must read.
-    ``new`` bool ``[S]``: nothing was drafted for it yet.
-    ``trial``: the estimates say no and are being tested. ``tokens``: what the step yields without drafts.
-    ``rows``: its rows without drafts, of which there may be ``room`` more. ``extend_rows``: of what the
-    draft must read, all that it will read now. ``draft_seconds``: what of drafting counts for this round.
+    ``new`` bool ``[S]``: nothing was drafted for it yet. ``trial``: the estimates say no and are being
+    tested. ``tokens``: what the step yields without drafts. ``rows``: its rows without drafts, of which
+    there may be ``room`` more. ``draft_seconds``: what of drafting counts for this round.
     """
 
     levels: int
@@ -80,9 +79,13 @@ class DraftPlan:
     tokens: int
     rows: int
     room: int
-    extend_rows: int
     frontier_rows: int
     draft_seconds: float
+
+    @property
+    def extend_rows(self) -> int:
+        """What the draft reads in this round."""
+        return int(self.behind[self.levels_each > 0].sum())
 
 
 class SpeculationBudget:
@@ -147,7 +150,6 @@ class SpeculationBudget:
             behind=np.array(behind, np.int64),
             new=np.array([not self.acceptance.knows(name) for name in request_ids], np.bool_),
             room=max(0, max_rows - rows),
-            extend_rows=0,
             frontier_rows=sum(limit.topk for limit in limits),
             draft_seconds=0.0,
         )
@@ -163,7 +165,6 @@ class SpeculationBudget:
             levels=levels,
             trial=self._on_trial,
             levels_each=np.minimum(steps, levels),
-            extend_rows=int(batch.behind[steps > 0].sum()),
             draft_seconds=float(self._draft_seconds(batch, levels)[-1]),
         )
 
@@ -293,7 +294,7 @@ class SpeculationBudget:
         """Seconds of drafting 1 to ``most`` levels, as far as a round must pay for them."""
         behind = batch.behind[batch.levels_each > 0]
         usual = np.minimum(behind, most + 1)
-        rows = round(float((usual + (behind - usual) / REST).sum())), batch.frontier_rows
+        rows = round(float((usual + (behind - usual) / PAYING_ROUNDS).sum())), batch.frontier_rows
         return np.array([self.draft.seconds(levels, *rows) for levels in range(1, most + 1)])
 
     def _rates_of_chains(self, batch: DraftPlan, draft_seconds: Floats, chance: float) -> Floats:

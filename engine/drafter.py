@@ -33,8 +33,8 @@ class Drafter(Protocol):
     def ready(self, sequence: Sequence, num_steps: int, topk: int) -> bool:
         """Whether it can propose for this sequence now."""
 
-    def num_behind(self, sequences: Seq[Sequence]) -> int:
-        """Tokens of ``sequences`` that it has not seen and will look at before it proposes."""
+    def num_behind(self, sequence: Sequence) -> int:
+        """Tokens of ``sequence`` that it has not seen and will look at before it proposes."""
 
     def propose(self, sequences: Seq[Sequence], num_steps: int, topk: int) -> Candidates:
         """Candidates at most ``num_steps`` deep and ``topk`` wide within each sequence's limits, which its
@@ -66,7 +66,7 @@ class NgramSource:
     def ready(self, sequence: Sequence, num_steps: int, topk: int) -> bool:  # noqa: ARG002 (always)
         return True
 
-    def num_behind(self, sequences: Seq[Sequence]) -> int:  # noqa: ARG002 (looking up costs no forward)
+    def num_behind(self, sequence: Sequence) -> int:  # noqa: ARG002 (looking up costs no forward)
         return 0
 
     def propose(self, sequences: Seq[Sequence], num_steps: int, topk: int) -> Candidates:

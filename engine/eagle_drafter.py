@@ -103,9 +103,9 @@ class EagleDrafter:
     def keep(self, spans: Seq[Span], outcome: Outcome) -> None:
         self._follower.features.keep(spans, outcome.paths, outcome.features, outcome.embeddings)
 
-    def num_behind(self, sequences: Seq[Sequence]) -> int:
+    def num_behind(self, sequence: Sequence) -> int:
         """In slots: what the draft has to run."""
-        return sum(num_behind(sequence) for sequence in sequences)
+        return num_behind(sequence)
 
     def ready(self, sequence: Sequence, num_steps: int, topk: int) -> bool:
         return can_follow(sequence, (num_steps - 1) * topk)

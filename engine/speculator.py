@@ -139,7 +139,7 @@ class Speculator:
         plan = budget.plan(
             [s.request_id for s in sequences],
             [s.tree_limits(self.limits.num_steps, self.limits.topk) for s in sequences],
-            behind=[max(1, drafter.num_behind([sequence])) for sequence in sequences],
+            behind=[max(1, drafter.num_behind(sequence)) for sequence in sequences],
             max_rows=most,
             other_rows=min(num_plain + prompts, most - len(sequences)),
             other_tokens=num_plain,
@@ -149,12 +149,12 @@ class Speculator:
         drafting = plan.levels_each > 0  # in a trial one alone
         served = [sequence for sequence, own in zip(sequences, drafting, strict=True) if own]
         candidates = drafter.propose(served, plan.levels, self.limits.topk)
+        if drafter.lookup is not None:
+            found = drafter.lookup.propose(served, self.limits.num_steps, self.limits.topk)
+            candidates = merge(candidates, found, budget.translate)
+        candidates = _constrained(candidates, served)
         if len(served) < len(sequences):
             candidates = candidates.spread(drafting.tolist())
-        if drafter.lookup is not None:
-            found = drafter.lookup.propose(sequences, self.limits.num_steps, self.limits.topk)
-            candidates = merge(candidates, found, budget.translate)
-        candidates = _constrained(candidates, sequences)
         chosen = budget.choose(plan, candidates)
         budget.observe_draft(plan, time.monotonic() - started)
         return candidates, chosen

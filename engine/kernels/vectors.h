@@ -13,7 +13,7 @@
 namespace {
 
 // The floats in a vector register of this processor, and how many rows' sums, two vectors each, are in registers while
-// weights and inputs still have some: 6 of 16 registers, 12 of 32. Six rows so take hardly longer than one where
+// weights and inputs still have some: 12 of 16, or 24 of 32. Six rows so take hardly longer than one where
 // memory is the bottleneck; wider blocks with fewer rows read and decode each weight more often.
 #if defined(__AVX512F__)
 constexpr int64_t LANES = 16, TILE = 12;

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.budget import SpeculationBudget
 from engine.candidates import Candidates
 from engine.config import SpeculativeConfig
+from engine.costs import CostTable, DraftCosts
 from engine.encoder_cache import EncoderCache
 from engine.messages import GenerateRequest, SamplingParams, SpeculativeParams
 from engine.pages import PagePool, PageTable
@@ -181,3 +183,34 @@ def test_trap_1_the_watchdog_reports_drafts_that_are_never_right(
     with caplog.at_level(logging.WARNING):
         count(Speculator(drafter, LIMITS), *rounds)
     assert bool(caplog.records) is barks
+
+
+class Behind(Fixed):
+    """Has so many rows to read for each request."""
+
+    def __init__(self, candidates: Candidates, rows: dict[str, int]) -> None:
+        super().__init__(candidates)
+        self._rows = rows
+
+    def num_behind(self, sequence: Sequence) -> int:
+        return self._rows[sequence.request_id]
+
+
+def test_one_sequence_looks_where_drafts_did_not_pay() -> None:
+    """The one that costs least, by a node of its own: others are not looked up, however likely."""
+    scheduler = running([SpeculativeParams()] * 3)
+    drafter = Behind(candidates_of([CHAIN] * 3), {"0": 40, "1": 3, "2": 90})
+    drafter.lookup = Fixed(candidates_of([[(5, -1)], [], [(5, -1)]]))  # type: ignore[assignment]
+    steep = CostTable({1: 0.020, 64: 0.170})
+    budget = SpeculationBudget(steep, DraftCosts(CostTable({1: 0.003, 64: 0.017})), max_steps=3)
+    speculator = Speculator(drafter, LIMITS, budget)
+    looks = []
+    for step in range(600):
+        drafter.asked = []
+        drafted = speculator.draft(scheduler)
+        for name, tree in drafted.items():
+            budget.observe(name, tree, [])  # never right
+        if step >= 200 and drafter.asked:
+            looks.append((drafter.asked, list(drafted)))
+    assert looks
+    assert all(look == (["1"], ["1"]) for look in looks), looks

@@ -70,7 +70,7 @@ class WatchedEagle(SteeredEagle):
         return sequence.num_output_tokens >= self.late and super().ready(sequence, num_steps, topk)
 
     def propose(self, sequences: Seq[Sequence], num_steps: int, topk: int) -> Candidates:
-        waited = [self.num_behind([sequence]) for sequence in sequences]
+        waited = [self.num_behind(sequence) for sequence in sequences]
         candidates = super().propose(sequences, num_steps, topk)
         for row, sequence in enumerate(sequences):
             self.notes.append(self._note(sequence, waited[row], num_steps, topk))

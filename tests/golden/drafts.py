@@ -41,7 +41,7 @@ class Adversary:
     def ready(self, sequence: Sequence, num_steps: int, topk: int) -> bool:
         return True
 
-    def num_behind(self, sequences: Seq[Sequence]) -> int:
+    def num_behind(self, sequence: Sequence) -> int:
         return 0
 
     def propose(self, sequences: Seq[Sequence], num_steps: int, topk: int) -> Candidates:
