@@ -15,7 +15,7 @@ from engine.visual_compression import compressed
 
 # Beyond these, float32 arithmetic on logits gives infinities or nothing that could be drawn.
 _RANGES: dict[str, tuple[float, float]] = {
-    "max_tokens": (1, 2**31),
+    "max_tokens": (0, 2**31),
     "min_tokens": (0, 2**31),
     "temperature": (0, 100),
     "top_p": (1e-6, 1),
@@ -138,8 +138,10 @@ class Admission:
             raise Rejected("invalid_request", f"token ids must lie in 0..{self.vocab_size - 1}")
         if len(p.stop_token_ids) > _MAX_STOP_IDS:
             raise Rejected("invalid_request", f"at most {_MAX_STOP_IDS} stop_token_ids are allowed")
-        if p.logprobs is not None and not 0 <= p.logprobs <= self.vocab_size:
-            raise Rejected("invalid_request", f"logprobs must lie in 0..{self.vocab_size}")
+        for name in ("logprobs", "prompt_logprobs"):
+            count = getattr(p, name)
+            if count is not None and not 0 <= count <= self.vocab_size:
+                raise Rejected("invalid_request", f"{name} must lie in 0..{self.vocab_size}")
         if p.grammar is not None:
             if len(p.grammar) > MAX_GRAMMAR_CHARS:
                 raise Rejected("invalid_grammar", f"a grammar has at most {MAX_GRAMMAR_CHARS} characters")

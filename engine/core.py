@@ -272,7 +272,8 @@ class EngineCore:
                 continue
             seconds = outcome.seconds if len(part) == len(spans) else 0.0
             self._speculator.keep(part, outcome)
-            for span, walked in zip(part, outcome.walks, strict=True):
+            for span, walked, scores in zip(part, outcome.walks, outcome.prompt_logprobs, strict=True):
+                span.sequence.prompt_logprobs += scores
                 if walked is None:
                     self.scheduler.commit(span, [], span.end)
                 elif not walked.token_ids:
@@ -289,7 +290,11 @@ class EngineCore:
             traced = self._speculator.count(span, walked, len(taken))
             rounds = [traced] if span.sequence.trace else None
         logprobs = None if walked.logprobs is None else walked.logprobs[: len(taken)]
-        return self._output(span.sequence, taken, logprobs, rounds)
+        sequence = span.sequence
+        is_first = sequence.num_output_tokens == len(taken) and sequence.sampling.prompt_logprobs is not None
+        return self._output(
+            sequence, taken, logprobs, rounds, scores=sequence.prompt_logprobs if is_first else None
+        )
 
     def _output(
         self,
@@ -297,6 +302,7 @@ class EngineCore:
         token_ids: list[int],
         logprobs: list[TokenLogprobs] | None = None,
         rounds: list[TracedRound] | None = None,
+        scores: list[TokenLogprobs] | None = None,
     ) -> RequestOutput:
         reason = sequence.finish_reason
         if reason is not None:
@@ -306,6 +312,7 @@ class EngineCore:
             request_id=sequence.request_id,
             token_ids=token_ids,
             logprobs=logprobs,
+            prompt_logprobs=scores,
             finish_reason=reason,
             stop_token_id=sequence.stop_token_id,
             num_cached_tokens=sequence.num_cached or 0,

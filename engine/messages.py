@@ -24,8 +24,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     ``seed`` and ``choice_index`` key the counter-based noise: the same pair draws the same text whatever
     else is in the batch. ``temperature`` 0 is greedy. ``top_k`` 0 is off. ``logprobs`` is how many of the
-    likeliest tokens to report beside the chosen one (``None``: report nothing). ``grammar``: what the answer
-    must be, up to ``max_tokens``, in the language of ``engine.grammar``.
+    likeliest tokens to report beside the chosen one (``None``: report nothing), ``prompt_logprobs`` the same
+    of the prompt's tokens, all of which are computed then. ``max_tokens`` 0 ends behind the prompt.
+    ``grammar``: what the answer must be, up to ``max_tokens``, in the language of ``engine.grammar``.
     """
 
     max_tokens: int
@@ -43,6 +44,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     ignore_eos: bool = False
     stop_token_ids: list[int] = []
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     grammar: str | None = None
 
 
@@ -93,7 +95,7 @@ ClientMessage = GenerateRequest | AbortRequest | Shutdown
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, kw_only=True):
-    """The model's own log-probabilities (before sampling parameters) at one output position."""
+    """The model's own log-probabilities (before sampling parameters) at one position."""
 
     logprob: float
     top_ids: list[int]
@@ -165,12 +167,14 @@ class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
     ``token_ids`` includes the stop token, if that is what ended the request; ``stop_token_id`` names it.
     ``timings`` come with the last output; ``speculation`` counts so far and comes with every one (a stop
     string ends a request before its last is heard); ``rounds`` come to those who asked for a trace.
-    ``num_spared_tokens``: visual tokens that lossy compression took out of the prompt.
+    ``num_spared_tokens``: visual tokens that lossy compression took out of the prompt. ``prompt_logprobs``:
+    of the prompt's tokens but the first, with the first output of a request that asked for them.
     """
 
     request_id: str
     token_ids: list[int]
     logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     num_cached_tokens: int = 0

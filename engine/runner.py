@@ -19,8 +19,9 @@ from engine.batch import build_batch, part_of
 from engine.encoder_cache import EncoderCache
 from engine.grammar_tree import fill_ahead
 from engine.kv_cache import KVCache
-from engine.messages import RejectCode
+from engine.messages import RejectCode, TokenLogprobs
 from engine.scheduler import Span
+from engine.scoring import score_prompts
 from engine.target import TargetModel
 from engine.verify import Walk, walk
 from processing.prompt import ImageInput
@@ -34,11 +35,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, frozen=True)
 class Outcome:
-    """``walks``: one a span, ``None`` for a prompt that is not through yet. ``features`` ``[N, size]`` and
-    ``embeddings`` ``[N, hidden]``: of the whole row. ``seconds``: what all of it took.
+    """``walks``: one a span, ``None`` for a prompt that is not through yet. ``prompt_logprobs``: what each
+    span adds to its sequence's. ``features`` ``[N, size]`` and ``embeddings`` ``[N, hidden]``: of the whole
+    row. ``seconds``: what all of it took.
     """
 
     walks: list[Walk | None]
+    prompt_logprobs: list[list[TokenLogprobs]]
     features: torch.Tensor
     embeddings: torch.Tensor
     seconds: float
@@ -122,8 +125,9 @@ class Runner:
                 fill_ahead(spans, event.query)
             for i, walked in zip(drawing, walk(logits, [spans[i] for i in drawing]), strict=True):
                 walks[i] = walked
+        scores = score_prompts(spans, batch.span_starts[:-1], hidden, self._target.logits)
         self._compact(spans, walks)
-        return Outcome(walks, features, embeddings, time.monotonic() - started)
+        return Outcome(walks, scores, features, embeddings, time.monotonic() - started)
 
     def _compact(self, spans: Seq[Span], walks: Iterable[Walk | None]) -> None:
         """Bring the KV of accepted nodes into logical order: node ``path[i]`` becomes token ``i + 1`` after

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.grammar import Mask
-from engine.messages import SamplingParams
+from engine.messages import SamplingParams, TokenLogprobs
 from engine.noise import uniforms
 from engine.truncation import truncate
 
@@ -62,6 +62,17 @@ class Drawn:
     top_ids: np.ndarray | None
     top_logprobs: np.ndarray | None
 
+    def logprobs_of(self, row: int, count: int) -> TokenLogprobs:
+        """With the ``count`` likeliest tokens."""
+        assert self.logprobs is not None
+        assert self.top_ids is not None
+        assert self.top_logprobs is not None
+        return TokenLogprobs(
+            logprob=float(self.logprobs[row]),
+            top_ids=self.top_ids[row, :count].tolist(),
+            top_logprobs=self.top_logprobs[row, :count].tolist(),
+        )
+
 
 @torch.inference_mode()
 def draw(logits: torch.Tensor, rows: Seq[DrawRow]) -> Drawn:
@@ -73,7 +84,8 @@ def draw(logits: torch.Tensor, rows: Seq[DrawRow]) -> Drawn:
         index = torch.tensor(sampled, device=logits.device)
         tokens[index] = _sample(adjusted[index] - best[index, None], [rows[i] for i in sampled])
     tokens = torch.where(torch.isfinite(best), tokens, NO_TOKEN)
-    return _to_host(tokens, logits, rows)
+    asked = [row.params.logprobs for row in rows if row.params.logprobs is not None]
+    return to_host(tokens, logits, max(asked, default=None))
 
 
 def _adjust(logits: torch.Tensor, rows: Seq[DrawRow]) -> torch.Tensor:
@@ -169,12 +181,12 @@ def _first_above(ends: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor
     return index, before
 
 
-def _to_host(tokens: torch.Tensor, logits: torch.Tensor, rows: Seq[DrawRow]) -> Drawn:
-    """Bring the draws, and the model's own logprobs where asked for, to the host in one copy."""
-    asked = [row.params.logprobs for row in rows if row.params.logprobs is not None]
-    if not asked:
+def to_host(tokens: torch.Tensor, logits: torch.Tensor, count: int | None) -> Drawn:
+    """Bring ``tokens`` int64 ``[R]`` to the host, with the model's own logprobs of them and of the ``count``
+    likeliest unless that is ``None``: one copy.
+    """
+    if count is None:
         return Drawn(tokens.tolist(), None, None, None)
-    count = max(asked)
     logprobs = torch.log_softmax(logits, dim=-1)
     chosen = logprobs.gather(1, tokens[:, None].clamp(min=0))
     top_values, top_ids = logprobs.topk(count, dim=-1)

@@ -153,15 +153,11 @@ class Scheduler:
         """
         sequence = span.sequence
         assert sequence.num_computed == span.start, "a span was run twice, or not at all"
-        taken = []
-        for token_id in token_ids:
-            taken.append(token_id)
-            if sequence.append(token_id):
-                break
+        taken = sequence.take(token_ids)
         ended = sequence.finish_reason is not None
         sequence.num_computed = min(num_computed, sequence.num_tokens - (0 if ended else 1))
         sequence.table.truncate(sequence.num_tokens)  # what a rejected part of a tree took
-        if self.caching and taken:
+        if self.caching and token_ids:
             sequence.update_hashes()
             sequence.table.publish(sequence.hashes, sequence.num_computed)
         self._unpin(sequence, sequence.num_computed)
@@ -276,7 +272,7 @@ class Scheduler:
                 break
             hits = self._prefix_hits(sequence)
             beyond = sequence.hashes[len(hits) : (sequence.num_tokens - 1) // sequence.table.page_size]
-            if beyond and beyond[0] in coming:
+            if beyond and beyond[0] in coming and not sequence.scores_prompt:
                 num_held += 1
                 continue
             if not self._has_room(sequence, hits):
@@ -289,7 +285,7 @@ class Scheduler:
         """Cached pages of the prompt, never all of it: the last token must run to give a distribution. Nor do
         they end inside a block, all of which must run together.
         """
-        if not self.caching:
+        if not self.caching or sequence.scores_prompt:
             return []
         usable = (sequence.num_tokens - 1) // sequence.table.page_size
         hits, page_size = self.pool.lookup(sequence.hashes[:usable]), sequence.table.page_size

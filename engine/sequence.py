@@ -23,6 +23,7 @@ from engine.messages import (
     ShownPicture,
     SpeculationStats,
     SpeculativeParams,
+    TokenLogprobs,
 )
 from engine.mrope import Positions
 from engine.pages import PageTable
@@ -41,7 +42,8 @@ class Sequence:
     makes of the pictures, stays. ``prompt_positions``: rotary positions ``[3, num_prompt_tokens]`` of a
     family with three axes, ``None`` where they are the tokens' indices. ``blocks``: runs of placeholders
     (start, end) whose tokens see each other in both directions, so that they run together. ``grammar``:
-    says what may follow the output, where that is not free.
+    says what may follow the output, where that is not free. ``prompt_logprobs``: of the prompt's tokens from
+    the second on, as far as they were computed, for a request that asked for them.
     """
 
     request_id: str
@@ -62,6 +64,7 @@ class Sequence:
     blocks: tuple[tuple[int, int], ...] = ()
     grammar: GrammarState | None = None
     views: list[View] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     hashes: list[bytes] = field(default_factory=list)
     num_computed: int = 0
     num_cached: int | None = None
@@ -140,6 +143,12 @@ class Sequence:
         return len(self.token_ids) - self.num_computed
 
     @property
+    def scores_prompt(self) -> bool:
+        """Whether tokens of the prompt must run for their log-probabilities, be their KV cached or not."""
+        asked = self.sampling.prompt_logprobs is not None
+        return asked and len(self.prompt_logprobs) < self.num_prompt_tokens - 1
+
+    @property
     def can_draft(self) -> bool:
         """Whether the next token is the one thing unknown, so that a tree can be drafted after the last."""
         return self.num_wanted == 1 and (not self.images or self.images[-1].end < self.num_tokens)
@@ -207,8 +216,17 @@ class Sequence:
     def update_hashes(self) -> None:
         extend_hashes(self.hashes, self.root, self.token_ids, self.images, self.table.page_size)
 
-    def append(self, token_id: int) -> bool:
-        """Take one accepted token; returns whether it ended the request."""
+    def take(self, token_ids: list[int]) -> list[int]:
+        """Accepted tokens, up to the one that ends the request; returns those taken."""
+        taken: list[int] = []
+        if token_ids and not self.max_tokens:
+            self.finish_reason = "length"
+        while len(taken) < len(token_ids) and self.finish_reason is None:
+            taken.append(token_ids[len(taken)])
+            self._append(taken[-1])
+        return taken
+
+    def _append(self, token_id: int) -> None:
         assert self.finish_reason is None, "a finished request got a token"
         if self.first_token_at is None:
             self.first_token_at = time.monotonic()
@@ -220,7 +238,6 @@ class Sequence:
             self.finish_reason, self.stop_token_id = "stop", token_id
         elif self.num_output_tokens >= self.max_tokens:
             self.finish_reason = "length"
-        return self.finish_reason is not None
 
     def count_round(self, num_drafted: int, num_accepted: int, num_tokens: int) -> None:
         """Account for a verified tree; ``num_tokens`` of what it gave became output."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from engine.messages import TokenLogprobs
-from engine.sampling import NO_TOKEN, Drawn, DrawRow, draw
+from engine.sampling import NO_TOKEN, DrawRow, draw
 from engine.scheduler import Span
 from engine.sequence import Sequence
 
@@ -115,7 +115,7 @@ def _draw(
             tokens[i] = drawn.token_ids[j]
             kept = walks[i].logprobs
             if kept is not None and tokens[i] != NO_TOKEN:
-                kept.append(_logprobs(spans[i].sequence, drawn, j))
+                kept.append(drawn.logprobs_of(j, spans[i].sequence.sampling.logprobs or 0))
     return tokens
 
 
@@ -129,15 +129,3 @@ def _draw_row(sequence: Sequence, path_ids: list[int]) -> DrawRow:
         if forbidden and not sequence.grammar.allows_besides(allowed, forbidden):
             forbidden = frozenset()  # the grammar is through: it may end before ``min_tokens``
     return DrawRow(sequence.sampling, context, sequence.num_prompt_tokens, forbidden, allowed)
-
-
-def _logprobs(sequence: Sequence, drawn: Drawn, row: int) -> TokenLogprobs:
-    count = sequence.sampling.logprobs
-    assert drawn.logprobs is not None
-    assert drawn.top_ids is not None
-    assert drawn.top_logprobs is not None
-    return TokenLogprobs(
-        logprob=float(drawn.logprobs[row]),
-        top_ids=drawn.top_ids[row, :count].tolist(),
-        top_logprobs=drawn.top_logprobs[row, :count].tolist(),
-    )

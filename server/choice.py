@@ -26,18 +26,20 @@ from server.timeline import Timeline
 @dataclass(slots=True)
 class Piece:
     """What one choice gained: shown text and calls of functions, the log-probabilities and the trees behind
-    them, why it ended.
+    them, why it ended. ``prompt_logprobs``: of all tokens of the prompt, in one piece, if asked for.
     """
 
     index: int
     text: str = ""
     calls: list[CallDelta] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     rounds: list[TracedRound] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.text or self.calls or self.logprobs or self.rounds or self.finish_reason)
+        told = self.logprobs or self.prompt_logprobs or self.rounds
+        return bool(self.text or self.calls or told or self.finish_reason)
 
 
 class Choice:
@@ -116,6 +118,9 @@ class Choice:
         piece = Piece(self._index)
         if self._trace is not None and output.rounds is not None:
             piece.rounds += self._trace.format(output.rounds, self.num_tokens)
+        if self._logprobs is not None and output.prompt_logprobs is not None:
+            prompt_ids = self._request.prompt.token_ids
+            piece.prompt_logprobs += self._logprobs.format_prompt(prompt_ids, output.prompt_logprobs)
         for position, token_id in enumerate(output.token_ids):
             self.num_tokens += 1
             is_stop_token = output.stop_token_id is not None and position == len(output.token_ids) - 1

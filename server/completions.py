@@ -31,7 +31,7 @@ class CompletionAnswer:
         self.opened = opened
         self._request = request
         self._echoes = echoes
-        self._logprobs = [CompletionLogprobFormatter(len(echo)) for echo in echoes]
+        self._logprobs = [CompletionLogprobFormatter(echo) for echo in echoes]
         self._id = f"cmpl-{request_id}"
         self._model = model
         self._created = int(time.time())
@@ -39,18 +39,20 @@ class CompletionAnswer:
     async def whole(self) -> Completion:
         texts = list(self._echoes)
         logprobs: list[list[TokenLogprob]] = [[] for _ in texts]
+        prompts: list[list[TokenLogprob]] = [[] for _ in texts]
         reasons: list[FinishReason] = ["stop"] * len(texts)
         rounds: list[list[TracedRound]] = [[] for _ in texts]
         async for piece in self.opened.generation:
             texts[piece.index] += piece.text
             logprobs[piece.index] += piece.logprobs
+            prompts[piece.index] += piece.prompt_logprobs
             rounds[piece.index] += piece.rounds
             reasons[piece.index] = piece.finish_reason or reasons[piece.index]
         choices = [
             CompletionChoice(
                 index=index,
                 text=text,
-                logprobs=self._format(index, logprobs[index]),
+                logprobs=self._format(index, logprobs[index], prompts[index]),
                 finish_reason=reasons[index],
             )
             for index, text in enumerate(texts)
@@ -64,8 +66,9 @@ class CompletionAnswer:
         return chunk_events(self.chunks(), show_usage=self._request.include_usage)
 
     async def chunks(self) -> AsyncIterator[Completion]:
+        scored = self._request.num_prompt_logprobs is not None
         for index, echo in enumerate(self._echoes):
-            if echo:
+            if echo and not scored:
                 yield self._completion([CompletionChoice(index=index, text=echo)])
         num_open = len(self._echoes)
         async for piece in self.opened.generation:
@@ -73,8 +76,8 @@ class CompletionAnswer:
             is_last = not num_open and not self._request.include_usage
             choice = CompletionChoice(
                 index=piece.index,
-                text=piece.text,
-                logprobs=self._format(piece.index, piece.logprobs),
+                text=self._echoes[piece.index] + piece.text if piece.prompt_logprobs else piece.text,
+                logprobs=self._format(piece.index, piece.logprobs, piece.prompt_logprobs),
                 finish_reason=piece.finish_reason,
             )
             metrics = self.opened.metrics() if is_last else None
@@ -102,8 +105,10 @@ class CompletionAnswer:
             speculative_trace=trace,
         )
 
-    def _format(self, index: int, logprobs: Sequence[TokenLogprob]) -> CompletionLogprobs | None:
-        return None if self._request.logprobs is None else self._logprobs[index].format(logprobs)
+    def _format(
+        self, index: int, logprobs: Sequence[TokenLogprob], prompt: Sequence[TokenLogprob]
+    ) -> CompletionLogprobs | None:
+        return None if self._request.logprobs is None else self._logprobs[index].format(logprobs, prompt)
 
 
 async def begin_completion(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from codecs import getincrementaldecoder
-from collections.abc import Sequence
+from codecs import IncrementalDecoder, getincrementaldecoder
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from engine.messages import TokenLogprobs
@@ -31,6 +31,13 @@ class LogprobFormatter:
             top_logprobs=[self._top(top_id, logprob) for top_id, logprob in likeliest],
         )
 
+    def format_prompt(
+        self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]
+    ) -> Iterator[TokenLogprob]:
+        """``logprobs``: of all tokens but the first, which counts as certain."""
+        certain = TokenLogprobs(logprob=0.0, top_ids=[], top_logprobs=[])
+        return map(self.format, token_ids, (certain, *logprobs))
+
     def _top(self, token_id: int, logprob: float) -> TopLogprob:
         """JSON has no infinity, so impossible tokens get the number that the OpenAI API uses."""
         raw = self._processor.token_bytes(token_id)
@@ -42,26 +49,48 @@ class LogprobFormatter:
 class CompletionLogprobFormatter:
     """The tokens of one choice in the shape of ``/v1/completions``, in the order in which they came.
 
-    ``offset``: characters of the choice's text before the first token.
+    ``echo``: what the choice's text begins with.
     """
 
-    def __init__(self, offset: int) -> None:
-        self._offset = offset
-        self._decoder = getincrementaldecoder("utf-8")("replace")
+    def __init__(self, echo: str) -> None:
+        self._echo = echo
+        self._offset = len(echo)
+        self._decoder = _decoder()
 
-    def format(self, tokens: Sequence[TokenLogprob]) -> CompletionLogprobs:
-        offsets = []
-        for token in tokens:
-            offsets.append(self._offset)
-            self._offset += len(self._decoder.decode(bytes(token.bytes)))
-        return CompletionLogprobs(
-            text_offset=offsets,
-            token_logprobs=[token.logprob for token in tokens],
-            tokens=[spelled(token) for token in tokens],
+    def format(
+        self, tokens: Sequence[TokenLogprob], prompt: Sequence[TokenLogprob] = ()
+    ) -> CompletionLogprobs:
+        """``prompt``: its tokens, which go before the first of the answer's."""
+        both = [*prompt, *tokens]
+        told = CompletionLogprobs(
+            text_offset=[*self._echoed(prompt), *self._answered(tokens)],
+            token_logprobs=[token.logprob for token in both],
+            tokens=[spelled(token) for token in both],
             top_logprobs=[
-                {spelled(one): one.logprob for one in (*token.top_logprobs, token)} for token in tokens
+                {spelled(one): one.logprob for one in (*token.top_logprobs, token)} for token in both
             ],
         )
+        if prompt:
+            told.token_logprobs[0] = told.top_logprobs[0] = None
+        return told
+
+    def _answered(self, tokens: Sequence[TokenLogprob]) -> Iterator[int]:
+        for token in tokens:
+            yield self._offset
+            self._offset += len(self._decoder.decode(bytes(token.bytes)))
+
+    def _echoed(self, tokens: Sequence[TokenLogprob]) -> Iterator[int]:
+        """Some tokenizers add tokens that a prompt has not, or a space before its first word."""
+        offset, decoder = 0, _decoder()
+        for token in tokens:
+            yield offset
+            text = decoder.decode(bytes(token.bytes))
+            spellings = (text, text.removeprefix(" "))
+            offset += next((len(one) for one in spellings if self._echo.startswith(one, offset)), 0)
+
+
+def _decoder() -> IncrementalDecoder:
+    return getincrementaldecoder("utf-8")("replace")
 
 
 def spelled(token: TopLogprob) -> str:

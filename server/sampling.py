@@ -68,6 +68,7 @@ class SamplingBuilder:
             ignore_eos=request.ignore_eos,
             stop_token_ids=self._known("stop_token_ids", request.stop_token_ids or []),
             logprobs=request.num_logprobs,
+            prompt_logprobs=request.num_prompt_logprobs,
             grammar=grammar,
         )
 
@@ -80,7 +81,7 @@ class SamplingBuilder:
         room = self._max_model_len - prompt_len
         if room < (asked or 1):
             raise context_overflow(self._max_model_len, request.prompt_field, prompt_len, asked)
-        return asked or min(room, self._defaults.max_new_tokens or room)
+        return asked if asked is not None else min(room, self._defaults.max_new_tokens or room)
 
     def _logit_bias(self, request: GenerationFields) -> dict[int, float]:
         biases = {int(token_id): bias for token_id, bias in (request.logit_bias or {}).items()}

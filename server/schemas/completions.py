@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 from server.schemas.answers import Extension, FinishReason, Usage
 from server.schemas.base import NO_EFFECT, AnswerModel, Refused, refusal
 from server.schemas.generation import GenerationFields
-from server.schemas.sampling import MaxTokens, TokenId
+from server.schemas.sampling import INT32_MAX, TokenId
 
 DEFAULT_MAX_TOKENS: Final = 16
 """As the OpenAI API has it."""
@@ -50,8 +50,12 @@ class CompletionRequest(GenerationFields):
     prompt: AnyPrompt = Field(
         description="A text, token ids, or a list of either. Special tokens in a text are parsed."
     )
-    max_tokens: MaxTokens | None = Field(None, description=f"{DEFAULT_MAX_TOKENS} by default.")
-    echo: bool | None = Field(None, description="Put the prompt before each answer.")
+    max_tokens: int | None = Field(
+        None, ge=0, le=INT32_MAX, description=f"{DEFAULT_MAX_TOKENS} by default; 0 with 'echo' only."
+    )
+    echo: bool | None = Field(
+        None, description="Put the prompt before each answer, and its 'logprobs' before the answer's."
+    )
     logprobs: int | None = Field(None, ge=0, le=20, description="How many of the likeliest tokens to tell.")
     add_special_tokens: bool = Field(True, description="Begin a text as the tokenizer would, with BOS.")
 
@@ -63,8 +67,8 @@ class CompletionRequest(GenerationFields):
     def _fields_agree(self) -> Self:
         if self.best_of is not None and self.best_of != self.num_choices:
             raise refusal("best_of", "Leave it out, or send what 'n' is.")
-        if self.echo and self.logprobs is not None:
-            raise refusal("echo", "Not together with 'logprobs': those of a prompt are not computed.")
+        if self.max_tokens == 0 and not self.echo:
+            raise refusal("max_tokens", "0 leaves nothing to answer without 'echo'.")
         if len(self.prompts) * self.num_choices > MAX_CHOICES:
             raise PydanticCustomError(
                 "invalid_combination",
@@ -83,7 +87,7 @@ class CompletionRequest(GenerationFields):
 
     @property
     def token_limit(self) -> int:
-        return self.max_tokens or DEFAULT_MAX_TOKENS
+        return DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
 
     @property
     def starts_text(self) -> bool:
@@ -93,14 +97,20 @@ class CompletionRequest(GenerationFields):
     def num_logprobs(self) -> int | None:
         return self.logprobs
 
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        return self.logprobs if self.echo else None
+
 
 class CompletionLogprobs(AnswerModel):
-    """One entry a token; ``text_offset`` is where its text begins in the text of the choice."""
+    """One entry a token; ``text_offset`` is where its text begins in the text of the choice. The first token
+    of a prompt has no logprobs, as nothing is before it.
+    """
 
     text_offset: list[int]
-    token_logprobs: list[float]
+    token_logprobs: list[float | None]
     tokens: list[str]
-    top_logprobs: list[dict[str, float]]
+    top_logprobs: list[dict[str, float] | None]
 
 
 class CompletionChoice(AnswerModel):

@@ -86,6 +86,11 @@ class GenerationFields(CommonFields, VllmFields):
         raise NotImplementedError
 
     @property
+    def num_prompt_logprobs(self) -> int | None:
+        """The same for the tokens of the prompt."""
+        return None
+
+    @property
     def starts_text(self) -> bool:
         """Whether the answer is a text of its own, and does not go on with the prompt's."""
         return True

@@ -223,7 +223,7 @@ class FakeEngineClient:
             allowed = ids[: request.sampling.max_tokens]
             stops = len(allowed) == len(ids) and finish_reason == "stop"
             rounds: list[TracedRound] = []
-            for start in range(0, len(allowed), step):
+            for start in range(0, max(1, len(allowed)), step):
                 await asyncio.sleep(pause)
                 chunk = allowed[start : start + step]
                 is_last = start + step >= len(allowed)
@@ -232,7 +232,10 @@ class FakeEngineClient:
                 yield RequestOutput(
                     request_id=request.request_id,
                     token_ids=chunk,
-                    logprobs=self._logprobs(request, chunk),
+                    logprobs=self._logprobs(request.sampling.logprobs, chunk),
+                    prompt_logprobs=None
+                    if start
+                    else self._logprobs(request.sampling.prompt_logprobs, request.prompt.token_ids[1:]),
                     finish_reason=("stop" if stops else "length") if is_last else None,
                     stop_token_id=self.processor.eos if is_last and stops else None,
                     num_cached_tokens=num_cached,
@@ -252,8 +255,7 @@ class FakeEngineClient:
 
         return answer
 
-    def _logprobs(self, request: GenerateRequest, token_ids: list[int]) -> list[TokenLogprobs] | None:
-        num_top = request.sampling.logprobs
+    def _logprobs(self, num_top: int | None, token_ids: list[int]) -> list[TokenLogprobs] | None:
         if num_top is None:
             return None
         return [

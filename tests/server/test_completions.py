@@ -125,6 +125,46 @@ def test_logprobs_in_their_older_shape(live: Live, client: openai.OpenAI) -> Non
     assert [offset for one in told for offset in one.text_offset] == found.text_offset
 
 
+@pytest.mark.parametrize("step", [1, 3, 100])
+def test_echo_with_logprobs_tells_of_the_prompt_too(live: Live, client: openai.OpenAI, step: int) -> None:
+    live.engine.answer = live.engine.says("aé", step=step)
+    [choice] = ask(client, "né", logprobs=2, echo=True).choices
+    found = choice.logprobs
+    assert choice.text == "néaé"
+    assert found.tokens == ["n", "bytes:\\xc3", "bytes:\\xa9", "a", "bytes:\\xc3", "bytes:\\xa9"]
+    assert found.token_logprobs == [None] + [-0.5] * 5
+    assert found.text_offset == [0, 1, 1, 2, 3, 3]
+    assert found.top_logprobs[0] is None
+    assert all(token in top for token, top in zip(found.tokens[1:], found.top_logprobs[1:], strict=True))
+    chunks = streamed(client, ["né", "x"], logprobs=2, echo=True, n=2)
+    for index, text in enumerate(["néaé", "néaé", "xaé", "xaé"]):
+        told = [c.logprobs for chunk in chunks for c in chunk.choices if c.logprobs and c.index == index]
+        assert text_of(chunks, index) == text
+        assert [token for one in told for token in one.tokens][-3:] == found.tokens[-3:]
+        if index < 2:
+            assert [at for one in told for at in one.text_offset] == found.text_offset
+            assert [logprob for one in told for logprob in one.token_logprobs] == found.token_logprobs
+    assert all(request.sampling.prompt_logprobs == 2 for request in live.engine.requests)
+    ask(client, logprobs=2)
+    assert live.engine.requests[-1].sampling.prompt_logprobs is None
+
+
+def test_a_prompt_can_be_scored_and_not_answered(
+    live: Live, client: openai.OpenAI, http: httpx.Client
+) -> None:
+    """As evaluations do that compare the likelihood of given answers."""
+    answer = ask(client, "né", max_tokens=0, echo=True, logprobs=1)
+    [choice] = answer.choices
+    assert choice.text == "né"
+    assert choice.finish_reason == "length"
+    assert choice.logprobs.token_logprobs == [None, -0.5, -0.5]
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (3, 0)
+    chunks = streamed(client, "né", max_tokens=0, echo=True)
+    assert text_of(chunks) == "né"
+    assert chunks[-1].choices[0].finish_reason == "length"
+    refused(http, "max_tokens", max_tokens=0)
+
+
 def test_sixteen_tokens_are_the_default(live: Live, client: openai.OpenAI) -> None:
     for fields, expected in (({}, 16), ({"max_tokens": None}, 16), ({"max_tokens": 20}, 20)):
         ask(client, **fields)
@@ -162,7 +202,6 @@ def test_speculation_is_told_as_for_chats(live: Live, client: openai.OpenAI) -> 
 def test_what_is_refused(live: Live, http: httpx.Client) -> None:
     refused(http, "suffix", "unsupported_parameter", suffix="x")
     refused(http, "best_of", "unsupported_parameter", best_of=2)
-    refused(http, "echo", "unsupported_parameter", echo=True, logprobs=1)
     refused(http, "logprobs", logprobs=21)
     refused(http, "n", "invalid_combination", prompt=["x"] * (MAX_CHOICES // 8 + 1), n=8)
     refused(http, "stream_options", stream_options={"include_usage": True})
