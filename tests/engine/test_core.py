@@ -154,7 +154,7 @@ def bad_requests(golden: Golden) -> dict[str, GenerateRequest]:
     faults: dict[str, dict[str, Any]] = {
         "nan": {"temperature": float("nan")},
         "top_p": {"top_p": 0.0},
-        "no tokens": {"max_tokens": 0},
+        "no tokens": {"max_tokens": -1},
         "bias id": {"logit_bias": {10**6: 1.0}},
         "stop id": {"stop_token_ids": [-3]},
         "logprobs": {"logprobs": 10**6},
