@@ -22,7 +22,7 @@ from training.chart import check_plotting
 
 MEASUREMENTS = (
     *("rows", "decode", "half", "batch", "first_token", "overhead", "memory", "startup"),
-    *("speculation", "trees", "streams"),
+    *("speculation", "trees", "streams", "branches"),
 )
 
 
