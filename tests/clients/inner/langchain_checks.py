@@ -57,6 +57,10 @@ class TestLangChain(ChatModelIntegrationTests):
         return {"method": "json_schema"}
 
     @property
+    def supports_anthropic_inputs(self) -> bool:
+        return True
+
+    @property
     def supports_image_inputs(self) -> bool:
         return True
 
