@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import httpx
 import psutil
 import pytest
 
+from engine.costs import CostTable, save_tables
 from tests.conftest import BuildCheckpoint
 from tests.http.conftest import READY_SECONDS, LiveServer, serve, wait_ready
 
@@ -151,3 +153,21 @@ def test_a_cache_folder_that_cannot_be_written_costs_speed_only(
         log = server.log.read_text()
     assert cache in log
     assert "Traceback" not in log
+
+
+def test_a_full_disk_costs_speed_only_and_no_file_is_left_half(tiny: BuildCheckpoint, tmp_path: Path) -> None:
+    """Full for files beyond 32 KiB: neither kernels nor tables, which are long already, can be kept."""
+    cache, most = tmp_path / "cache" / "specvlm", 1 << 15
+    cache.mkdir(parents=True)
+    kept = cache / "costs.json"
+    save_tables(kept, {"of another model " * 2500: CostTable({1: 1.0})})
+    before = kept.read_bytes()
+    with serve(tiny("llama"), tmp_path, ready=False, XDG_CACHE_HOME=str(cache.parent)) as server:
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (most, most))
+        wait_ready(server)
+        assert ask(server)
+        log = server.log.read_text()
+    assert "the cost tables could not be kept" in log
+    assert "Traceback" not in log
+    assert kept.read_bytes() == before
+    assert [file for file in cache.rglob("*") if file.is_file()] == [kept]
