@@ -23,13 +23,15 @@ def merge(drafted: Candidates, found: Candidates, translate: Callable[[Scores], 
     of the two, and no child passes its parent. Cost: a loop over what was found, some nodes a sequence.
     """
     width = found.scores.shape[1]
-    empty = np.full((len(drafted.scores), drafted.scores.shape[1] + width), -np.inf, np.float32)
+    scores = _wider(drafted.scores, width, -np.inf)
+    said = np.full((*scores.shape, 2), -np.inf, np.float32)
+    said[..., DRAFT] = scores
     merged = Candidates(
         _wider(drafted.token_ids, width, 0),
         _wider(drafted.parents, width, -1),
         _wider(drafted.depths, width, 0),
-        _wider(drafted.scores, width, -np.inf),
-        said=np.stack([_wider(drafted.scores, width, -np.inf), empty], axis=-1),
+        scores,
+        said=said,
     )
     worth = np.where(np.isfinite(found.scores), translate(found.scores), np.float32(-np.inf))
     for sequence in np.flatnonzero(np.isfinite(found.scores).any(axis=1)).tolist():
@@ -39,7 +41,10 @@ def merge(drafted: Candidates, found: Candidates, translate: Callable[[Scores], 
 
 def _wider(values: npt.NDArray[Number], width: int, fill: float) -> npt.NDArray[Number]:
     """``width`` more columns."""
-    return np.pad(values, ((0, 0), (0, width)), constant_values=fill)
+    rows, before = values.shape
+    wider = np.full((rows, before + width), fill, values.dtype)
+    wider[:, :before] = values
+    return wider
 
 
 def _add(merged: Candidates, end: int, found: Candidates, worth: Scores, sequence: int) -> None:

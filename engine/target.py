@@ -34,6 +34,7 @@ from engine.kernels.cpu import Kernels
 from engine.kernels.install import install
 from engine.kernels.modules import KernelLinear
 from engine.kernels.spans import AttentionKernels
+from engine.kernels.stack import KernelStack
 from engine.kv_cache import KVShape
 from engine.packing import PackedLinear, can_pack, pack_linears, packing_pays
 from engine.visual_compression import compress, whole_of
@@ -82,6 +83,7 @@ class TargetModel:
         self.device = device
         self.dtype = dtype
         self._text_model = adapter.text_model
+        self._stack = None if kernels is None else KernelStack.of(adapter.text_model, kernels)
         self._taps: list[Tap] = []
         self._embed: torch.nn.Module = model.get_input_embeddings()
         self._head: torch.nn.Module = model.get_output_embeddings()
@@ -158,17 +160,26 @@ class TargetModel:
             rows, values = (torch.cat(parts) for parts in zip(*images, strict=True))
             embeddings.index_copy_(0, rows, values[:, : embeddings.shape[1]])
             more = self.adapter.image_inputs(rows, values, torch.Size([1, len(embeddings)]))
-        positions = context.batch.positions
+        hidden = self._run(embeddings, context, more)
+        features = torch.cat([tap.taken[0] for tap in self._taps], dim=-1) if self._taps else hidden
+        return TargetOutput(hidden, embeddings, features)
+
+    def _run(self, embeddings: torch.Tensor, context: AttentionContext, more: dict[str, Any]) -> torch.Tensor:
+        """Hidden states ``[N, hidden]``, after the final norm."""
+        if self._stack is not None and not more:
+            hidden = self._stack.forward(embeddings, context)
+            if hidden is not None:
+                return hidden
         output = self._text_model(
             inputs_embeds=embeddings.unsqueeze(0),
-            position_ids=positions.unsqueeze(-2),
+            position_ids=context.batch.positions.unsqueeze(-2),
             use_cache=False,
             context=context,
             **more,
         )
-        hidden: torch.Tensor = output.last_hidden_state[0]
-        features = torch.cat([tap.taken[0] for tap in self._taps], dim=-1) if self._taps else hidden
-        return TargetOutput(hidden, embeddings, features)
+        hidden = output.last_hidden_state[0]
+        assert isinstance(hidden, torch.Tensor)
+        return hidden
 
     def tap(self, layers: Sequence[int]) -> None:
         """Make ``features`` the hidden states that enter these layers, joined, as EAGLE-3 wants them; the
@@ -178,6 +189,7 @@ class TargetModel:
         stages = [*modules.layers, modules.norm]
         if not layers or not all(0 <= layer < len(stages) for layer in layers):
             raise ModelLoadError(f"cannot tap layers {list(layers)} of {len(stages) - 1}")
+        self._stack = None  # it does not stop at layers
         self._taps = [Tap(stages[layer]) for layer in layers]
 
     @torch.inference_mode()

@@ -51,6 +51,23 @@ void rms_norm(Team& team, const float* x, const float* weight, float eps, float*
   });
 }
 
+void run_layer(Workers& workers, const Layer& layer, const float* x, float* out, int64_t rows, const float* cos,
+               const float* sin, float* keys, float* values, const int64_t* slots, const Seen& seen) {
+  Team& team = workers.team;
+  const int64_t hidden = layer.qkv.inputs, attended = layer.out.inputs;
+  const int64_t wide = std::max(layer.qkv.outputs, layer.gate_up.outputs);
+  workers.room.resize(rows * (hidden + wide + attended));
+  float *normed = workers.room.data(), *middle = normed + rows * hidden, *heads_out = middle + rows * wide;
+  rms_norm(team, x, layer.norm, layer.eps, normed, rows, hidden);
+  product(team, layer.qkv, normed, nullptr, middle, rows);
+  rotate_and_write(team, middle, cos, sin, keys, values, slots, rows, layer.heads);
+  attend(team, middle, layer.qkv.outputs, layer.heads.dim, keys, values, heads_out, seen, layer.heads, workers.starts);
+  product(team, layer.out, heads_out, x, out, rows);
+  rms_norm(team, out, layer.mlp_norm, layer.mlp_eps, normed, rows, hidden);
+  gated(team, layer.gate_up, normed, middle, rows);
+  product(team, layer.down, middle, out, out, rows);
+}
+
 // Holds the workers for one call, in the caller's thread.
 struct Call {
   std::lock_guard<std::mutex> alone;
@@ -102,23 +119,15 @@ void specvlm_attend(Workers* workers, const float* q, int64_t q_row, int64_t q_h
   attend(workers->team, q, q_row, q_head, keys, values, out, *seen, *heads, workers->starts);
 }
 
-// All rows [rows, hidden] of x are in `seen`. cos, sin [rows, dim]; keys, values, slots: of the cache.
-void specvlm_layer(Workers* workers, const Layer* layer, const float* x, float* out, int64_t rows, const float* cos,
-                   const float* sin, float* keys, float* values, const int64_t* slots, const Seen* seen) {
+// Layers one after the other over rows [rows, hidden], all of them in each one's `seen`. cos, sin [rows, dim]; keys,
+// values: of the cache, for each layer; slots: in all of them.
+void specvlm_layers(Workers* workers, const Layer* const* layers, int64_t count, const float* x, float* out,
+                    int64_t rows, const float* cos, const float* sin, float* const* keys, float* const* values,
+                    const int64_t* slots, const Seen* const* seen) {
   Call call(workers);
-  Team& team = workers->team;
-  const int64_t hidden = layer->qkv.inputs, attended = layer->out.inputs;
-  const int64_t wide = std::max(layer->qkv.outputs, layer->gate_up.outputs);
-  workers->room.resize(rows * (hidden + wide + attended));
-  float *normed = workers->room.data(), *middle = normed + rows * hidden, *heads_out = middle + rows * wide;
-  rms_norm(team, x, layer->norm, layer->eps, normed, rows, hidden);
-  product(team, layer->qkv, normed, nullptr, middle, rows);
-  rotate_and_write(team, middle, cos, sin, keys, values, slots, rows, layer->heads);
-  attend(team, middle, layer->qkv.outputs, layer->heads.dim, keys, values, heads_out, *seen, layer->heads,
-         workers->starts);
-  product(team, layer->out, heads_out, x, out, rows);
-  rms_norm(team, out, layer->mlp_norm, layer->mlp_eps, normed, rows, hidden);
-  gated(team, layer->gate_up, normed, middle, rows);
-  product(team, layer->down, middle, out, out, rows);
+  for (int64_t i = 0; i < count; i++) {
+    run_layer(*workers, *layers[i], x, out, rows, cos, sin, keys[i], values[i], slots, *seen[i]);
+    x = out;  // a layer adds to what comes in, number by number, so it may do so in place
+  }
 }
 }

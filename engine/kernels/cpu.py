@@ -6,7 +6,8 @@ import ctypes
 import logging
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "specvlm_rms_norm": (_P, _P, _P, _F, _P, _I, _I),
     "specvlm_rotate_and_write": (*(_P,) * 7, _I, _P),
     "specvlm_attend": (_P, _P, _I, _I, *(_P,) * 5),
-    "specvlm_layer": (*(_P,) * 4, _I, *(_P,) * 6),
+    "specvlm_layers": (_P, _P, _I, _P, _P, _I, *(_P,) * 6),
 }
 
 
@@ -123,7 +124,7 @@ class Kernels:
         weakref.finalize(self, library.specvlm_dismiss, self._workers)
         self._linear, self._gated_mlp = library.specvlm_linear, library.specvlm_gated_mlp
         self._rms_norm, self._attend = library.specvlm_rms_norm, library.specvlm_attend
-        self._rotate_and_write, self._layer = library.specvlm_rotate_and_write, library.specvlm_layer
+        self._rotate_and_write, self._layers = library.specvlm_rotate_and_write, library.specvlm_layers
 
     @classmethod
     def load(cls, folder: Path) -> Kernels | None:
@@ -218,34 +219,42 @@ class Kernels:
             ctypes.byref(heads),
         )
 
-    def layer(
+    def layers(
         self,
-        layer: LayerParts,
+        layers: Seq[LayerParts],
         x: Tensor,
         cos: Tensor,
         sin: Tensor,
-        keys: Tensor,
-        values: Tensor,
+        keys: Seq[Tensor],
+        values: Seq[Tensor],
         slots: Tensor,
-        seen: Seen,
+        seen: Seq[Seen],
     ) -> Tensor:
-        """A whole layer over rows ``x`` ``[1, N, hidden]``, all in ``seen``; the rest as above."""
+        """Whole layers, one after the other, over rows ``x`` ``[1, N, hidden]``, all of which are in each
+        layer's ``seen``; the rest as above.
+        """
         x, cos, sin = x.contiguous(), cos.contiguous(), sin.contiguous()
         out = torch.empty_like(x)
-        self._layer(
+        self._layers(
             self._workers,
-            ctypes.byref(layer),
+            _pointers(map(ctypes.addressof, layers)),
+            len(layers),
             x.data_ptr(),
             out.data_ptr(),
             x.shape[1],
             cos.data_ptr(),
             sin.data_ptr(),
-            keys.data_ptr(),
-            values.data_ptr(),
+            _pointers(map(Tensor.data_ptr, keys)),
+            _pointers(map(Tensor.data_ptr, values)),
             slots.data_ptr(),
-            ctypes.byref(seen.pointers),
+            _pointers(ctypes.addressof(one.pointers) for one in seen),
         )
         return out
+
+
+def _pointers(addresses: Iterable[int]) -> ctypes.Array[ctypes.c_void_p]:
+    found = list(addresses)
+    return (_P * len(found))(*found)
 
 
 def _seconds(run: Callable[[], Tensor]) -> float:

@@ -55,7 +55,7 @@ def norm_like(layer: nn.Module, kernels: Kernels) -> KernelNorm | None:
         return None
     made, sample = KernelNorm(layer.float(), kernels), _sample(len(weight))
     # Small numbers show what is added to their squares, and where.
-    return made if all(_same(made(x), layer(x)) for x in (sample, 1e-3 * sample)) else None
+    return made if all(same(made(x), layer(x)) for x in (sample, 1e-3 * sample)) else None
 
 
 @torch.inference_mode()
@@ -64,7 +64,7 @@ def mlp_like(layer: Any, kernels: Kernels) -> KernelMLP | None:
     if not all(type(part) is nn.Linear and part.bias is None for part in parts):
         return None
     made, sample = KernelMLP(layer.float(), kernels), _sample(layer.gate_proj.in_features)
-    return made if _same(made(sample), layer(sample)) else None
+    return made if same(made(sample), layer(sample)) else None
 
 
 @torch.inference_mode()
@@ -87,7 +87,7 @@ def attention_like(layer: Any, kernels: Kernels) -> KernelAttention | None:
         return None
     (window,) = given["context"].planned.windows
     made = KernelAttention(layer, window, kernels)
-    return made if _same(made(**given)[0], wanted) else None
+    return made if same(made(**given)[0], wanted) else None
 
 
 @torch.inference_mode()
@@ -98,7 +98,7 @@ def layer_like(layer: Any, kernels: Kernels) -> KernelLayer | None:
     given = _given(kernels, layer.self_attn.layer_idx, heads.kv, heads.dim, layer.self_attn.qkv.in_features)
     wanted = layer(**given)
     made = KernelLayer(layer, kernels)
-    return made if isinstance(wanted, Tensor) and _same(made(**given), wanted) else None
+    return made if isinstance(wanted, Tensor) and same(made(**given), wanted) else None
 
 
 def _given(kernels: Kernels, layer_idx: int, kv_heads: int, dim: int, hidden: int) -> dict[str, Any]:
@@ -119,5 +119,5 @@ def _sample(size: int) -> Tensor:
     return torch.randn(1, _ROWS, size, generator=torch.Generator().manual_seed(0))
 
 
-def _same(found: Tensor, wanted: Tensor) -> bool:
+def same(found: Tensor, wanted: Tensor) -> bool:
     return bool((found - wanted).abs().max() <= _CLOSE * wanted.abs().max())

@@ -23,7 +23,7 @@ class KernelLayer(nn.Module):
         self.layer, self._kernels = layer, kernels
         norm, mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
         self._attention: KernelAttention = layer.self_attn
-        self._parts = LayerParts(
+        self.parts = LayerParts(
             norm.weight.data_ptr(),
             mlp_norm.weight.data_ptr(),
             norm.eps,
@@ -34,6 +34,14 @@ class KernelLayer(nn.Module):
             layer.mlp.down,
             self._attention.heads,
         )
+
+    @property
+    def index(self) -> int:
+        return self._attention.layer_idx
+
+    @property
+    def window(self) -> int | None:
+        return self._attention.window
 
     @staticmethod
     def fits(layer: Any) -> bool:
@@ -62,13 +70,12 @@ class KernelLayer(nn.Module):
             return out
         context = honoured(context, attention_mask, 0.0, others)
         assert position_embeddings is not None
-        index = self._attention.layer_idx
-        return self._kernels.layer(
-            self._parts,
+        return self._kernels.layers(
+            [self.parts],
             hidden_states,
             *position_embeddings,
-            context.cache.keys[index],
-            context.cache.values[index],
+            [context.cache.keys[self.index]],
+            [context.cache.values[self.index]],
             context.batch.slots,
-            planned.seen(self._attention.window),
+            [planned.seen(self.window)],
         )

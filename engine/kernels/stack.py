@@ -1,0 +1,86 @@
+"""All layers of a text model as one call, for steps of few rows.
+
+Between two layers a model runs some Python, whose code and data have left the processor's caches since the
+last time: a hundred microseconds, where a layer of the demo takes seven hundred.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.attention import AttentionContext
+from engine.kernels.cpu import Kernels
+from engine.kernels.install import same
+from engine.kernels.layer import KernelLayer
+from engine.kernels.rows import FewRows
+
+log = logging.getLogger(__name__)
+
+_PARTS = {"embed_tokens", "layers", "norm", "rotary_emb"}
+
+
+class KernelStack:
+    """A text model whose layers are all kernels. Like every kernel it is used where it is shown to compute
+    the same: the first step whose positions have as many axes is run by the model, too.
+    """
+
+    def __init__(self, model: Any, kernels: Kernels) -> None:
+        self._model, self._kernels = model, kernels
+        self._layers: list[KernelLayer] = list(model.layers)
+        self._parts = [layer.parts for layer in self._layers]
+        self._windows = [layer.window for layer in self._layers]
+        self._indices = [layer.index for layer in self._layers]
+        self._shown: dict[int, bool] = {}  # by the number of dimensions of positions
+
+    @classmethod
+    def of(cls, model: torch.nn.Module, kernels: Kernels) -> KernelStack | None:
+        """``None`` for a model that has other layers, or other parts than these."""
+        parts = dict(model.named_children())
+        fits = set(parts) == _PARTS and all(
+            isinstance(layer, KernelLayer) for layer in parts["layers"].children()
+        )
+        return cls(model, kernels) if fits else None
+
+    def forward(self, embeddings: Tensor, context: AttentionContext) -> Tensor | None:
+        """``[N, hidden]`` of as many, after the final norm; ``None`` where the model must run itself."""
+        planned, axes = context.planned, context.batch.positions.dim()
+        if context.groups or not isinstance(planned, FewRows):
+            return None
+        if axes not in self._shown:
+            self._shown[axes] = self._is_shown(embeddings, context, planned)
+        return self._run(embeddings, context, planned) if self._shown[axes] else None
+
+    def _run(self, embeddings: Tensor, context: AttentionContext, planned: FewRows) -> Tensor:
+        x, positions = embeddings[None], context.batch.positions.unsqueeze(-2)
+        cos, sin = self._model.rotary_emb(x, positions)
+        if cos.shape[:2] != x.shape[:2]:
+            raise ValueError(f"one angle for each row was expected, got {list(cos.shape)}")
+        cache = context.cache
+        out = self._kernels.layers(
+            self._parts,
+            x,
+            *(cos, sin),
+            [cache.keys[index] for index in self._indices],
+            [cache.values[index] for index in self._indices],
+            context.batch.slots,
+            [planned.seen(window) for window in self._windows],
+        )
+        normed: Tensor = self._model.norm(out)[0]
+        return normed
+
+    def _is_shown(self, embeddings: Tensor, context: AttentionContext, planned: FewRows) -> bool:
+        positions = context.batch.positions.unsqueeze(-2)
+        given = {"inputs_embeds": embeddings[None], "position_ids": positions, "use_cache": False}
+        wanted = self._model(**given, context=context).last_hidden_state[0]
+        try:
+            shown = same(self._run(embeddings, context, planned), wanted)
+        except ValueError as error:
+            log.info("layers run one by one: %s", error)
+            return False
+        if not shown:
+            log.info("layers run one by one, as this model does something between them")
+        return shown
