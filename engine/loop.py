@@ -4,9 +4,10 @@ process (``engine.inproc``) and behind sockets (``engine.worker``); it knows nei
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -55,7 +56,10 @@ class EngineLoop:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._open: dict[str, None] = {}  # a set that keeps the order of arrival
-        self._arrived: OrderedDict[str, GenerateRequest] = OrderedDict()  # open, not yet in the core
+        self._arrived: dict[str, GenerateRequest] = {}  # open, not yet in the core
+        # The same as a heap: priority, number, id. Aborted ones stay until it is their turn.
+        self._turns: list[tuple[int, int, str]] = []
+        self._numbers = itertools.count()
         self._refusals: list[RequestOutput] = []  # of requests that the core never sees, for the next report
 
     @property
@@ -92,7 +96,7 @@ class EngineLoop:
             if output.finish_reason is not None:
                 self._open.pop(output.request_id, None)
         refusals, self._refusals = self._refusals, []
-        return _extended(report, refusals)
+        return self._counted(_extended(report, refusals))
 
     def abort_all(self) -> StepReport:
         """End every open request. Closes the loop: the core may be in any state afterwards."""
@@ -113,6 +117,14 @@ class EngineLoop:
             # Not even statistics are asked of a core that broke.
             emit(StepReport(outputs=list(self._end_all("error", ENGINE_BROKE)), stats=EngineStats()))
             raise
+
+    def _counted(self, report: StepReport) -> StepReport:
+        """With those who wait before the core among those who wait."""
+        if not self._arrived:
+            return report
+        waiting = report.stats.num_waiting + len(self._arrived)
+        stats = msgspec.structs.replace(report.stats, num_waiting=waiting)
+        return msgspec.structs.replace(report, stats=stats)
 
     @property
     def _busy(self) -> bool:
@@ -136,20 +148,24 @@ class EngineLoop:
                     log.error("dropped a second request with the id %r", request_id)
                 case GenerateRequest(request_id=request_id):
                     self._open[request_id] = None
-                    self._arrived[request_id] = message
+                    self._arrived[request_id] = msgspec.structs.replace(message, arrived_at=time.monotonic())
+                    heapq.heappush(self._turns, (message.priority, next(self._numbers), request_id))
                 case Unreadable(request_id=str(request_id)) if request_id not in self._open:
                     self._refusals.append(_ended(request_id, "error", UNREADABLE))
             # The first message may have been waited for. What is not read stays where it is.
             deadline = deadline or time.monotonic() + INTAKE_SECONDS
             if self._busy and time.monotonic() >= deadline:
                 break
-        self._add_arrived(deadline or time.monotonic())
+        self._add_arrived(deadline or time.monotonic() + INTAKE_SECONDS)
         return True
 
     def _add_arrived(self, deadline: float) -> None:
         """At least one, and more until the ``deadline`` or while there is nothing else to do."""
-        while self._arrived:
-            _, request = self._arrived.popitem(last=False)
+        while self._turns:
+            _, _, request_id = heapq.heappop(self._turns)
+            request = self._arrived.pop(request_id, None)
+            if request is None:
+                continue
             self._core.add(request)
             if self._core.has_work and time.monotonic() >= deadline:
                 break

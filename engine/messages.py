@@ -69,7 +69,8 @@ class SpeculativeParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
     """One choice to generate. ``cache_salt`` separates prefix caches; lower ``priority`` runs first.
-    ``visual_compression``: lossy; ``None`` takes the engine's setting.
+    ``visual_compression``: lossy; ``None`` takes the engine's setting. ``arrived_at``: monotonic seconds, as
+    the engine's loop heard of it; from then on it waits.
     """
 
     request_id: str
@@ -79,6 +80,7 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate")
     visual_compression: VisualCompression | None = None
     cache_salt: str = ""
     priority: int = 0
+    arrived_at: float | None = None
 
 
 class AbortRequest(msgspec.Struct, frozen=True, kw_only=True, tag="abort"):

@@ -120,6 +120,7 @@ class Sequence:
             blocks=tuple((s, s + n) for image in prompt.images for s, n in image.spans) if both_ways else (),
             grammar=grammar,
             views=views or [],
+            queued_at=time.monotonic() if request.arrived_at is None else request.arrived_at,
         )
         sequence.update_hashes()
         return sequence

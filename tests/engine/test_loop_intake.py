@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from itertools import groupby
 
+import msgspec
 import pytest
 
 from engine.inproc import InprocClient
@@ -24,10 +25,12 @@ class SlowToAdd(FakeCore):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[str] = []
+        self.added: list[GenerateRequest] = []
 
     def add(self, request: GenerateRequest) -> None:
         time.sleep(ADD_SECONDS)
         self.calls.append("add")
+        self.added.append(request)
         super().add(request)
 
     def step(self) -> StepReport:
@@ -137,3 +140,36 @@ def test_the_inbox_in_process_keeps_what_was_not_taken() -> None:
         received.close()  # type: ignore[attr-defined]
     with pytest.raises(queue.Empty):
         client._inbox.get_nowait()
+
+
+def test_a_flood_goes_on_being_added_when_nothing_more_arrives() -> None:
+    """At 2 ms for each, two or three fit between two steps; with one a step few would ever run together."""
+    core = SlowToAdd()
+    flood: list[ClientMessage] = [make_request(f"r{i}", max_tokens=1) for i in range(60)]
+    serve(core, flood)
+    runs = [len(list(run)) for call, run in groupby(core.calls) if call == "add"]
+    assert len(runs) < 45
+    assert max(runs) <= 4
+
+
+def test_who_waits_to_be_added_is_counted_and_told_how_long() -> None:
+    core = SlowToAdd()
+    flood: list[ClientMessage] = [make_request(f"r{i}", max_tokens=1) for i in range(60)]
+    begin = time.monotonic()
+    reports = serve(core, flood)
+    assert max(report.stats.num_waiting for report in reports) > 30
+    assert reports[-1].stats.num_waiting == 0
+    arrivals = [request.arrived_at for request in core.added]
+    assert all(arrived is not None and begin < arrived < time.monotonic() for arrived in arrivals)
+    spread = max(a or 0.0 for a in arrivals[1:]) - min(a or 0.0 for a in arrivals[1:])
+    assert spread < 20 * ADD_SECONDS  # when they came, not when their turn was
+
+
+def test_the_urgent_are_added_before_those_who_came_earlier() -> None:
+    core = SlowToAdd()
+    flood: list[ClientMessage] = [make_request(f"r{i}", max_tokens=1) for i in range(60)]
+    urgent = msgspec.structs.replace(make_request("urgent", max_tokens=1), priority=-1)
+    serve(core, [*flood, urgent])
+    assert [request.request_id for request in core.added].index("urgent") <= 1
+    rest = [request.request_id for request in core.added if request.priority == 0]
+    assert rest == ["first", *(f"r{i}" for i in range(60))]
