@@ -1,4 +1,5 @@
-"""A connection before its request: how long the head may take, and what is said to one that is none.
+"""A connection around its requests: how long a head may take, and how long an answer may lie unread; what is
+said to a request that is none.
 
 h11 reads it (at most 64 KiB of a head), and not httptools, which gathers heads of any size in quadratic
 time, drops the body of a request that also offers another protocol (as Java's client does, unasked), and
@@ -21,9 +22,13 @@ long may a connection rest after an answer: httpx gives it up after 5 seconds, a
 the same moment loses what is sent in it.
 """
 
+UNREAD_SECONDS: Final = 60.0
+"""For a client to go on reading, once all that is between us is full."""
+
 
 class Connection(H11Protocol):
     _too_late: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -36,13 +41,38 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._forget()
+        self._is_read()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._is_read()
+        self._unread = self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._is_read()
+
+    def timeout_keep_alive_handler(self) -> None:
+        self._hang_up()
+
+    def _is_read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
+    def _hang_up(self) -> None:
+        """A close waits until all is sent: for ever, if the last answer is not read."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            super().timeout_keep_alive_handler()
 
     def _watch(self) -> None:
         """Time runs while nothing is asked. More bytes of what is no request yet gain none."""
         if self.cycle is not None and not self.cycle.response_complete:
             self._forget()
         elif self._too_late is None:
-            self._too_late = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+            self._too_late = self.loop.call_later(HEAD_SECONDS, self._hang_up)
 
     def _forget(self) -> None:
         if self._too_late is not None:

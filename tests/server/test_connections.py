@@ -109,3 +109,32 @@ def test_http_1_0_gets_a_stream_without_chunks(live: Live) -> None:
     assert b"transfer-encoding" not in head.lower()
     assert events.startswith(b"data: {")
     assert events.endswith(b"data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_does_not_read_is_let_go(live: Live, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
+    """However much is left to send, and with nothing of it kept."""
+    monkeypatch.setattr("server.connection.UNREAD_SECONDS", 0.5)
+    live.engine.answer = live.engine.says("x" * 200, step=10)
+    fields = {"n": 32, "max_tokens": 200, "logprobs": True, "top_logprobs": 20, "stream": stream}
+    body = json.dumps(json.loads(BODY) | fields).encode()
+    address = urlsplit(live.url)
+    with closing(socket.socket()) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(20)
+        connection.connect((address.hostname, address.port))
+        connection.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        deadline = time.monotonic() + 60
+        while len(live.engine.requests) < 32 or live.engine.num_open:
+            assert time.monotonic() < deadline, "the answer is still being made"
+            time.sleep(0.05)
+        time.sleep(2)
+        try:  # what the system had taken over still comes
+            head, _, answer = rest(connection).partition(b"\r\n\r\n")
+        except ConnectionError:
+            return
+    length = [
+        int(line.split()[1]) for line in head.lower().splitlines() if line.startswith(b"content-length")
+    ]
+    assert length or not answer.endswith(b"0\r\n\r\n")
+    assert not length or len(answer) < length[0]
