@@ -16,6 +16,7 @@ import uvicorn
 from engine.client import EngineClient, EngineDeadError
 from engine.garbage import collecting_later
 from server.logs import configure_logging
+from server.malloc import give_back_memory
 from server.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -147,6 +148,7 @@ def make_server(settings: ServeSettings, app: FastAPI, client: EngineClient) -> 
 
 def serve(settings: ServeSettings, model: str, client: EngineClient) -> int:
     """Serve ``model`` until told to stop. Returns the exit code."""
+    give_back_memory()
     configure_logging(settings.log_level, settings.log_format)
     if not settings.api_keys() and settings.host not in LOOPBACK_HOSTS:
         log.warning("open_to_everybody", host=settings.host, advice="set --api-key or SPECVLM_API_KEY")
