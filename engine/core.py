@@ -17,7 +17,7 @@ from engine.encoder_cache import EncoderCache
 from engine.grammar import GrammarCompiler, GrammarError, GrammarState
 from engine.grammar_queue import GrammarQueue
 from engine.grammar_tokenizer import load_grammar_tokenizer
-from engine.host_cpus import set_num_threads
+from engine.host_cpus import set_num_threads, torch_threads
 from engine.kv_cache import KVCache
 from engine.measure import MakeBudget, measured_budget
 from engine.memory import reserved_bytes
@@ -71,7 +71,10 @@ class EngineCore:
         cache = KVCache(target.kv_shape, sizes.num_pages, config.page_size, target.device, target.attention)
         self._runner = Runner(target, cache, self._embeddings, config.page_size)
         drafter = make_drafter(config, target, sizes)
-        budget = make_budget(config, target, cache, drafter) if make_budget and drafter else None
+        # With kernels, what is left to torch is too little to share, but for what takes more threads itself.
+        self._small_threads = target.num_threads if target.kernels is None else 1
+        with torch_threads(self._small_threads):
+            budget = make_budget(config, target, cache, drafter) if make_budget and drafter else None
         self._speculator = Speculator(drafter, config.speculative, budget)
         self.scheduler = Scheduler(
             sizes.limits,
@@ -198,6 +201,10 @@ class EngineCore:
 
     def step(self) -> StepReport:
         """Run one step. Raises only if the engine itself is broken."""
+        with torch_threads(self._small_threads):
+            return self._step()
+
+    def _step(self) -> StepReport:
         self._queue_compiled()
         started = time.monotonic()
         trees = self._speculator.draft(self.scheduler)
@@ -292,9 +299,7 @@ class EngineCore:
         logprobs = None if walked.logprobs is None else walked.logprobs[: len(taken)]
         sequence = span.sequence
         is_first = sequence.num_output_tokens == len(taken) and sequence.sampling.prompt_logprobs is not None
-        return self._output(
-            sequence, taken, logprobs, rounds, scores=sequence.prompt_logprobs if is_first else None
-        )
+        return self._output(sequence, taken, logprobs, rounds, sequence.prompt_logprobs if is_first else None)
 
     def _output(
         self,

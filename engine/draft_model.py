@@ -16,6 +16,7 @@ from torch import nn
 from compressors.elastic import Elastic
 from engine.attention import ATTENTION_NAME, AttentionContext
 from engine.draft_files import DraftConfig, fingerprint
+from engine.host_cpus import torch_threads
 from engine.kernels.install import install
 from engine.kernels.modules import KernelLinear
 from engine.kv_cache import KVShape
@@ -44,6 +45,7 @@ class DraftModel:
         compressor: Elastic | None = None,
     ) -> None:
         self.device, self.dtype = target.device, target.dtype
+        self._num_threads = target.num_threads
         self.feature_size = int(module.feature_size)
         self.vocabulary = None if vocabulary is None else vocabulary.to(self.device)
         self._module = module.to(self.device).eval().requires_grad_(False)
@@ -105,7 +107,8 @@ class DraftModel:
     def forward(self, context: AttentionContext, joined: torch.Tensor) -> torch.Tensor:
         """Next states ``[N, hidden]`` of a row; writes its KV."""
         positions = context.batch.positions.unsqueeze(-2)
-        out: torch.Tensor = self._module.run(joined[None], positions, context=context)
+        with torch_threads(self._num_threads if context.groups else torch.get_num_threads()):
+            out: torch.Tensor = self._module.run(joined[None], positions, context=context)
         return out[0]
 
     @torch.inference_mode()

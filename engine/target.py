@@ -29,6 +29,7 @@ from engine.checkpoint import (
 )
 from engine.config import EngineConfig
 from engine.errors import ModelLoadError
+from engine.host_cpus import torch_threads
 from engine.kernels.choose import attention_kernels
 from engine.kernels.cpu import Kernels
 from engine.kernels.install import install
@@ -82,6 +83,7 @@ class TargetModel:
         self.load_seconds = 0.0
         self.device = device
         self.dtype = dtype
+        self.num_threads = torch.get_num_threads()
         self._text_model = adapter.text_model
         self._stack = None if kernels is None else KernelStack.of(adapter.text_model, kernels)
         self._taps: list[Tap] = []
@@ -136,7 +138,8 @@ class TargetModel:
     @torch.inference_mode()
     def encode_images(self, images: list[ImageInput]) -> list[torch.Tensor]:
         """What the adapter makes of each picture, ``[num_tokens, size]``."""
-        encoded = self.adapter.encode_images([whole_of(image) for image in images])
+        with torch_threads(self.num_threads):
+            encoded = self.adapter.encode_images([whole_of(image) for image in images])
         return [compress(image, own.to(self.dtype)) for image, own in zip(images, encoded, strict=True)]
 
     @torch.inference_mode()
@@ -170,13 +173,14 @@ class TargetModel:
             hidden = self._stack.forward(embeddings, context)
             if hidden is not None:
                 return hidden
-        output = self._text_model(
-            inputs_embeds=embeddings.unsqueeze(0),
-            position_ids=context.batch.positions.unsqueeze(-2),
-            use_cache=False,
-            context=context,
-            **more,
-        )
+        with torch_threads(self.num_threads):
+            output = self._text_model(
+                inputs_embeds=embeddings.unsqueeze(0),
+                position_ids=context.batch.positions.unsqueeze(-2),
+                use_cache=False,
+                context=context,
+                **more,
+            )
         hidden = output.last_hidden_state[0]
         assert isinstance(hidden, torch.Tensor)
         return hidden
