@@ -22,6 +22,7 @@ from server.schemas.errors import ErrorAnswer, ErrorDetail, ErrorType
 CLIENT_CLOSED_REQUEST: Final = 499
 RETRY_AFTER_SECONDS: Final = 5
 MAX_MESSAGE_LEN: Final = 500
+MAX_PARAM_LEN: Final = 200
 MAX_TAG_LEN: Final = 40
 
 HTTP_TEXTS: Final = {
@@ -44,7 +45,9 @@ log = structlog.get_logger(__name__)
 
 
 class ApiError(Exception):
-    """A failure that the client is told about, before or in the middle of a stream."""
+    """A failure that the client is told about, before or in the middle of a stream. ``message`` and ``param``
+    may hold what the client sent, of any length: they are cut.
+    """
 
     def __init__(
         self,
@@ -62,8 +65,9 @@ class ApiError(Exception):
         if status in (502, 503):
             self.headers.setdefault("Retry-After", str(RETRY_AFTER_SECONDS))
         kind: ErrorType = type_ or ("invalid_request_error" if status < 500 else "server_error")
-        text = message.encode("utf-8", "replace").decode()[:MAX_MESSAGE_LEN]
-        self.answer = ErrorAnswer(error=ErrorDetail(message=text, type=kind, param=param, code=code))
+        text = message[:MAX_MESSAGE_LEN].encode("utf-8", "replace").decode()
+        named = None if param is None else param[:MAX_PARAM_LEN].encode("utf-8", "replace").decode()
+        self.answer = ErrorAnswer(error=ErrorDetail(message=text, type=kind, param=named, code=code))
 
     def renamed(self, names: Mapping[str, str]) -> ApiError:
         """The same complaint where a request was translated: ``names`` of fields there → here."""
