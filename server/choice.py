@@ -140,11 +140,13 @@ class Choice:
         return piece
 
     def _read_calls(self, reader: CallReader, piece: Piece) -> None:
-        """Tell the calls in the text from the rest of it."""
+        """Tell the calls in the text from the rest of it. Clients run calls if an answer ends for them, so
+        one that a stop string cut must not.
+        """
         read = reader.feed(piece.text)
         last = reader.finish() if piece.finish_reason is not None else Read()
         piece.text, piece.calls = read.text + last.text, read.calls + last.calls
-        if piece.finish_reason == "stop" and reader.num_calls:
+        if piece.finish_reason == "stop" and reader.num_calls and not reader.is_cut:
             piece.finish_reason = "tool_calls"
 
     def _show(self, piece: Piece, text: str) -> None:

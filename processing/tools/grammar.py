@@ -82,12 +82,12 @@ def call_rules(tools: Sequence[Tool], style: ToolStyle, special: TokenId, *, par
 
 
 def arguments_schema(parameters: Schema) -> Schema:
-    """Of an object. To JSON Schema one without properties may have any, which no function means that takes
-    nothing: a model would invent arguments to its end.
+    """Of an object, even where a schema allows more. To JSON Schema one without properties may have any,
+    which no function means that takes nothing: a model would invent arguments to its end.
     """
     names_some = any(parameters.get(keyword) for keyword in NAMES_PROPERTIES)
     closed = {} if names_some else {"additionalProperties": False}
-    return {"type": "object", **closed, **parameters}
+    return {**closed, **parameters, "type": "object"}
 
 
 def text_or_calls(style: ToolStyle, special: TokenId) -> list[str]:

@@ -84,6 +84,11 @@ class CallReader:
         read, self._read = self._read, Read()
         return read
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether what was fed ends in the middle of a call."""
+        return self._step in (self._head, self._arguments)
+
     # Each step reads on from ``_unread``; it returns whether another step may follow at once.
 
     def _text(self) -> bool:

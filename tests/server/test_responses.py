@@ -233,6 +233,15 @@ def test_calls_of_functions_are_items(live: Live, client: openai.OpenAI, step: i
         assert call_items(stream.get_final_response().output) == CALLED
 
 
+def test_a_call_that_a_stop_string_cut_is_incomplete(live: Live, client: openai.OpenAI) -> None:
+    live.engine.answer = live.engine.says(CALLS)
+    items = ask(client, tools=FUNCTIONS, extra_body={"stop": "x"}).output
+    assert [(item.type, item.status) for item in items] == [
+        ("message", "completed"),
+        ("function_call", "incomplete"),
+    ]
+
+
 def test_calls_and_what_they_gave_can_be_sent_back(live: Live, client: openai.OpenAI) -> None:
     live.engine.answer = live.engine.says(CALLS)
     answer = ask(client, tools=FUNCTIONS)
