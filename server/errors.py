@@ -70,11 +70,11 @@ class ApiError(Exception):
         self.answer = ErrorAnswer(error=ErrorDetail(message=text, type=kind, param=named, code=code))
 
     def renamed(self, names: Mapping[str, str]) -> ApiError:
-        """The same complaint where a request was translated: ``names`` of fields there → here."""
+        """The same complaint where a request was translated: patterns of ``names`` there → names here."""
         error = self.answer.error
         for name, given in names.items():
-            if error.param is not None and re.match(rf"{name}\b", error.param):
-                param = re.sub(rf"{name}(\[\d+\].*)?", given, error.param)
+            if error.param is not None and re.match(name, error.param):
+                param = re.sub(name, given, error.param, count=1)
                 message = error.message.replace(f"'{error.param}'", f"'{param}'")
                 code = error.code or "invalid_value"
                 return ApiError(self.status, message, code=code, param=param, headers=self.headers)

@@ -100,7 +100,7 @@ class ItemWriter:
             yield from self._call(call)
 
     def finish(self, reason: FinishReason | None) -> Told:
-        """An answer of nothing is an empty message. One that ends in a call, but not for it, was cut in it."""
+        """An answer of nothing is an empty message. One that ends in a call, and not for it, was cut."""
         is_cut = reason == "length" or (reason == "stop" and isinstance(self._open, OpenCall))
         if (self._logprobs and isinstance(self._open, OpenMessage)) or not (self._open or self.items):
             yield from self._text("")

@@ -53,7 +53,9 @@ def test_an_unknown_parameter_deep_inside_is_named(http: httpx.Client) -> None:
     )
 
 
-@pytest.mark.parametrize("fields", [{"k" * 100_000: 1}, {"logit_bias": {"k" * 100_000: 1}}], ids=["field", "token"])
+@pytest.mark.parametrize(
+    "fields", [{"k" * 100_000: 1}, {"logit_bias": {"k" * 100_000: 1}}], ids=["field", "token"]
+)
 def test_an_endless_name_is_not_sent_back(http: httpx.Client, fields: dict[str, Any]) -> None:
     error = refused(http, **fields)
     assert len(json.dumps(error)) < 1500

@@ -299,3 +299,15 @@ def test_a_grammar_that_the_engine_refuses_is_a_bad_request(
     error = answer.json()["error"]
     assert (error["param"], error["code"]) == (param, "invalid_grammar")
     assert "no" in error["message"]
+
+
+@pytest.mark.parametrize("form", [{}, {"response_format": schema({})}])
+def test_a_function_that_the_engine_refuses_is_named(
+    live: Live, http: httpx.Client, form: dict[str, Any]
+) -> None:
+    """The engine knows it as a rule of the grammar."""
+    live.engine.answer = live.engine.rejects(RequestRejectedError("invalid_grammar", "in 'call_1': no 'not'"))
+    answer = http.post(CHAT, json={"messages": HI, "tools": TOOLS, "tool_choice": "required"} | form)
+    error = answer.json()["error"]
+    assert (error["param"], error["code"]) == ("tools", "invalid_grammar")
+    assert error["message"] == "in the parameters of the function 'get_time': no 'not'"
