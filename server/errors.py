@@ -102,6 +102,14 @@ def unauthorized() -> ApiError:
     )
 
 
+def forbidden_origin(origin: str) -> ApiError:
+    return ApiError(
+        400,
+        f"Pages of '{origin}' may not ask this server in this way; '--allowed-origins' names those that may.",
+        code="forbidden_origin",
+    )
+
+
 def model_not_found(name: str) -> ApiError:
     return ApiError(404, f"The model '{name}' is not served here.", param="model", code="model_not_found")
 

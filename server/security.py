@@ -1,4 +1,6 @@
-"""Who may ask: a bearer key on every address except the exempt ones. Knows nothing of routes or bodies."""
+"""Who may ask: a bearer key on every address except the exempt ones, pages of named origins. Knows nothing of
+routes or bodies.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,11 @@ from collections.abc import Collection, Sequence
 from hashlib import sha256
 
 from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.errors import unauthorized
+from server.errors import forbidden_origin, unauthorized
 
 # What probes of containers and load balancers ask, which say yes or no and nothing else.
 PROBE_PATHS = ("/health", "/ready")
@@ -41,3 +45,16 @@ class ApiKeyMiddleware:
         digest = sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         return scheme.lower() == "bearer" and any(matches)
+
+
+class OriginMiddleware(CORSMiddleware):
+    """Tells browsers which origins' pages may ask; refuses others in the shape of every other error."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        allowed = super().preflight_response(request_headers)
+        if allowed.status_code == 200:
+            return allowed
+        refusal = forbidden_origin(request_headers["Origin"]).response()
+        kept = {name: value for name, value in allowed.headers.items() if not name.startswith("content-")}
+        refusal.headers.update(kept)
+        return refusal
