@@ -122,6 +122,18 @@ def test_version(http: httpx.Client) -> None:
     assert http.get("/version").json()["version"]
 
 
+@pytest.mark.parametrize(
+    "path", ["/health", "/ready", "/metrics", "/version", "/v1/models", f"/v1/models/{MODEL}", "/"]
+)
+def test_head_is_get_without_a_body(live: Live, http: httpx.Client, path: str) -> None:
+    got, head = http.get(path), http.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["Content-Type"] == got.headers["Content-Type"]
+    live.engine.state = "restarting"
+    assert http.head("/ready").status_code == 503
+    assert http.head("/v1/models/none").status_code == 404
+
+
 def test_request_ids(http: httpx.Client, live: Live) -> None:
     response = http.post(CHAT, json=VALID, headers={"X-Request-Id": "abc"})
     assert response.headers["X-Request-Id"] == "abc"
