@@ -5,7 +5,7 @@ routes or bodies.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from hashlib import sha256
 
 from starlette.datastructures import Headers
@@ -25,7 +25,7 @@ class ApiKeyMiddleware:
     def __init__(self, app: ASGIApp, keys: Sequence[str], public_paths: Collection[str] = ()) -> None:
         self._app = app
         self._exempt = (*PROBE_PATHS, *public_paths)
-        self._digests = [sha256(key.encode()).digest() for key in keys]
+        self._digests = [sha256(spelled).digest() for key in keys for spelled in spellings(key)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or self._is_exempt(scope) or self._has_key(scope):
@@ -41,10 +41,18 @@ class ApiKeyMiddleware:
         return scope["type"] == "http" and path in [root_path + exempt for exempt in self._exempt]
 
     def _has_key(self, scope: Scope) -> bool:
-        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        digest = sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+        header = Headers(scope=scope).get("authorization", "").encode("latin-1")  # the bytes that were sent
+        scheme, _, key = header.partition(b" ")
+        digest = sha256(key.strip()).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return scheme.lower() == "bearer" and any(matches)
+        return scheme.lower() == b"bearer" and any(matches)
+
+
+def spellings(key: str) -> Iterator[bytes]:
+    """As clients send it: most in UTF-8; browsers and Python's libraries in Latin-1, if they can."""
+    yield key.encode("utf-8", "surrogateescape")
+    if max(key) <= "\xff":
+        yield key.encode("latin-1")
 
 
 class OriginMiddleware(CORSMiddleware):

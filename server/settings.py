@@ -260,9 +260,12 @@ class ServeSettings(BaseSettings):
         keys = self.api_keys_given()
         if self.api_key_file is not None:
             try:
-                keys += [line.strip() for line in self.api_key_file.read_text().splitlines()]
-            except OSError as error:
-                raise ValueError(f"--api-key-file cannot be read: {error}") from None
+                text = self.api_key_file.read_text(encoding="utf-8")
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"--api-key-file {self.api_key_file} cannot be read as UTF-8: {error}"
+                ) from None
+            keys += [line.strip() for line in text.splitlines()]
             if not any(keys):
                 raise ValueError(f"--api-key-file {self.api_key_file} holds no key")
         return [key for key in keys if key]

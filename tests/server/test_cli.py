@@ -239,6 +239,16 @@ def test_an_empty_key_file_does_not_open_the_server(tmp_path: Path) -> None:
         ServeSettings(api_key_file=file)
 
 
+def test_a_key_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_bytes(b"s\xe9k\n")
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["serve", "--api-key-file", str(file)])
+    assert str(caught.value.code).startswith(f"specvlm: --api-key-file {file} cannot be read as UTF-8: ")
+    file.write_text("s\xe9k\n", encoding="utf-8")
+    assert ServeSettings(api_key_file=file).api_keys() == ["s\xe9k"]
+
+
 def test_a_folder_without_a_model_ends_with_a_word_about_it(tmp_path: Path) -> None:
     done = run_program("serve", "--model", str(tmp_path), "--port", "0", "--log-format", "json")
     assert done.returncode == 1

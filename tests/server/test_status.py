@@ -199,6 +199,19 @@ def test_every_address_but_probes_and_the_page_needs_a_key(start_server: StartSe
         client.models.list()
 
 
+def test_keys_that_are_not_ascii(start_server: StartServer) -> None:
+    """As curl and most clients send them, in UTF-8, and as browsers and Python's libraries do, in Latin-1."""
+    live = start_server(api_key=["s\xe9k\xe0", "\u5bc6\u94a5"])
+    with live.http() as http:
+
+        def status(key: bytes) -> int:
+            return http.get("/v1/models", headers={"Authorization": b"Bearer " + key}).status_code
+
+        assert status("s\xe9k\xe0".encode()) == status("s\xe9k\xe0".encode("latin-1")) == 200
+        assert status("\u5bc6\u94a5".encode()) == 200
+        assert {status(key) for key in (b"sek\xe0", b"s\xe9k", b"??", b"\xc6\xa5")} == {401}
+
+
 def test_behind_a_proxy_that_strips_a_prefix(start_server: StartServer) -> None:
     live = start_server(root_path="/vlm", api_key="k")
     headers = {"Authorization": "Bearer k"}
