@@ -92,6 +92,10 @@ def bad_request(message: str, *, param: str | None = None, code: str = "invalid_
     return ApiError(400, message, param=param, code=code)
 
 
+def missing_parameter(param: str) -> ApiError:
+    return bad_request(f"Missing parameter: '{param}'.", param=param, code="missing_parameter")
+
+
 def unauthorized() -> ApiError:
     return ApiError(
         401,
@@ -223,7 +227,12 @@ def validation_error(error: RequestValidationError) -> ApiError:
         case "extra_forbidden":
             return bad_request(f"Unknown parameter: '{param}'.", param=param, code="unknown_parameter")
         case "missing":
-            return bad_request(f"Missing parameter: '{param}'.", param=param, code="missing_parameter")
+            return missing_parameter(param)
+        case "union_tag_not_found":
+            field = detail["ctx"]["discriminator"].strip("'")
+            return missing_parameter(f"{param}.{field}")
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return bad_request(f"Invalid value for '{param}': Input should be an object", param=param)
         case "union_tag_invalid":
             expected = re.sub(r"[\[\]]", "", detail["ctx"]["expected_tags"])
             tag = re.sub(r"[\[\]]", "", str(detail["ctx"]["tag"]))[:MAX_TAG_LEN]

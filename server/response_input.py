@@ -8,7 +8,7 @@ from typing import Any, Final
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
-from server.errors import bad_request, validation_error
+from server.errors import bad_request, missing_parameter, validation_error
 from server.schemas.base import JsonObject
 from server.schemas.chat import ChatRequest
 from server.schemas.generation import CommonFields
@@ -128,8 +128,7 @@ def tool_choice(given: str | JsonObject | None) -> str | JsonObject | None:
         return given
     match given.get("type"):
         case "function" if "name" not in given:
-            param = "tool_choice.name"
-            raise bad_request(f"Missing parameter: '{param}'.", param=param, code="missing_parameter")
+            raise missing_parameter("tool_choice.name")
         case "function":
             return nested("function", given)
         case "allowed_tools":
