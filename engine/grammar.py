@@ -152,11 +152,14 @@ class GrammarCompiler:
 
 
 def reason_of(matcher: LLMatcher) -> str | None:
-    """Why ``matcher`` gave up, in one line without the grammar itself."""
+    """Why ``matcher`` gave up, in one line: of the grammar itself only the name of the rule."""
     if not matcher.is_error():
         return None
     error = matcher.get_error()
     if error.startswith("NoExtension"):
         return "nothing satisfies it"
-    told, *_ = re.sub(r"^at \d+\(\d+\): |<non-verbose/>", "", error).split("\n   1 |")
-    return " ".join(told.split())[:MAX_REASON_LEN]
+    at = re.match(r"at (\d+)\(\d+\): ", error)
+    rule = at and re.search(rf"^ *{at[1]} \| (\w+)\b.*:", error, re.MULTILINE)
+    place = f"in '{rule[1]}': " if rule else ""
+    told, *_ = re.split(r"\n *\d+ \| ", error.removeprefix(at[0] if at else "").replace("<non-verbose/>", ""))
+    return (place + " ".join(told.split()))[:MAX_REASON_LEN]

@@ -180,7 +180,7 @@ def make_choices(
                         shown_ids=plan.shown_ids,
                     ),
                     stop=StopMatcher(request.stop_strings, include_stop=request.include_stop_str_in_output),
-                    reader=plan.reader(),
+                    plan=plan,
                     form_field=request.form_field,
                     logprobs=logprobs,
                     trace=TraceFormatter(parts.processor, index) if request.traces else None,

@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from fastapi import Depends, FastAPI
-from fastapi.middleware.cors import CORSMiddleware
 from fastapi.security import HTTPBearer
 
 from engine.client import EngineClient
@@ -20,7 +19,7 @@ from server.openapi import describe_streams
 from server.prompts import ImageLoader, PromptBuilder
 from server.routes import chat, completions, models, page, responses, status, tokens
 from server.sampling import SamplingDefaults
-from server.security import ApiKeyMiddleware
+from server.security import ApiKeyMiddleware, OriginMiddleware
 from server.settings import ServeSettings
 from server.state import ServerState
 from server.version import VERSION
@@ -92,7 +91,7 @@ def create_app(
         app.add_middleware(ApiKeyMiddleware, keys=keys, public_paths=page.PUBLIC_PATHS)
     if settings.allowed_origins:  # outside of the keys, as a browser asks for leave without one
         app.add_middleware(
-            CORSMiddleware,
+            OriginMiddleware,
             allow_origins=settings.allowed_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],

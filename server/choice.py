@@ -15,6 +15,7 @@ from engine.messages import GenerateRequest, RequestOutput, SpeculationStats
 from processing.detokenizer import Detokenizer
 from processing.stop import StopMatcher
 from processing.tools.reader import CallDelta, CallReader, Read
+from processing.tools.support import OutputPlan
 from server.errors import bad_request, shutting_down
 from server.logprobs import LogprobFormatter
 from server.schemas.answers import FinishReason, TokenLogprob
@@ -45,7 +46,8 @@ class Piece:
 class Choice:
     """Iterate over ``pieces`` once; the counts are complete when it has ended. ``index``: in its answer.
 
-    ``form_field``, of the request, is to blame for a grammar that the engine refuses.
+    ``form_field``, of the request, is to blame for a grammar that the engine refuses, unless it says that
+    one of the ``plan``'s functions is.
     ``speculation`` is the last that the engine said about it, ``None`` if that was nothing.
     """
 
@@ -58,7 +60,7 @@ class Choice:
         on_first_token: Callable[[], None],
         detokenizer: Detokenizer,
         stop: StopMatcher,
-        reader: CallReader | None,
+        plan: OutputPlan,
         form_field: str,
         logprobs: LogprobFormatter | None,
         trace: TraceFormatter | None,
@@ -70,7 +72,8 @@ class Choice:
         self._on_first_token = on_first_token
         self._detokenizer = detokenizer
         self._stop = stop
-        self._reader = reader
+        self._plan = plan
+        self._reader = plan.reader()
         self._form_field = form_field
         self._logprobs = logprobs
         self._trace = trace
@@ -102,7 +105,9 @@ class Choice:
             end = "error"
             if error.code != "invalid_grammar":
                 raise
-            raise bad_request(str(error), param=self._form_field, code=error.code) from None
+            told, is_of_tools = self._plan.explained(str(error))
+            param = "tools" if is_of_tools else self._form_field
+            raise bad_request(told, param=param, code=error.code) from None
         except Exception:
             end = "error"
             raise
@@ -140,11 +145,13 @@ class Choice:
         return piece
 
     def _read_calls(self, reader: CallReader, piece: Piece) -> None:
-        """Tell the calls in the text from the rest of it."""
+        """Tell the calls in the text from the rest of it. Clients run calls if an answer ends for them, so
+        one that a stop string cut must not.
+        """
         read = reader.feed(piece.text)
         last = reader.finish() if piece.finish_reason is not None else Read()
         piece.text, piece.calls = read.text + last.text, read.calls + last.calls
-        if piece.finish_reason == "stop" and reader.num_calls:
+        if piece.finish_reason == "stop" and reader.num_calls and not reader.is_cut:
             piece.finish_reason = "tool_calls"
 
     def _show(self, piece: Piece, text: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,18 +13,20 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import CliApp, CliSubCommand, SettingsError
 
-from server.settings import ServeSettings
+from server.listening import take_address
+from server.settings import ENV_PREFIX, ServeSettings
 
 
 class Serve(ServeSettings):
     """Serve a model over HTTP. Without --model: the embedded demo model."""
 
     def cli_cmd(self) -> None:
+        sockets = take_address(self.host, self.port)
         from engine.process import ProcessClient
         from server.run import serve
 
         model = self.model or demo_model()
-        sys.exit(serve(self, model, ProcessClient(self.engine_config(model))))
+        sys.exit(serve(self, model, ProcessClient(self.engine_config(model)), sockets))
 
 
 class DemoBuild(BaseModel):
@@ -124,12 +128,19 @@ def main(argv: list[str] | None = None) -> None:
     try:
         CliApp.run(program(), cli_args=argv)
     except ValidationError as error:
-        sys.exit("\n".join(f"specvlm: {complaint(detail)}" for detail in error.errors()))
+        given = sys.argv[1:] if argv is None else argv
+        sys.exit("\n".join(f"specvlm: {complaint(detail, given)}" for detail in error.errors()))
     except SettingsError as error:
         sys.exit(f"specvlm: {error}")
 
 
-def complaint(detail: ErrorDetails) -> str:
-    """``('serve', 'max_num_seqs')`` is the flag ``--max-num-seqs``."""
-    fields = [str(part).replace("_", "-") for part in detail["loc"][1:2]]
-    return ": ".join([f"--{field}" for field in fields] + [detail["msg"].removeprefix("Value error, ")])
+def complaint(detail: ErrorDetails, argv: Sequence[str]) -> str:
+    """``('serve', 'max_num_seqs')`` is the flag ``--max-num-seqs``, or the variable where that was given."""
+    fields = [given_as(str(part), argv) for part in detail["loc"][1:2]]
+    return ": ".join([*fields, detail["msg"].removeprefix("Value error, ")])
+
+
+def given_as(field: str, argv: Sequence[str]) -> str:
+    flag, variable = f"--{field.replace('_', '-')}", ENV_PREFIX + field.upper()
+    is_flag = any(part.partition("=")[0] == flag for part in argv)
+    return variable if os.environ.get(variable) and not is_flag else flag

@@ -9,12 +9,16 @@ answers HTTP/1.0 in chunks. Its price is microseconds a chunk.
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+import uuid
+from typing import Any, Final
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from server.context import HEADER
 from server.errors import bad_request
+
+MAX_HEAD_BYTES: Final = 64 * 1024
 
 HEAD_SECONDS: Final = 30.0
 """From the start of a connection, or from the first byte after an answer, until a request has its head. As
@@ -26,9 +30,30 @@ UNREAD_SECONDS: Final = 60.0
 """For a client to go on reading, once all that is between us is full."""
 
 
+class Reader(h11.Connection):
+    """Refuses a body of two lengths: a proxy in front may have believed the other one (RFC 9112, 6.3).
+    ``refusal``: that it did.
+    """
+
+    refusal = ""
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            names = {name for name, _ in event.headers}
+            if {b"content-length", b"transfer-encoding"} <= names:
+                self.refusal = "Send 'Content-Length' or 'Transfer-Encoding', not both."
+                raise h11.RemoteProtocolError(self.refusal)
+        return event
+
+
 class Connection(H11Protocol):
     _too_late: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.conn: Reader = Reader(h11.SERVER, MAX_HEAD_BYTES)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -82,11 +107,21 @@ class Connection(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """In the shape of every other error, unless an answer has begun."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            error = bad_request(msg, code="invalid_http").answer.model_dump_json().encode()
-            headers = [("Content-Type", "application/json"), ("Content-Length", str(len(error)))]
-            head = h11.Response(
-                status_code=400, headers=[*headers, ("Connection", "close")], reason=b"Bad Request"
-            )
+            refusal = bad_request(self.conn.refusal or msg, code="invalid_http")
+            error = refusal.answer.model_dump_json().encode()
+            headers = [
+                ("Content-Type", "application/json"),
+                ("Content-Length", str(len(error))),
+                (HEADER, self._request_id()),
+                ("Connection", "close"),
+            ]
+            head = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
             for event in (head, h11.Data(data=error), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+
+    def _request_id(self) -> str:
+        """Of the request that is being answered, or a new one."""
+        is_open = self.cycle is not None and not self.cycle.response_complete
+        state = self.scope["state"] if is_open else {}
+        return str(state.get("request_id") or uuid.uuid4().hex)

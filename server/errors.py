@@ -22,6 +22,7 @@ from server.schemas.errors import ErrorAnswer, ErrorDetail, ErrorType
 CLIENT_CLOSED_REQUEST: Final = 499
 RETRY_AFTER_SECONDS: Final = 5
 MAX_MESSAGE_LEN: Final = 500
+MAX_PARAM_LEN: Final = 200
 MAX_TAG_LEN: Final = 40
 
 HTTP_TEXTS: Final = {
@@ -44,7 +45,9 @@ log = structlog.get_logger(__name__)
 
 
 class ApiError(Exception):
-    """A failure that the client is told about, before or in the middle of a stream."""
+    """A failure that the client is told about, before or in the middle of a stream. ``message`` and ``param``
+    may hold what the client sent, of any length: they are cut.
+    """
 
     def __init__(
         self,
@@ -62,15 +65,16 @@ class ApiError(Exception):
         if status in (502, 503):
             self.headers.setdefault("Retry-After", str(RETRY_AFTER_SECONDS))
         kind: ErrorType = type_ or ("invalid_request_error" if status < 500 else "server_error")
-        text = message.encode("utf-8", "replace").decode()[:MAX_MESSAGE_LEN]
-        self.answer = ErrorAnswer(error=ErrorDetail(message=text, type=kind, param=param, code=code))
+        text = message[:MAX_MESSAGE_LEN].encode("utf-8", "replace").decode()
+        named = None if param is None else param[:MAX_PARAM_LEN].encode("utf-8", "replace").decode()
+        self.answer = ErrorAnswer(error=ErrorDetail(message=text, type=kind, param=named, code=code))
 
     def renamed(self, names: Mapping[str, str]) -> ApiError:
-        """The same complaint where a request was translated: ``names`` of fields there → here."""
+        """The same complaint where a request was translated: patterns of ``names`` there → names here."""
         error = self.answer.error
         for name, given in names.items():
-            if error.param is not None and re.match(rf"{name}\b", error.param):
-                param = re.sub(rf"{name}(\[\d+\].*)?", given, error.param)
+            if error.param is not None and re.match(name, error.param):
+                param = re.sub(name, given, error.param, count=1)
                 message = error.message.replace(f"'{error.param}'", f"'{param}'")
                 code = error.code or "invalid_value"
                 return ApiError(self.status, message, code=code, param=param, headers=self.headers)
@@ -88,6 +92,10 @@ def bad_request(message: str, *, param: str | None = None, code: str = "invalid_
     return ApiError(400, message, param=param, code=code)
 
 
+def missing_parameter(param: str) -> ApiError:
+    return bad_request(f"Missing parameter: '{param}'.", param=param, code="missing_parameter")
+
+
 def unauthorized() -> ApiError:
     return ApiError(
         401,
@@ -95,6 +103,14 @@ def unauthorized() -> ApiError:
         code="invalid_api_key",
         type_="authentication_error",
         headers={"WWW-Authenticate": "Bearer"},
+    )
+
+
+def forbidden_origin(origin: str) -> ApiError:
+    return ApiError(
+        400,
+        f"Pages of '{origin}' may not ask this server in this way; '--allowed-origins' names those that may.",
+        code="forbidden_origin",
     )
 
 
@@ -211,7 +227,12 @@ def validation_error(error: RequestValidationError) -> ApiError:
         case "extra_forbidden":
             return bad_request(f"Unknown parameter: '{param}'.", param=param, code="unknown_parameter")
         case "missing":
-            return bad_request(f"Missing parameter: '{param}'.", param=param, code="missing_parameter")
+            return missing_parameter(param)
+        case "union_tag_not_found":
+            field = detail["ctx"]["discriminator"].strip("'")
+            return missing_parameter(f"{param}.{field}")
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return bad_request(f"Invalid value for '{param}': Input should be an object", param=param)
         case "union_tag_invalid":
             expected = re.sub(r"[\[\]]", "", detail["ctx"]["expected_tags"])
             tag = re.sub(r"[\[\]]", "", str(detail["ctx"]["tag"]))[:MAX_TAG_LEN]

@@ -53,7 +53,7 @@ def read_base64(text: str, max_bytes: int) -> bytes:
 
 def open_picture(data: bytes, max_pixels: int) -> Image.Image:
     """The picture's header, vetted; its pixels are still ``data``."""
-    image = _open(data)
+    image = _open(data, max_pixels)
     width, height = image.size
     if width * height > max_pixels:
         raise _too_many_pixels(max_pixels)
@@ -78,7 +78,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     return to_rgb(_upright(image))
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, max_pixels: int) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
@@ -86,7 +86,7 @@ def _open(data: bytes) -> Image.Image:
             "unsupported_image_format", "The content is no PNG, JPEG, WebP or GIF picture."
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise _too_many_pixels(Image.MAX_IMAGE_PIXELS or 0) from None
+        raise _too_many_pixels(min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels)) from None
     except Exception:
         raise MediaError("invalid_image", "The picture is damaged or incomplete.") from None
 

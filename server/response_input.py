@@ -8,7 +8,7 @@ from typing import Any, Final
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
-from server.errors import bad_request, validation_error
+from server.errors import bad_request, missing_parameter, validation_error
 from server.schemas.base import JsonObject
 from server.schemas.chat import ChatRequest
 from server.schemas.generation import CommonFields
@@ -26,12 +26,14 @@ from server.schemas.responses import (
 from server.schemas.visual_compression import PictureFields
 
 RENAMED: Final = {
-    "messages": "input",
-    "max_tokens": "max_output_tokens",
-    "max_completion_tokens": "max_output_tokens",
-    "response_format": "text.format",
+    r"messages\b(?s:.*)": "input",
+    r"max_(completion_)?tokens\b": "max_output_tokens",
+    r"response_format\b(\.json_schema\b)?": "text.format",
+    r"(tools\[\d+\])\.function\b": r"\1",
+    r"tool_choice\.function\b": "tool_choice",
+    r"tool_choice\.allowed_tools\b(\.tools\[\d+\])?(\.function\b)?": r"tool_choice\1",
 }
-"""Fields of a chat, and what complaints about them name here."""
+"""Fields of a chat, as patterns, and what complaints about them name here: most are one level flatter."""
 
 
 def to_chat(request: ResponsesRequest) -> ChatRequest:
@@ -107,7 +109,7 @@ def part(given: InputText | InputImage | OutputText | Refusal) -> JsonObject:
 def response_format(given: JsonObject) -> JsonObject:
     if given.get("type") != "json_schema":
         return given
-    return {"type": "json_schema", "json_schema": {k: v for k, v in given.items() if k != "type"}}
+    return nested("json_schema", given)
 
 
 def tool(given: JsonObject, number: int) -> JsonObject:
@@ -118,10 +120,30 @@ def tool(given: JsonObject, number: int) -> JsonObject:
             param=f"tools[{number}]",
             code="unsupported_parameter",
         )
-    return {"type": "function", "function": {k: v for k, v in given.items() if k != "type"}}
+    return nested("function", given)
 
 
 def tool_choice(given: str | JsonObject | None) -> str | JsonObject | None:
-    if isinstance(given, dict) and given.get("type") == "function":
-        return {"type": "function", "function": {k: v for k, v in given.items() if k != "type"}}
-    return given
+    if not isinstance(given, dict):
+        return given
+    match given.get("type"):
+        case "function" if "name" not in given:
+            raise missing_parameter("tool_choice.name")
+        case "function":
+            return nested("function", given)
+        case "allowed_tools":
+            return nested("allowed_tools", {name: each_nested(value) for name, value in given.items()})
+        case _:
+            return given
+
+
+def each_nested(given: Any) -> Any:
+    """If it is a list, the objects in it as those of functions."""
+    if not isinstance(given, list):
+        return given
+    return [nested("function", one) if isinstance(one, dict) else one for one in given]
+
+
+def nested(kind: str, given: JsonObject) -> JsonObject:
+    """A chat has what belongs to a type in an object of its own, which bears the type's name."""
+    return {"type": kind, kind: {k: v for k, v in given.items() if k != "type"}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from server.schemas.answers import ChunkChoice, DeltaToolCall, TokenLogprob
+from server.schemas.answers import ChunkChoice, DeltaToolCall, FinishReason, TokenLogprob
 from server.schemas.response_answers import (
     FunctionCallItem,
     ItemStatus,
@@ -99,11 +99,12 @@ class ItemWriter:
         for call in choice.delta.tool_calls or ():
             yield from self._call(call)
 
-    def finish(self, status: Literal["completed", "incomplete"]) -> Told:
-        """An answer of nothing is an empty message."""
+    def finish(self, reason: FinishReason | None) -> Told:
+        """An answer of nothing is an empty message. One that ends in a call, and not for it, was cut."""
+        is_cut = reason == "length" or (reason == "stop" and isinstance(self._open, OpenCall))
         if (self._logprobs and isinstance(self._open, OpenMessage)) or not (self._open or self.items):
             yield from self._text("")
-        yield from self._end(status)
+        yield from self._end("incomplete" if is_cut else "completed")
 
     def _text(self, text: str) -> Told:
         if not isinstance(self._open, OpenMessage):

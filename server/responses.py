@@ -71,7 +71,7 @@ class ResponsesAnswer:
                 for kind, fields in self._writer.take(choice):
                     yield self._event(kind, **fields)
         status: Literal["completed", "incomplete"] = "incomplete" if reason == "length" else "completed"
-        for kind, fields in self._writer.finish(status):
+        for kind, fields in self._writer.finish(reason):
             yield self._event(kind, **fields)
         yield self._event(f"response.{status}", response=self._response(status))
 

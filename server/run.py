@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -48,7 +49,12 @@ class DrainingServer(uvicorn.Server):
         self._watching: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except OSError as error:  # two servers may have taken the same address; the first to listen has it
+            log.error("cannot_listen", host=self.config.host, port=self.config.port, reason=str(error))
+            self._failure, self.should_exit = str(error), True
+            await self.lifespan.shutdown()
         if self.started:
             self._watching = asyncio.create_task(self._watch())
 
@@ -146,18 +152,20 @@ def make_server(settings: ServeSettings, app: FastAPI, client: EngineClient) -> 
     return DrainingServer(config, app, client, drain_timeout=settings.shutdown_timeout)
 
 
-def serve(settings: ServeSettings, model: str, client: EngineClient) -> int:
-    """Serve ``model`` until told to stop. Returns the exit code."""
+def serve(settings: ServeSettings, model: str, client: EngineClient, sockets: Sequence[socket.socket]) -> int:
+    """Serve ``model`` on bound ``sockets`` until told to stop. Returns the exit code."""
     give_back_memory()
     configure_logging(settings.log_level, settings.log_format)
     if not settings.api_keys() and settings.host not in LOOPBACK_HOSTS:
         log.warning("open_to_everybody", host=settings.host, advice="set --api-key or SPECVLM_API_KEY")
     # uvicorn's choice of an event loop, made before there is an app
     with asyncio.Runner(loop_factory=uvicorn.Config(app="", log_config=None).get_loop_factory()) as runner:
-        return runner.run(_serve(settings, model, client))
+        return runner.run(_serve(settings, model, client, sockets))
 
 
-async def _serve(settings: ServeSettings, model: str, client: EngineClient) -> int:
+async def _serve(
+    settings: ServeSettings, model: str, client: EngineClient, sockets: Sequence[socket.socket]
+) -> int:
     await client.start()  # the engine's process loads while ours imports and reads the tokenizer
     try:
         with collecting_later():
@@ -167,7 +175,7 @@ async def _serve(settings: ServeSettings, model: str, client: EngineClient) -> i
         await client.shutdown()
         return 1
     server = make_server(settings, app, client)
-    await server.serve()
+    await server.serve(list(sockets))
     return server.exit_code
 
 

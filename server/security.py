@@ -1,15 +1,19 @@
-"""Who may ask: a bearer key on every address except the exempt ones. Knows nothing of routes or bodies."""
+"""Who may ask: a bearer key on every address except the exempt ones, pages of named origins. Knows nothing of
+routes or bodies.
+"""
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from hashlib import sha256
 
 from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.errors import unauthorized
+from server.errors import forbidden_origin, unauthorized
 
 # What probes of containers and load balancers ask, which say yes or no and nothing else.
 PROBE_PATHS = ("/health", "/ready")
@@ -21,7 +25,7 @@ class ApiKeyMiddleware:
     def __init__(self, app: ASGIApp, keys: Sequence[str], public_paths: Collection[str] = ()) -> None:
         self._app = app
         self._exempt = (*PROBE_PATHS, *public_paths)
-        self._digests = [sha256(key.encode()).digest() for key in keys]
+        self._digests = [sha256(spelled).digest() for key in keys for spelled in spellings(key)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or self._is_exempt(scope) or self._has_key(scope):
@@ -37,7 +41,28 @@ class ApiKeyMiddleware:
         return scope["type"] == "http" and path in [root_path + exempt for exempt in self._exempt]
 
     def _has_key(self, scope: Scope) -> bool:
-        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        digest = sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+        header = Headers(scope=scope).get("authorization", "").encode("latin-1")  # the bytes that were sent
+        scheme, _, key = header.partition(b" ")
+        digest = sha256(key.strip()).digest()
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return scheme.lower() == "bearer" and any(matches)
+        return scheme.lower() == b"bearer" and any(matches)
+
+
+def spellings(key: str) -> Iterator[bytes]:
+    """As clients send it: most in UTF-8; browsers and Python's libraries in Latin-1, if they can."""
+    yield key.encode("utf-8", "surrogateescape")
+    if max(key) <= "\xff":
+        yield key.encode("latin-1")
+
+
+class OriginMiddleware(CORSMiddleware):
+    """Tells browsers which origins' pages may ask; refuses others in the shape of every other error."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        allowed = super().preflight_response(request_headers)
+        if allowed.status_code == 200:
+            return allowed
+        refusal = forbidden_origin(request_headers["Origin"]).response()
+        kept = {name: value for name, value in allowed.headers.items() if not name.startswith("content-")}
+        refusal.headers.update(kept)
+        return refusal

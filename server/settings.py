@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import ssl
 import tomllib
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from pydantic import (
+    AfterValidator,
+    BeforeValidator,
     ByteSize,
     DirectoryPath,
     Field,
@@ -45,8 +48,40 @@ ENV_PREFIX = "SPECVLM_"
 CONFIG_ENV = ENV_PREFIX + "CONFIG"
 DEMO_MODEL_NAME = "specvlm-demo"
 
+
+def shaped(pattern: str, words: str) -> AfterValidator:
+    """Of a text that matches; ``words`` say so to people."""
+
+    def check(value: str) -> str:
+        if re.fullmatch(pattern, value) is None:
+            raise ValueError(f"{value!r} must {words}")
+        return value
+
+    return AfterValidator(check)
+
+
+def object_in(value: Any) -> Any:
+    """Of JSON text, or the object itself."""
+    if not isinstance(value, str):
+        return value
+    try:
+        told = json.loads(value)
+    except ValueError:
+        told = None
+    if not isinstance(told, dict):
+        raise ValueError(f"""{value!r} is no JSON object, as '{{"image": 8}}'""")
+    return told
+
+
 Names = Annotated[list[str], NoDecode]
-Origin = Annotated[str, Field(pattern=r"^(\*|null|[a-z][a-z0-9+.-]*://[^/]+)$")]
+Origin = Annotated[
+    str, shaped(r"\*|null|[a-z][a-z0-9+.-]*://[^/]+", "be as 'https://example.com', or '*' for all origins")
+]
+RootPath = Annotated[str, shaped(r"(/.*[^/])?", "begin with a slash and not end with one, as '/vlm'")]
+Prefix = Annotated[
+    str, shaped(r"[a-zA-Z_][a-zA-Z0-9_]*", "be letters, digits and underscores, and not begin with a digit")
+]
+Limits = Annotated[dict[Literal["image"], Annotated[int, Field(ge=0)]], NoDecode, BeforeValidator(object_in)]
 
 
 def reader(kind: Any) -> Callable[[Any], Any]:
@@ -92,7 +127,7 @@ class ServeSettings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    root_path: str = Field("", pattern=r"^(/.*[^/])?$", description="path prefix that a proxy strips")
+    root_path: RootPath = Field("", description="path prefix that a proxy strips")
     allowed_origins: Annotated[list[Origin], NoDecode] = Field(
         [], description="web origin whose pages may ask, or '*'; repeat for several"
     )
@@ -145,9 +180,7 @@ class ServeSettings(BaseSettings):
     )
     triton_kernels: bool = Field(True, description="on CUDA, use our Triton attention where it works")
 
-    limit_mm_per_prompt: dict[Literal["image"], Annotated[int, Field(ge=0)]] = Field(
-        {"image": 16}, description="most pictures in one request"
-    )
+    limit_mm_per_prompt: Limits = Field({"image": 16}, description="most pictures in one request, as JSON")
     max_image_pixels: int = Field(
         100_000_000, ge=1, description="most pixels in a request's pictures together, and decoded at a time"
     )
@@ -156,11 +189,7 @@ class ServeSettings(BaseSettings):
         None, description="folder that file: URLs may name"
     )
 
-    metrics_prefix: str = Field(
-        "specvlm",
-        pattern=r"^[a-zA-Z_][a-zA-Z0-9_]*$",
-        description="'vllm' gives the names of vLLM dashboards",
-    )
+    metrics_prefix: Prefix = Field("specvlm", description="'vllm' gives the names of vLLM dashboards")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal")
 
@@ -231,9 +260,12 @@ class ServeSettings(BaseSettings):
         keys = self.api_keys_given()
         if self.api_key_file is not None:
             try:
-                keys += [line.strip() for line in self.api_key_file.read_text().splitlines()]
-            except OSError as error:
-                raise ValueError(f"--api-key-file cannot be read: {error}") from None
+                text = self.api_key_file.read_text(encoding="utf-8")
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"--api-key-file {self.api_key_file} cannot be read as UTF-8: {error}"
+                ) from None
+            keys += [line.strip() for line in text.splitlines()]
             if not any(keys):
                 raise ValueError(f"--api-key-file {self.api_key_file} holds no key")
         return [key for key in keys if key]

@@ -67,6 +67,14 @@ def answer_grammar(request: OutputRequest, style: ToolStyle, special: TokenId) -
     return "\n".join([*rules, *calls])
 
 
+def explained(reason: str, tools: Sequence[Tool]) -> tuple[str, bool]:
+    """What the engine says against a rule, as of the function that the rule is for; whether there is one."""
+    rule = re.search(r"in '(?:call_(\d+)|\w+)': ", reason)
+    tool = dict(enumerate(tools)).get(int(rule[1])) if rule and rule[1] else None
+    place = f"in the parameters of the function '{tool.name}': " if tool else ""
+    return reason.replace(rule[0], place, 1) if rule else reason, tool is not None
+
+
 def call_rules(tools: Sequence[Tool], style: ToolStyle, special: TokenId, *, parallel: bool) -> list[str]:
     """``calls`` begins with the style's marker, ``rest`` behind it."""
     separator = terminals(style.separator, special)
@@ -82,12 +90,12 @@ def call_rules(tools: Sequence[Tool], style: ToolStyle, special: TokenId, *, par
 
 
 def arguments_schema(parameters: Schema) -> Schema:
-    """Of an object. To JSON Schema one without properties may have any, which no function means that takes
-    nothing: a model would invent arguments to its end.
+    """Of an object, even where a schema allows more. To JSON Schema one without properties may have any,
+    which no function means that takes nothing: a model would invent arguments to its end.
     """
     names_some = any(parameters.get(keyword) for keyword in NAMES_PROPERTIES)
     closed = {} if names_some else {"additionalProperties": False}
-    return {"type": "object", **closed, **parameters}
+    return {**closed, **parameters, "type": "object"}
 
 
 def text_or_calls(style: ToolStyle, special: TokenId) -> list[str]:

@@ -84,6 +84,11 @@ class CallReader:
         read, self._read = self._read, Read()
         return read
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether what was fed ends in the middle of a call."""
+        return self._step in (self._head, self._arguments)
+
     # Each step reads on from ``_unread``; it returns whether another step may follow at once.
 
     def _text(self) -> bool:
@@ -191,11 +196,16 @@ class CallReader:
 
 
 def _call_in(text: str) -> tuple[str | None, str]:
-    """Name and arguments of a call that is a JSON object; no name where it is none."""
+    """Name and arguments of a call that is a JSON object; no name where it is none, or cannot be sent as one:
+    Python reads numbers that JSON does not have, and halves of surrogate pairs.
+    """
     try:
         call: Any = json.loads(text)
+        name, arguments = call.get("name"), call.get("arguments", call.get("parameters", {}))
+        told = arguments
+        if not isinstance(arguments, str):
+            told = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
     except (ValueError, RecursionError):
         return None, ""
-    name, arguments = call.get("name"), call.get("arguments", call.get("parameters", {}))
-    told = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-    return (name, told) if isinstance(name, str) else (None, "")
+    is_named = isinstance(name, str) and name.isprintable()
+    return (name, told.encode(errors="backslashreplace").decode()) if is_named else (None, "")

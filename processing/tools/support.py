@@ -7,29 +7,35 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from processing.chat import ChatMessage
-from processing.tools.grammar import answer_grammar
+from processing.tools.grammar import answer_grammar, explained
 from processing.tools.plain_chat import with_tools_as_text
 from processing.tools.reader import CallReader
-from processing.tools.request import OutputRequest
+from processing.tools.request import OutputRequest, Tool
 from processing.tools.styles import HERMES, ToolStyle, chosen_style, detect_style, marks_of
 
 
 @dataclass(frozen=True, slots=True)
 class OutputPlan:
     """How one request is told about its tools (``tools`` for the template, or in the messages), constrained
-    and read. ``shown_ids``: special tokens that the reader must see in the text.
+    and read. ``shown_ids``: special tokens that the reader must see in the text; ``callable_tools``: those
+    with rules in the grammar, in their order.
     """
 
     grammar: str | None = None
     tools: list[dict[str, Any]] | None = None
     style: ToolStyle | None = None
-    names: frozenset[str] = frozenset()
+    callable_tools: Sequence[Tool] = ()
     shown_ids: frozenset[int] = frozenset()
     told: Callable[[Sequence[ChatMessage]], Sequence[ChatMessage]] = field(default=lambda messages: messages)
 
     def reader(self) -> CallReader | None:
         """A fresh one for each choice; ``None`` where all text is content."""
-        return None if self.style is None else CallReader(self.style, self.names)
+        names = {tool.name for tool in self.callable_tools}
+        return None if self.style is None else CallReader(self.style, names)
+
+    def explained(self, reason: str) -> tuple[str, bool]:
+        """What the engine says against the grammar, in words of the request; whether it is about tools."""
+        return explained(reason, self.callable_tools)
 
 
 FREE: Final = OutputPlan()
@@ -72,7 +78,7 @@ class ToolSupport:
             grammar=grammar,
             tools=[tool.as_json() for tool in told] if told and self.native else None,
             style=self.style if callable_tools else None,
-            names=frozenset(tool.name for tool in callable_tools),
+            callable_tools=callable_tools,
             shown_ids=self._shown_ids if callable_tools else frozenset(),
             told=in_messages,
         )

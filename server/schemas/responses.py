@@ -110,7 +110,7 @@ class ResponsesRequest(PictureFields, CommonFields):
     )
     text: TextConfig | None = None
     tools: list[JsonObject] | None = Field(None, description="Functions.")
-    tool_choice: str | JsonObject | None = None
+    tool_choice: Literal["none", "auto", "required"] | JsonObject | None = None
     parallel_tool_calls: bool | None = None
     metadata: Annotated[dict[str, str], BeforeValidator(few_fields)] | None = Field(
         None, description="Comes back with the response."

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from processing.tools.request import ChoiceFormat, Format, JsonFormat, RegexFormat, Tool
@@ -15,6 +16,8 @@ MAX_SCHEMA_SIZE: Final = 100_000
 MAX_SCHEMA_DEPTH: Final = 64
 MAX_TOOLS: Final = 128
 MAX_TOOLS_SIZE: Final = 400_000
+MAX_SHOWN: Final = 100
+"""Of a wrong value, in a complaint."""
 
 
 def check_schema(schema: JsonObject) -> JsonObject:
@@ -56,6 +59,19 @@ class FunctionDefinition(ClientModel):
     strict: bool | None = Field(
         None, description="Arguments obey the schema to the letter, or a 400 says why not."
     )
+
+    @field_validator("parameters")
+    @classmethod
+    def _are_of_an_object(cls, value: JsonObject | None, info: ValidationInfo) -> JsonObject | None:
+        """Whatever else arguments might be, no client could call a function with it."""
+        kind = (value or {}).get("type", "object")
+        if "object" not in (kind if isinstance(kind, list) else [kind]):
+            raise PydanticCustomError(
+                "no_object",
+                "'type' must be 'object', as the function '{function}' takes named arguments; it is {kind}",
+                {"function": info.data.get("name", ""), "kind": json.dumps(kind)[:MAX_SHOWN]},
+            )
+        return value
 
 
 class FunctionTool(ClientModel):

@@ -165,6 +165,16 @@ def test_what_explodes_or_makes_no_sense_is_refused_in_a_line(name: str) -> None
     assert "non-verbose" not in message
 
 
+@pytest.mark.parametrize("schema", [{"not": {}}, {"type": "string", "pattern": "("}])
+def test_a_rule_that_is_refused_is_named_and_the_grammar_not_shown(schema: Any) -> None:
+    rules = ['start: "secret" | call_0 | call_1', 'call_0: "x"', f"call_1: %json {json.dumps(schema)}"]
+    with pytest.raises(GrammarError) as caught:
+        Grammar(LL, "\n".join(rules))
+    message = str(caught.value)
+    assert message.startswith("in 'call_1': failed to compile JSON schema: ")
+    assert message.endswith('["not"]' if "not" in schema else "unclosed group")
+
+
 HARD: dict[str, Any] = {
     "repetitions": {"type": "string", "pattern": "^((a{1,100}){1,100}){1,100}$"},
     "a subset construction": {"type": "string", "pattern": "^(a|b)*a(a|b){25}$", "maxLength": 1000},

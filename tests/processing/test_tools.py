@@ -125,6 +125,8 @@ def test_calls_are_read_as_they_were_written_however_they_are_cut(
         ("hermes", '\n\n<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>\n', "", [("f", "{}")]),
         ("hermes", '<tool_call>{"arguments": {"a": 1}, "name": "f"}</tool_call>', "", [("f", '{"a": 1}')]),
         ("hermes", '<tool_call>{"name": "f", "arguments": "{}"}</tool_call>', "", [("f", "{}")]),
+        ("hermes", r'<tool_call>{"arguments": ["ü\\\udfff"], "name": "f"}', "", [("f", r'["ü\\\udfff"]')]),
+        ("hermes", r'<tool_call>{"arguments": "\ud800", "name": "f"}', "", [("f", r"\ud800")]),
         ("hermes", '<tool_call>{"name": "f"}</tool_call> Done.', "Done.", [("f", "{}")]),
         ("hermes", '<tool_call>{"name": "f", "arguments": {"a": ', "", [("f", '{"a": ')]),
         ("hermes", "<tool_call>call f please</tool_call>", "<tool_call>call f please</tool_call>", []),
@@ -148,6 +150,13 @@ def test_calls_are_read_as_they_were_written_however_they_are_cut(
 def test_what_models_write_besides(style: str, text: str, content: str, calls: list[tuple[str, str]]) -> None:
     for pieces in ([text], list(text)):
         assert read(CallReader(STYLES[style], {"f"}), pieces) == (content, calls)
+
+
+@pytest.mark.parametrize("arguments", ["[NaN]", "-1e999", r'1, "name": "\ud800"'])
+def test_what_cannot_be_sent_as_a_call_is_text(arguments: str) -> None:
+    """Numbers that JSON does not have, and a name that is no text."""
+    call = f'<tool_call>{{"name" : "f" , "id": 1, "arguments": {arguments}}}'
+    assert read(CallReader(HERMES, {"f"}), [call]) == (call, [])
 
 
 @settings(max_examples=100, deadline=None)

@@ -133,6 +133,30 @@ def test_bad_flags_end_with_a_word_about_them(flags: list[str], capsys: pytest.C
     assert "pydantic" not in message
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "words"),
+    [
+        ("--root-path", "foo/", "'foo/' must begin with a slash and not end with one, as '/vlm'"),
+        ("--allowed-origins", "example.com", "'example.com' must be as 'https://example.com', or '*'"),
+        ("--metrics-prefix", "a-b", "'a-b' must be letters, digits and underscores"),
+        ("--limit-mm-per-prompt", "x", "'x' is no JSON object, as '{\"image\": 8}'"),
+        ("--limit-mm-per-prompt", "[1]", "'[1]' is no JSON object, as '{\"image\": 8}'"),
+    ],
+)
+def test_bad_values_are_told_in_words_with_their_flag_or_variable(
+    flag: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variable = "SPECVLM_" + flag.lstrip("-").upper().replace("-", "_")
+    for name, argv in ((flag, [flag, value]), (variable, [])):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["serve", *argv])
+        message = str(caught.value.code)
+        assert message.startswith(f"specvlm: {name}: ")
+        assert words in message
+        assert "\n" not in message
+        monkeypatch.setenv(variable, value)
+
+
 def test_speculation_reaches_the_engine(
     parsed: list[ServeSettings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -180,8 +204,8 @@ def test_a_bad_speculative_config_is_one_clear_line(
             cli.main(["serve", *flags])
         said.append(str(caught.value.code))
         monkeypatch.setenv("SPECVLM_SPECULATIVE_CONFIG", config)
-    assert said[0] == said[1]
     assert said[0].startswith("specvlm: --speculative-config: ")
+    assert said[1] == said[0].replace("--speculative-config", "SPECVLM_SPECULATIVE_CONFIG")
     assert complaint in said[0]
     assert "\n" not in said[0]
 
@@ -213,6 +237,16 @@ def test_an_empty_key_file_does_not_open_the_server(tmp_path: Path) -> None:
     file.write_text("\n")
     with pytest.raises(ValueError, match="no key"):
         ServeSettings(api_key_file=file)
+
+
+def test_a_key_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_bytes(b"s\xe9k\n")
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["serve", "--api-key-file", str(file)])
+    assert str(caught.value.code).startswith(f"specvlm: --api-key-file {file} cannot be read as UTF-8: ")
+    file.write_text("s\xe9k\n", encoding="utf-8")
+    assert ServeSettings(api_key_file=file).api_keys() == ["s\xe9k"]
 
 
 def test_a_folder_without_a_model_ends_with_a_word_about_it(tmp_path: Path) -> None:

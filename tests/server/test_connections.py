@@ -81,7 +81,30 @@ def test_what_is_no_http_is_told_so_as_everything_else(live: Live) -> None:
         connection.sendall(b"\x16\x03\x01 hello\r\n\r\n")
         head, _, body = rest(connection).partition(b"\r\n\r\n")
     assert b" 400 " in head.splitlines()[0]
+    assert b"\r\nx-request-id: " in head.lower()
     assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+
+
+def test_what_breaks_in_its_body_is_refused_by_its_own_name(live: Live) -> None:
+    with connect(live) as connection:
+        connection.sendall(POST + b"X-Request-Id: mine\r\nTransfer-Encoding: chunked\r\n\r\n")
+        time.sleep(0.2)
+        connection.sendall(b"no size\r\n")
+        assert b"\r\nx-request-id: mine\r\n" in rest(connection).lower()
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_body_of_two_lengths_is_refused(live: Live, order: int) -> None:
+    """A proxy may believe one, we the other: what is behind the shorter could be somebody else's request."""
+    lengths = [b"Content-Length: 4\r\n", b"Transfer-Encoding: chunked\r\n"][::order]
+    hidden = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    with connect(live) as connection:
+        connection.sendall(POST + b"".join(lengths) + b"\r\n0\r\n\r\n" + hidden)
+        answer = rest(connection)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert b"'Content-Length' or 'Transfer-Encoding', not both" in answer
+    assert live.engine.requests == []
 
 
 def test_what_breaks_behind_its_answer_is_dropped(live: Live) -> None:

@@ -54,6 +54,15 @@ def test_an_unknown_parameter_deep_inside_is_named(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
+    "fields", [{"k" * 100_000: 1}, {"logit_bias": {"k" * 100_000: 1}}], ids=["field", "token"]
+)
+def test_an_endless_name_is_not_sent_back(http: httpx.Client, fields: dict[str, Any]) -> None:
+    error = refused(http, **fields)
+    assert len(json.dumps(error)) < 1500
+    assert "kkk" in error["param"]
+
+
+@pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({"temperature": float("inf")}, None),
@@ -103,6 +112,12 @@ def test_bad_values_are_refused_by_name(
         ({"stop": ["x"] * 20}, "at most 16 items"),
         ({"stop": "x" * 2000}, "at most 1024 characters"),
         ({"tool_choice": "sometimes"}, "'none', 'auto' or 'required'"),
+        ({"messages": [{}]}, "Missing parameter: 'messages[0].role'."),
+        ({"messages": [{"role": "user", "content": [{}]}]}, "parameter: 'messages[0].content[0].type'."),
+        ({"tool_choice": {}}, "Missing parameter: 'tool_choice.type'."),
+        ({"messages": ["x"]}, "Invalid value for 'messages[0]': Input should be an object"),
+        ({"speculative": True}, "Invalid value for 'speculative': Input should be an object"),
+        ({"logit_bias": []}, "Invalid value for 'logit_bias': Input should be an object"),
         ({"tool_choice": {"type": "x"}}, "'x' is not known here; these are: 'function'"),
         ({"chat_template_kwargs": {"mode": "x" * 2000}}, "at most 1024 characters"),
     ],

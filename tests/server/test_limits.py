@@ -154,6 +154,11 @@ def test_pages_of_named_origins_may_ask(start_server: StartServer) -> None:
                 assert response.headers["access-control-allow-origin"] == origin
                 assert "X-Request-Id" in response.headers["access-control-expose-headers"]
         for origin in ("https://evil.example", "null", "https://a.example.evil.example"):
-            assert "access-control-allow-origin" not in preflight(http, origin).headers
+            denied = preflight(http, origin)
+            assert denied.status_code == 400
+            assert denied.json()["error"]["code"] == "forbidden_origin"
+            assert origin in denied.json()["error"]["message"]
+            assert "Origin" in denied.headers["vary"]
+            assert "access-control-allow-origin" not in denied.headers
             response = http.post(CHAT, json=VALID, headers={"Origin": origin, "Authorization": "Bearer k"})
             assert "access-control-allow-origin" not in response.headers

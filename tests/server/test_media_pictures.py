@@ -145,6 +145,12 @@ def test_bombs_are_refused_on_their_header(side: int) -> None:
     assert refused(bytes(gif)) == "image_too_large"
 
 
+@pytest.mark.parametrize("side", [6_400, 2**31 - 1])
+def test_a_bomb_is_told_our_own_limit(side: int) -> None:
+    with pytest.raises(MediaError, match="more than 40000000 pixels"):
+        open_picture(png(side, side, (b"IDAT", zlib.compress(b"\0" * 100))), 40_000_000)
+
+
 def test_bombs_of_compressed_text_are_refused() -> None:
     text = b"key\0\0" + zlib.compress(b"a" * 200_000_000, 9)
     assert refused(png(4, 4, (b"zTXt", text))) == "invalid_image"

@@ -194,6 +194,19 @@ def test_complaints_use_the_names_of_this_address(live: Live, http: httpx.Client
     refused(http, "max_output_tokens", max_output_tokens=0)
     refused(http, "max_tokens", "unknown_parameter", max_tokens=5)
     refused(http, "metadata.a", metadata={"a": 1})
+    nested = {"type": "function", "function": {"name": "f"}}
+    told = refused(http, "tools[0].name", "missing_parameter", tools=[nested])
+    assert told == "Missing parameter: 'tools[0].name'."
+    refused(http, "tools[1].parameters", tools=[FUNCTION, {**FUNCTION, "parameters": {"type": "array"}}])
+    refused(http, "tools[0].function", "unknown_parameter", tools=[FUNCTION | nested])
+    refused(http, "tool_choice.name", "missing_parameter", tools=[FUNCTION], tool_choice=nested)
+    refused(http, "tool_choice", tools=[FUNCTION], tool_choice="f")
+    refused(http, "tool_choice", tools=[FUNCTION], tool_choice={"type": "function", "name": "g"})
+    some = {"type": "allowed_tools", "mode": "auto", "tools": [nested]}
+    refused(http, "tool_choice.tools[0].name", "missing_parameter", tools=[FUNCTION], tool_choice=some)
+    refused(http, "tool_choice.mode", tools=[FUNCTION], tool_choice={**some, "mode": "x", "tools": []})
+    form = {"type": "json_schema", "name": "n", "schema": 5}
+    refused(http, "text.format.schema", text={"format": form})
     assert live.engine.requests == []
 
 
@@ -231,6 +244,24 @@ def test_calls_of_functions_are_items(live: Live, client: openai.OpenAI, step: i
     assert [item.id for item in ended] == [item.id for item in events[-1].response.output]
     with client.responses.stream(model=MODEL, input="Hi", tools=FUNCTIONS) as stream:
         assert call_items(stream.get_final_response().output) == CALLED
+
+
+def test_a_call_that_a_stop_string_cut_is_incomplete(live: Live, client: openai.OpenAI) -> None:
+    live.engine.answer = live.engine.says(CALLS)
+    items = ask(client, tools=FUNCTIONS, extra_body={"stop": "x"}).output
+    assert [(item.type, item.status) for item in items] == [
+        ("message", "completed"),
+        ("function_call", "incomplete"),
+    ]
+
+
+def test_some_functions_may_be_called(live: Live, client: openai.OpenAI) -> None:
+    named = [{"type": "function", "name": "g"}]
+    ask(client, tools=FUNCTIONS, tool_choice={"type": "allowed_tools", "mode": "required", "tools": named})
+    grammar = live.engine.requests[-1].sampling.grammar
+    assert grammar is not None
+    assert '\\"g\\"' in grammar
+    assert '\\"f\\"' not in grammar
 
 
 def test_calls_and_what_they_gave_can_be_sent_back(live: Live, client: openai.OpenAI) -> None:

@@ -122,6 +122,18 @@ def test_version(http: httpx.Client) -> None:
     assert http.get("/version").json()["version"]
 
 
+@pytest.mark.parametrize(
+    "path", ["/health", "/ready", "/metrics", "/version", "/v1/models", f"/v1/models/{MODEL}", "/"]
+)
+def test_head_is_get_without_a_body(live: Live, http: httpx.Client, path: str) -> None:
+    got, head = http.get(path), http.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["Content-Type"] == got.headers["Content-Type"]
+    live.engine.state = "restarting"
+    assert http.head("/ready").status_code == 503
+    assert http.head("/v1/models/none").status_code == 404
+
+
 def test_request_ids(http: httpx.Client, live: Live) -> None:
     response = http.post(CHAT, json=VALID, headers={"X-Request-Id": "abc"})
     assert response.headers["X-Request-Id"] == "abc"
@@ -185,6 +197,19 @@ def test_every_address_but_probes_and_the_page_needs_a_key(start_server: StartSe
         assert client.chat.completions.create(**VALID).choices[0].message.content
     with live.openai(api_key="wrong") as client, pytest.raises(openai.AuthenticationError):
         client.models.list()
+
+
+def test_keys_that_are_not_ascii(start_server: StartServer) -> None:
+    """As curl and most clients send them, in UTF-8, and as browsers and Python's libraries do, in Latin-1."""
+    live = start_server(api_key=["s\xe9k\xe0", "\u5bc6\u94a5"])
+    with live.http() as http:
+
+        def status(key: bytes) -> int:
+            return http.get("/v1/models", headers={"Authorization": b"Bearer " + key}).status_code
+
+        assert status("s\xe9k\xe0".encode()) == status("s\xe9k\xe0".encode("latin-1")) == 200
+        assert status("\u5bc6\u94a5".encode()) == 200
+        assert {status(key) for key in (b"sek\xe0", b"s\xe9k", b"??", b"\xc6\xa5")} == {401}
 
 
 def test_behind_a_proxy_that_strips_a_prefix(start_server: StartServer) -> None:

@@ -85,6 +85,26 @@ def test_an_answer_of_calls_alone_has_no_content(live: Live, client: openai.Open
     assert ask(client, max_tokens=40).choices[0].finish_reason == "length", "a call that was cut is no call"
 
 
+@pytest.mark.parametrize(
+    ("text", "stop", "reason"),
+    [
+        (CALL, "city", "stop"),
+        (CALL, "get", "stop"),
+        (CALL, "</tool_call>", "tool_calls"),
+        (CALL, "}\n", "tool_calls"),
+        (CALLS, "get_time", "stop"),
+        (CALL[: CALL.index("city")], "elsewhere", "stop"),
+    ],
+)
+def test_an_answer_whose_last_call_is_cut_does_not_end_in_calls(
+    live: Live, client: openai.OpenAI, text: str, stop: str, reason: str
+) -> None:
+    """Clients run calls for that reason."""
+    live.engine.answer = live.engine.says(text, step=3)
+    assert ask(client, stop=stop).choices[0].finish_reason == reason
+    assert list(ask(client, stop=stop, stream=True))[-1].choices[0].finish_reason == reason
+
+
 def test_text_stays_text_without_tools(live: Live, client: openai.OpenAI) -> None:
     live.engine.answer = live.engine.says(CALL)
     for fields in ({"tools": openai.omit}, {"tool_choice": "none"}):
@@ -221,6 +241,8 @@ def schema(value: Any) -> dict[str, Any]:
         ({"tools": [{"type": "function", "function": {"name": "no spaces"}}]}, "tools[0].function.name"),
         ({"tools": [{"type": "function", "function": {"name": "f", "parameters": DEEP}}]},
          "tools[0].function.parameters"),
+        ({"tools": [named("f", parameters={"type": "string"})]}, "tools[0].function.parameters"),
+        ({"tools": [TIME, named("f", parameters={"type": ["array"]})]}, "tools[1].function.parameters"),
         ({"tools": [TIME, TIME]}, "tools"),
         ({"tools": [TIME] * 129}, "tools"),
         ({"tools": [named(f"f{i}", description="x" * 90_000) for i in range(5)]}, "tools"),
@@ -247,6 +269,16 @@ def test_what_is_refused_names_its_field(
     assert live.engine.requests == []
 
 
+def test_arguments_that_are_no_object_are_refused_with_the_functions_name(http: httpx.Client) -> None:
+    for kind in ("string", ["null", 7], None):
+        tools = [TIME, named("weather", parameters={"type": kind})]
+        message = http.post(CHAT, json={"messages": HI, "tools": tools}).json()["error"]["message"]
+        assert "'weather'" in message
+        assert "'type' must be 'object'" in message
+        assert json.dumps(kind) in message
+    assert http.post(CHAT, json={"messages": HI, "tools": [named("f", parameters={})]}).status_code == 200
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("fields", "param"),
@@ -267,3 +299,15 @@ def test_a_grammar_that_the_engine_refuses_is_a_bad_request(
     error = answer.json()["error"]
     assert (error["param"], error["code"]) == (param, "invalid_grammar")
     assert "no" in error["message"]
+
+
+@pytest.mark.parametrize("form", [{}, {"response_format": schema({})}])
+def test_a_function_that_the_engine_refuses_is_named(
+    live: Live, http: httpx.Client, form: dict[str, Any]
+) -> None:
+    """The engine knows it as a rule of the grammar."""
+    live.engine.answer = live.engine.rejects(RequestRejectedError("invalid_grammar", "in 'call_1': no 'not'"))
+    answer = http.post(CHAT, json={"messages": HI, "tools": TOOLS, "tool_choice": "required"} | form)
+    error = answer.json()["error"]
+    assert (error["param"], error["code"]) == ("tools", "invalid_grammar")
+    assert error["message"] == "in the parameters of the function 'get_time': no 'not'"
