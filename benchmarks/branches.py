@@ -36,12 +36,12 @@ def measure(settings: Settings) -> dict[str, Any]:
         for found in traces.values()
     ), "what the draft sees changed an answer"
     results = {way: _described(found, traces[BASE]) for way, found in traces.items()}
-    best = min(result["seconds_to_none"]["median"] for result in results.values())
+    ratio = results["auto"]["seconds_to_none"]["median"]  # what a request gets that does not say
     return {
         "unit": "seconds from ten decoded pictures to the last token",
         "pictures": PICTURES,
         "ways": results,
-        "figures": [judged("ten pictures, best way over whole ones, seconds", best, 1.0, at_least=False)],
+        "figures": [judged("ten pictures, auto over whole ones, seconds", ratio, 1.0, at_least=False)],
     }
 
 

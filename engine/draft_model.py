@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ class DraftModel:
     def forward(self, context: AttentionContext, joined: torch.Tensor) -> torch.Tensor:
         """Next states ``[N, hidden]`` of a row; writes its KV."""
         positions = context.batch.positions.unsqueeze(-2)
-        with torch_threads(self._num_threads if context.groups else torch.get_num_threads()):
+        with torch_threads(self._num_threads) if context.groups else nullcontext():
             out: torch.Tensor = self._module.run(joined[None], positions, context=context)
         return out[0]
 

@@ -66,31 +66,27 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._forget()
-        self._is_read()
+        if self._unread is not None:
+            self._unread.cancel()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._is_read()
         self._unread = self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._is_read()
+        if self._unread is not None:
+            self._unread.cancel()
 
     def timeout_keep_alive_handler(self) -> None:
         self._hang_up()
-
-    def _is_read(self) -> None:
-        if self._unread is not None:
-            self._unread.cancel()
-            self._unread = None
 
     def _hang_up(self) -> None:
         """A close waits until all is sent: for ever, if the last answer is not read."""
         if self.transport.get_write_buffer_size():
             self.transport.abort()
         else:
-            super().timeout_keep_alive_handler()
+            self.transport.close()
 
     def _watch(self) -> None:
         """Time runs while nothing is asked. More bytes of what is no request yet gain none."""

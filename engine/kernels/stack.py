@@ -55,14 +55,11 @@ class KernelStack:
         return self._run(embeddings, context, planned) if self._shown[axes] else None
 
     def _run(self, embeddings: Tensor, context: AttentionContext, planned: FewRows) -> Tensor:
-        x, positions = embeddings[None], context.batch.positions.unsqueeze(-2)
-        cos, sin = self._model.rotary_emb(x, positions)
-        if cos.shape[:2] != x.shape[:2]:
-            raise ValueError(f"one angle for each row was expected, got {list(cos.shape)}")
+        cos, sin = self._angles(embeddings, context)
         cache = context.cache
         out = self._kernels.layers(
             self._parts,
-            x,
+            embeddings[None],
             *(cos, sin),
             [cache.keys[index] for index in self._indices],
             [cache.values[index] for index in self._indices],
@@ -72,15 +69,20 @@ class KernelStack:
         normed: Tensor = self._model.norm(out)[0]
         return normed
 
+    def _angles(self, embeddings: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
+        cos, sin = self._model.rotary_emb(embeddings[None], context.batch.positions.unsqueeze(-2))
+        return cos, sin
+
     def _is_shown(self, embeddings: Tensor, context: AttentionContext, planned: FewRows) -> bool:
-        positions = context.batch.positions.unsqueeze(-2)
-        given = {"inputs_embeds": embeddings[None], "position_ids": positions, "use_cache": False}
-        wanted = self._model(**given, context=context).last_hidden_state[0]
-        try:
-            shown = same(self._run(embeddings, context, planned), wanted)
-        except ValueError as error:
-            log.info("layers run one by one: %s", error)
-            return False
+        wanted = self._model(
+            inputs_embeds=embeddings[None],
+            position_ids=context.batch.positions.unsqueeze(-2),
+            use_cache=False,
+            context=context,
+        ).last_hidden_state[0]
+        cos, _ = self._angles(embeddings, context)
+        fits = cos.shape == (1, len(embeddings), self._layers[0].parts.heads.dim)
+        shown = fits and same(self._run(embeddings, context, planned), wanted)
         if not shown:
             log.info("layers run one by one, as this model does something between them")
         return shown
