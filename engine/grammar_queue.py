@@ -42,10 +42,13 @@ class GrammarQueue:
 
 
 def _outcome(future: Future[Grammar]) -> GrammarState | GrammarError:
-    try:
+    """The error of a grammar is looked at, not raised: it is kept with the grammar for others who ask for it,
+    and each raise would add the frames of that moment, and all that they hold, to its traceback.
+    """
+    error = future.exception()
+    if error is None:
         return future.result().begin()
-    except GrammarError as error:
+    if isinstance(error, GrammarError):
         return error
-    except Exception:
-        log.exception("a grammar could not be compiled")
-        return GrammarError("it could not be compiled")
+    log.error("a grammar could not be compiled", exc_info=error)
+    return GrammarError("it could not be compiled")

@@ -1,0 +1,57 @@
+"""Requests that wait for their grammars."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+
+import pytest
+from llguidance import LLTokenizer
+
+from engine.grammar import GrammarCompiler, GrammarError
+from engine.grammar_queue import GrammarQueue
+from engine.messages import GenerateRequest, SamplingParams
+from processing.prompt import Prompt
+
+
+class Caller:
+    """Whoever takes from the queue: its frame must not outlive the call."""
+
+    def take(self, queue: GrammarQueue) -> list[str]:
+        while not (taken := queue.take(idle=True)):
+            pass
+        assert all(isinstance(grammar, GrammarError) for _, grammar in taken)
+        return [request.request_id for request, _ in taken]
+
+
+def unusable(message: str) -> Callable[[], LLTokenizer]:
+    def load() -> LLTokenizer:
+        raise GrammarError(message)
+
+    return load
+
+
+def broken() -> LLTokenizer:
+    raise RuntimeError("no tokenizer")
+
+
+@pytest.mark.parametrize("load", [unusable("it cannot be"), broken], ids=["refused", "failed"])
+def test_a_grammar_that_is_refused_again_and_again_keeps_nobody(load: Callable[[], LLTokenizer]) -> None:
+    """The error is kept with the grammar; with each raise of it, it would keep one more stack of frames."""
+    queue = GrammarQueue(GrammarCompiler(load))
+    callers = []
+    for number in range(5):
+        queue.put(
+            GenerateRequest(
+                request_id=str(number),
+                prompt=Prompt(token_ids=[1]),
+                sampling=SamplingParams(max_tokens=1, grammar="start: /a/"),
+            )
+        )
+        caller = Caller()
+        assert caller.take(queue) == [str(number)]
+        callers.append(weakref.ref(caller))
+        del caller
+    gc.collect()
+    assert [caller() for caller in callers] == [None] * 5
