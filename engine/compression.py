@@ -7,10 +7,12 @@ the draft.
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 
 from compressors.base import Compressor, Picture
-from compressors.elastic import LEARNED, Elastic, training_free
+from compressors.elastic import TRAINING_FREE, Elastic, training_free
 from engine.adapters.base import Adapter
 from engine.config import CompressorName, SpeculativeConfig
 from engine.draft_slots import WHOLE, View
@@ -24,15 +26,17 @@ RATIO = 5.0
 
 
 class Compression:
-    """``trained``: the compressor that came with the draft, where its tensors are. Raises ``ModelLoadError``
-    for settings that it cannot honour.
+    """``trained``: the compressor that came with the draft, where its tensors are. ``knows_attention``:
+    whether pictures have scores. Raises ``ModelLoadError`` for settings that it cannot honour.
     """
 
-    def __init__(self, settings: SpeculativeConfig, trained: Elastic | None = None) -> None:
+    def __init__(
+        self, settings: SpeculativeConfig, trained: Elastic | None = None, *, knows_attention: bool = False
+    ) -> None:
         self._trained, self._ratios = trained, settings.compressor_ratios
         self._branches: dict[CompressorName, Compressor] = {}
         try:
-            self._branches = self._find_branches()
+            self._branches = self._find_branches(knows_attention=knows_attention)
         except ValueError as error:
             raise ModelLoadError(f"compressor_ratios: {error}") from error
         missing = {*self._ratios, settings.compressor} - {*self._branches, "auto"}
@@ -80,17 +84,16 @@ class Compression:
             self._by_tag.setdefault(way.tag, way)
         return [way.tag for way in ways]
 
-    def _find_branches(self) -> dict[CompressorName, Compressor]:
+    def _find_branches(self, *, knows_attention: bool) -> dict[CompressorName, Compressor]:
         trained = {} if self._trained is None else dict(self._trained.branches.items())
-        if "prune_attention" in trained:
+        if "prune_attention" in trained and not knows_attention:
             raise ModelLoadError("prune_attention needs what the vision tower attends to, which is not known")
         found: dict[CompressorName, Compressor] = {}
-        names: tuple[CompressorName, ...] = ("none", "text_only", "prune", "pool", "conv", "resampler")
-        for name in names:
+        for name in get_args(CompressorName):
             branch = trained.get(name)
             if isinstance(branch, Compressor):
                 found[name] = self._at_ratio(branch)
-            elif name not in LEARNED:
+            elif name in TRAINING_FREE and (name != "prune_attention" or knows_attention):
                 found[name] = self._at_ratio(training_free(name, RATIO))
         return found
 
@@ -120,5 +123,5 @@ class Compression:
         return min(keeping, key=lambda way: way.num_kept(picture))
 
 
-def picture_of(view: View) -> Picture:
-    return Picture(view.grids, view.image.hash)
+def picture_of(view: View, scores: torch.Tensor | None = None) -> Picture:
+    return Picture(view.grids, view.image.hash, scores)

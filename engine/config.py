@@ -10,9 +10,9 @@ Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-CompressorName = Literal["auto", "none", "prune", "pool", "conv", "resampler", "text_only"]
+CompressorName = Literal["auto", "none", "prune", "prune_attention", "pool", "conv", "resampler", "text_only"]
 """``auto``: the gate of the draft's own compressor, if it has one, else all visual tokens."""
-RatioName = Literal["prune", "pool", "conv", "resampler"]
+RatioName = Literal["prune", "prune_attention", "pool", "conv", "resampler"]
 
 MAX_TREE_NODES = 64
 """Nodes of a draft tree with its root: a node's ancestors are the bits of one 64-bit integer."""

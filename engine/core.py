@@ -6,8 +6,7 @@ import itertools
 import time
 from functools import partial
 
-import torch
-
+from engine.adapters.base import Encoded
 from engine.admission import Admission, Rejected
 from engine.checkpoint import read_eos_token_ids
 from engine.config import CompressorName, EngineConfig
@@ -67,7 +66,7 @@ class EngineCore:
         self.target = target
         self._eos_token_ids = eos_token_ids
         self._pool = PagePool(sizes.num_pages)
-        self._embeddings: EncoderCache[torch.Tensor] = EncoderCache(config.encoder_cache_tokens)
+        self._embeddings: EncoderCache[Encoded] = EncoderCache(config.encoder_cache_tokens)
         cache = KVCache(target.kv_shape, sizes.num_pages, config.page_size, target.device, target.attention)
         self._runner = Runner(target, cache, self._embeddings, config.page_size)
         drafter = make_drafter(config, target, sizes)

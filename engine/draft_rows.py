@@ -28,11 +28,14 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(slots=True, frozen=True)
 class _Cut:
-    """A picture that is compressed. ``rows``: of its visual tokens among all tokens, ``[N]``."""
+    """A picture that is compressed. ``rows``: of its visual tokens among all tokens, ``[N]``. ``scores``
+    float ``[N]``: what the encoder attended to, where it told.
+    """
 
     block: Block
     member: int
     rows: Indices
+    scores: torch.Tensor | None
 
 
 @dataclass(slots=True)
@@ -96,7 +99,7 @@ class DraftRows:
             assert tag is not None
             members = [i for i, cut in enumerate(cuts) if cut.block.tag == tag]
             (rows,) = to_device([np.concatenate([cuts[i].rows for i in members])], inputs.device)
-            pictures = [picture_of(cuts[i].block.view) for i in members]
+            pictures = [picture_of(cuts[i].block.view, cuts[i].scores) for i in members]
             found.update(zip(members, self._compression.branch(tag)(inputs[rows], pictures), strict=True))
         ordered = [found[i] for i in range(len(cuts))]
         sources = torch.cat([one.sources for one in ordered]).cpu()  # one copy for all
@@ -124,7 +127,8 @@ def _cuts(taken: Seq[CatchUp]) -> list[_Cut]:
         for block in _draft_of(one).blocks_to(one.end):
             if block.is_cut:
                 runs = [np.arange(start, start + length) for start, length in block.view.image.spans]
-                cuts.append(_Cut(block, member, np.concatenate(runs) - one.start + first))
+                rows = np.concatenate(runs) - one.start + first
+                cuts.append(_Cut(block, member, rows, one.image_scores.get(block.view.key)))
         first += one.count
     return cuts
 

@@ -49,6 +49,7 @@ def choose_drafter(config: EngineConfig, target: TargetModel, sizes: Sizes) -> D
         max_num_seqs=config.max_num_seqs,
         lookup=lookup,
         settings=config.speculative,
+        knows_attention=target.adapter.knows_attention,
     )
 
 

@@ -80,10 +80,13 @@ class EagleDrafter:
         max_num_seqs: int,
         lookup: NgramSource | None = None,
         settings: SpeculativeConfig | None = None,
+        knows_attention: bool = False,
     ) -> None:
         own_pages = num_pages + spare_pages(max_num_seqs, page_size)
         self.model, self.lookup = model, lookup
-        self.compression: Compression | None = Compression(settings or SpeculativeConfig(), model.compressor)
+        self.compression: Compression | None = Compression(
+            settings or SpeculativeConfig(), model.compressor, knows_attention=knows_attention
+        )
         self.cache = KVCache(model.kv_shape, own_pages, page_size, model.device, model.attention)
         pages = DraftPages(
             PagePool(own_pages),
@@ -101,7 +104,9 @@ class EagleDrafter:
         self._embed = embed
 
     def keep(self, spans: Seq[Span], outcome: Outcome) -> None:
-        self._follower.features.keep(spans, outcome.paths, outcome.features, outcome.embeddings)
+        self._follower.features.keep(
+            spans, outcome.paths, outcome.features, outcome.embeddings, outcome.image_scores
+        )
 
     def num_behind(self, sequence: Sequence) -> int:
         """In slots: what the draft has to run."""

@@ -9,6 +9,7 @@ tensors and positions; nothing of the draft's weights or of trees.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
@@ -32,11 +33,13 @@ MAX_WAITING_IN_ALL = 131072
 class _Waiting:
     """Features of tokens ``first - 1 .. num_computed``, in pieces ``[*, size]``, and the embeddings of prompt
     tokens among them as (first token, ``[*, hidden]``): a picture's cannot be looked up by token id.
+    ``image_scores``: of the pictures among them, by key, where the encoder gave any.
     """
 
     first: int
     features: list[torch.Tensor] = field(default_factory=list)
     embeddings: list[tuple[int, torch.Tensor]] = field(default_factory=list)
+    image_scores: dict[bytes, torch.Tensor] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
@@ -52,7 +55,7 @@ class _Waiting:
 class CatchUp:
     """What the draft is to see of one sequence: tokens ``start .. end``.
 
-    ``features``: ``[end - start, size]``, of the tokens before each; ``embeddings``: see ``_Waiting``.
+    ``features``: ``[end - start, size]``, of the tokens before each; the rest: see ``_Waiting``.
     """
 
     sequence: Sequence
@@ -60,6 +63,7 @@ class CatchUp:
     end: int
     features: torch.Tensor
     embeddings: list[tuple[int, torch.Tensor]]
+    image_scores: dict[bytes, torch.Tensor]
 
     @property
     def count(self) -> int:
@@ -82,6 +86,7 @@ class FeatureStore:
         paths: Seq[Seq[int]],
         features: torch.Tensor,
         embeddings: torch.Tensor,
+        image_scores: Mapping[bytes, torch.Tensor],
     ) -> None:
         """Take what a step computed, before its tokens are committed.
 
@@ -98,7 +103,7 @@ class FeatureStore:
         for span, path in zip(spans, paths, strict=True):
             count = span.length + len(path)
             own = embeddings[row : row + span.length]
-            room -= self._wait(span, kept[first : first + count], own, room)
+            room -= self._wait(span, kept[first : first + count], own, image_scores, room)
             first, row = first + count, row + span.num_rows
         if len(ends):  # after the sequences took what they need of older page ends
             index = torch.from_numpy(ends).to(features.device)
@@ -112,11 +117,12 @@ class FeatureStore:
         waiting = self._waiting[draft]
         features = waiting.joined()
         rest = features[end - waiting.first :]
-        later = [(first, own) for first, own in waiting.embeddings if first + len(own) > end]
+        later = [(first, piece) for first, piece in waiting.embeddings if first + len(piece) > end]
         # A view would keep what was taken in memory.
-        self._waiting[draft] = _Waiting(end, [rest.clone()] if len(rest) else [], later)
+        own = [rest.clone()] if len(rest) else []
+        self._waiting[draft] = _Waiting(end, own, later, waiting.image_scores)
         taken = features[start - waiting.first : end - waiting.first]
-        return CatchUp(sequence, start, end, taken, waiting.embeddings)
+        return CatchUp(sequence, start, end, taken, waiting.embeddings, waiting.image_scores)
 
     def is_full(self, sequence: Sequence) -> bool:
         """Whether so much waits behind a picture that is not decided about that its draft must go on."""
@@ -129,7 +135,14 @@ class FeatureStore:
         first = waiting.first - 1
         return waiting.joined()[start - first : end - first]
 
-    def _wait(self, span: Span, features: torch.Tensor, embeddings: torch.Tensor, room: int) -> int:
+    def _wait(
+        self,
+        span: Span,
+        features: torch.Tensor,
+        embeddings: torch.Tensor,
+        image_scores: Mapping[bytes, torch.Tensor],
+        room: int,
+    ) -> int:
         """Keep what a span computed for its draft, if there is ``room`` for so many tokens; how many are
         kept.
         """
@@ -142,6 +155,8 @@ class FeatureStore:
         waiting.features.append(features.clone())  # a view would keep the whole step's row in memory
         if span.start < span.sequence.num_prompt_tokens:
             waiting.embeddings.append((span.start, embeddings.clone()))
+            for key, _ in span.sequence.images_in(span.start, span.end) if image_scores else ():
+                waiting.image_scores[key] = image_scores[key]
         # Behind an undecided picture it waits for the gate, which gives way in time: see ``is_full``.
         end = draft.reach(span.end) if draft.undecided else span.end
         if end - draft.num_seen > MAX_WAITING or len(features) > room:

@@ -68,7 +68,7 @@ def encode_most(config: EngineConfig, target: TargetModel, max_tokens: int) -> t
         return torch.Size((0, 0))
     image = _largest_image(config)
     encoded = target.encode_images([image] * max(1, max_tokens // image.num_tokens))
-    return torch.Size((sum(len(features) for features in encoded), encoded[0].shape[1]))
+    return torch.Size((sum(len(one.values) for one in encoded), encoded[0].values.shape[1]))
 
 
 def _largest_image(config: EngineConfig) -> ImageInput:

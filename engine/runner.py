@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from engine.adapters.base import Encoded
 from engine.attention import prepare
 from engine.batch import build_batch, part_of
 from engine.encoder_cache import EncoderCache
@@ -37,13 +38,15 @@ log = logging.getLogger(__name__)
 class Outcome:
     """``walks``: one a span, ``None`` for a prompt that is not through yet. ``prompt_logprobs``: what each
     span adds to its sequence's. ``features`` ``[N, size]`` and ``embeddings`` ``[N, hidden]``: of the whole
-    row. ``seconds``: what all of it took.
+    row. ``image_scores``: of its pictures by key, where the encoder gave any. ``seconds``: what all of it
+    took.
     """
 
     walks: list[Walk | None]
     prompt_logprobs: list[list[TokenLogprobs]]
     features: torch.Tensor
     embeddings: torch.Tensor
+    image_scores: dict[bytes, torch.Tensor]
     seconds: float
 
     @property
@@ -55,7 +58,7 @@ class Runner:
     """One target with its KV and its pictures' embeddings."""
 
     def __init__(
-        self, target: TargetModel, cache: KVCache, embeddings: EncoderCache[torch.Tensor], page_size: int
+        self, target: TargetModel, cache: KVCache, embeddings: EncoderCache[Encoded], page_size: int
     ) -> None:
         self._target = target
         self._cache = cache
@@ -69,19 +72,19 @@ class Runner:
         """
         if not images:
             return {}
-        encoded: Seq[torch.Tensor | Failure]
+        encoded: Seq[Encoded | Failure]
         try:
             encoded = self._target.encode_images(list(images.values()))
         except Exception:  # whatever a vision tower may raise, others go on
             log.exception("encoding %d pictures at once failed", len(images))
             encoded = [self._encode_alone(image) for image in images.values()]
-        finite = iter(_all_finite([features for features in encoded if isinstance(features, torch.Tensor)]))
+        finite = iter(_all_finite([one.values for one in encoded if isinstance(one, Encoded)]))
         failed = {}
-        for key, features in zip(images, encoded, strict=True):
-            if not isinstance(features, torch.Tensor):
-                failed[key] = features
+        for key, one in zip(images, encoded, strict=True):
+            if not isinstance(one, Encoded):
+                failed[key] = one
             elif next(finite):
-                self._embeddings.put(key, features)
+                self._embeddings.put(key, one)
             else:
                 failed[key] = NOT_ENCODED
         return failed
@@ -127,7 +130,9 @@ class Runner:
                 walks[i] = walked
         scores = score_prompts(spans, batch.span_starts[:-1], hidden, self._target.logits)
         self._compact(spans, walks)
-        return Outcome(walks, scores, features, embeddings, time.monotonic() - started)
+        return Outcome(
+            walks, scores, features, embeddings, self._image_scores(spans), time.monotonic() - started
+        )
 
     def _compact(self, spans: Seq[Span], walks: Iterable[Walk | None]) -> None:
         """Bring the KV of accepted nodes into logical order: node ``path[i]`` becomes token ``i + 1`` after
@@ -151,7 +156,7 @@ class Runner:
                 torch.from_numpy(np.concatenate(targets)).to(device),
             )
 
-    def _encode_alone(self, image: ImageInput) -> torch.Tensor | Failure:
+    def _encode_alone(self, image: ImageInput) -> Encoded | Failure:
         try:
             return self._target.encode_images([image])[0]
         except Exception as error:
@@ -167,11 +172,20 @@ class Runner:
                 chosen = np.flatnonzero((positions >= span.start) & (positions < span.end))
                 if not len(chosen):
                     continue
-                features = self._embeddings.get(key)
-                rows = torch.from_numpy(positions[chosen] - span.start + first_row).to(features.device)
-                placements.append((rows, features[int(chosen[0]) : int(chosen[-1]) + 1]))
+                values = self._embeddings.get(key).values
+                rows = torch.from_numpy(positions[chosen] - span.start + first_row).to(values.device)
+                placements.append((rows, values[int(chosen[0]) : int(chosen[-1]) + 1]))
             first_row += span.num_rows
         return placements
+
+    def _image_scores(self, spans: Seq[Span]) -> dict[bytes, torch.Tensor]:
+        found = {}
+        for span in spans:
+            for key, _ in span.sequence.images_in(span.start, span.end):
+                scores = self._embeddings.get(key).scores
+                if scores is not None:
+                    found[key] = scores
+        return found
 
 
 def is_out_of_memory(error: Exception) -> bool:

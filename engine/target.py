@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from engine import attention
 from engine.adapters import adapter_for
-from engine.adapters.base import Adapter
+from engine.adapters.base import Adapter, Encoded
 from engine.attention import AttentionContext
 from engine.cache_folder import cache_folder
 from engine.checkpoint import (
@@ -136,11 +136,14 @@ class TargetModel:
         return int(self.adapter.text_config.vocab_size)
 
     @torch.inference_mode()
-    def encode_images(self, images: list[ImageInput]) -> list[torch.Tensor]:
-        """What the adapter makes of each picture, ``[num_tokens, size]``."""
+    def encode_images(self, images: list[ImageInput]) -> list[Encoded]:
+        """What the adapter makes of each picture, in ``dtype``, and what is to be left of it."""
         with torch_threads(self.num_threads):
             encoded = self.adapter.encode_images([whole_of(image) for image in images])
-        return [compress(image, own.to(self.dtype)) for image, own in zip(images, encoded, strict=True)]
+        return [
+            compress(image, Encoded(own.values.to(self.dtype), own.scores))
+            for image, own in zip(images, encoded, strict=True)
+        ]
 
     @torch.inference_mode()
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:

@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from hashlib import blake2b
 
-import torch
-
 from compressors.base import Compressor, Grid, Picture, kept_grids
 from compressors.diverse import DiversePrune
 from compressors.pool import Pool
-from engine.adapters.base import Adapter
+from engine.adapters.base import Adapter, Encoded
 from engine.config import VisualCompression
 from processing.prompt import ImageInput, Prompt
 
@@ -73,13 +71,13 @@ def grids_of(image: ImageInput, adapter: Adapter) -> tuple[Grid, ...]:
     return tuple(kept if image.how.method == "pool" else [(1, rows * columns) for rows, columns in kept])
 
 
-def compress(image: ImageInput, features: torch.Tensor) -> torch.Tensor:
-    """What is left of ``features`` ``[N, size]``, the encoder's of that picture: ``[num_tokens, size]``."""
+def compress(image: ImageInput, encoded: Encoded) -> Encoded:
+    """What is left of a picture, which was encoded whole. A token has the score of the one in its place."""
     if not isinstance(image, CompressedImage):
-        return features
-    (found,) = _compressor(image.how)(features, [Picture(image.grids, image.hash)])
-    values: torch.Tensor = found.values
-    return values
+        return encoded
+    (found,) = _compressor(image.how)(encoded.values, [Picture(image.grids, image.hash)])
+    scores = None if encoded.scores is None else encoded.scores[found.sources]
+    return Encoded(found.values, scores)
 
 
 def _compressor(how: VisualCompression) -> Compressor:

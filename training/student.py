@@ -65,6 +65,10 @@ def new_compressor(settings: TrainSettings, draft: EagleDraft) -> Elastic | None
     if settings.compressor == "off":
         return None
     names = settings.branches or BRANCHES[settings.compressor]
+    if any(name.startswith("prune_attention") for name in names):
+        raise TrainingError(
+            "--branches: prune_attention has nothing to learn from: no pictures' attention is kept"
+        )
     try:
         branches = tuple(BranchConfig(name, float(ratio or 1)) for name, _, ratio in map(_parted, names))
         config = ElasticConfig(settings.compressor, branches, settings.num_queries)

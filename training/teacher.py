@@ -127,7 +127,8 @@ class Teacher:
         embeddings: Tensor = self._embed(batch.ids)
         if not batch.images:
             return embeddings, {}
-        values = torch.cat(self._adapter.encode_images(batch.images)).to(embeddings)
+        encoded = self._adapter.encode_images(batch.images)
+        values = torch.cat([one.values for one in encoded]).to(embeddings)
         flat = embeddings.view(-1, embeddings.shape[-1])
         flat.index_copy_(0, batch.image_slots, values[:, : flat.shape[1]])
         return embeddings, self._adapter.image_inputs(batch.image_slots, values, batch.ids.shape)

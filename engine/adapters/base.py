@@ -6,6 +6,7 @@ paging, sampling and scheduling are the same for all and know no family.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -14,6 +15,17 @@ from transformers import PretrainedConfig, PreTrainedModel
 from compressors.base import Grid
 from engine.mrope import Positions
 from processing.prompt import ImageInput, Prompt
+
+
+@dataclass(slots=True, frozen=True)
+class Encoded:
+    """A picture of N visual tokens. ``values`` ``[N, size]``: their embeddings, and further columns where
+    ``image_inputs`` wants them. ``scores`` float32 ``[N]``: how much the vision tower attended to each, where
+    the adapter ``knows_attention``.
+    """
+
+    values: torch.Tensor
+    scores: torch.Tensor | None = None
 
 
 class Adapter(Protocol):
@@ -32,6 +44,11 @@ class Adapter(Protocol):
         """Whether a picture may have fewer visual tokens than its encoder makes of it: none of them stands
         for a place of its own, by position or by features that other layers add.
         """
+        return False
+
+    @property
+    def knows_attention(self) -> bool:
+        """Whether encoded pictures have ``scores``."""
         return False
 
     def __init__(self, model: PreTrainedModel) -> None: ...
@@ -58,11 +75,8 @@ class Adapter(Protocol):
     def check_image(self, image: ImageInput) -> None:
         """Raise ``ValueError`` if the tensors cannot be what the encoder expects."""
 
-    def encode_images(self, images: list[ImageInput]) -> list[torch.Tensor]:
-        """Embeddings of each picture, ``[num_tokens, hidden]``, in one batched pass where sizes allow.
-
-        Further columns are allowed, for ``image_inputs``.
-        """
+    def encode_images(self, images: list[ImageInput]) -> list[Encoded]:
+        """Each picture, in one batched pass where sizes allow."""
 
     def image_inputs(self, rows: torch.Tensor, values: torch.Tensor, shape: torch.Size) -> dict[str, Any]:  # noqa: ARG002
         """What the text model takes besides embeddings and positions where there are pictures: keyword

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from engine.adapters.base import Adapter
+from engine.adapters.base import Adapter, Encoded
 from engine.attention import ATTENTION_NAME
 from processing.prompt import ImageInput
 
@@ -44,5 +44,5 @@ class CausalLMAdapter(Adapter):
     def check_image(self, image: ImageInput) -> None:
         raise ValueError(f"this model takes text only, got a picture of {image.num_tokens} tokens")
 
-    def encode_images(self, images: list[ImageInput]) -> list[torch.Tensor]:
+    def encode_images(self, images: list[ImageInput]) -> list[Encoded]:
         raise NotImplementedError("check_image refuses every picture")

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from compressors.base import Grid
+from engine.adapters.clip_attention import ClassAttention
 from engine.adapters.vision import VisionAdapter, tensor_of
 from engine.errors import ModelLoadError
 from processing.prompt import ImageInput
@@ -27,6 +28,12 @@ class LlavaAdapter(VisionAdapter):
         self._pixel_shape = (1, vision.num_channels, vision.image_size, vision.image_size)
         drop = config.vision_feature_select_strategy == "default"
         self._num_tokens = (vision.image_size // vision.patch_size) ** 2 + (0 if drop else 1)
+        is_clip = vision.model_type == "clip_vision_model"
+        self._attention = ClassAttention(model.model.vision_tower) if is_clip and drop else None
+
+    @property
+    def knows_attention(self) -> bool:
+        return self._attention is not None
 
     @classmethod
     def load(cls, path: str, **kwargs: object) -> PreTrainedModel:
@@ -48,3 +55,6 @@ class LlavaAdapter(VisionAdapter):
     def _encode(self, images: list[ImageInput]) -> list[torch.Tensor]:
         pixels = self._pixels([image.tensors["pixel_values"] for image in images])
         return list(self._model.get_image_features(pixels).pooler_output)
+
+    def _scores(self, images: list[ImageInput]) -> list[torch.Tensor] | list[None]:
+        return super()._scores(images) if self._attention is None else list(self._attention.scores())

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
 from compressors.base import Grid
-from engine.adapters.base import Adapter
+from engine.adapters.base import Adapter, Encoded
 from engine.adapters.causal_lm import CausalLMAdapter
 from engine.attention import ATTENTION_NAME
 from engine.errors import ModelLoadError
@@ -55,15 +55,15 @@ class VisionAdapter(Adapter):
     def image_token_id(self) -> int:
         return int(self._model.config.image_token_id)
 
-    def encode_images(self, images: list[ImageInput]) -> list[torch.Tensor]:
+    def encode_images(self, images: list[ImageInput]) -> list[Encoded]:
         """Raises ``ValueError`` if a picture has more or fewer embeddings than placeholders."""
-        encoded = self._encode(images)
-        for image, features in zip(images, encoded, strict=True):
-            if len(features) != image.num_tokens:
+        values = self._encode(images)
+        for image, own in zip(images, values, strict=True):
+            if len(own) != image.num_tokens:
                 raise ValueError(
-                    f"a picture of {len(features)} embeddings has {image.num_tokens} placeholder tokens"
+                    f"a picture of {len(own)} embeddings has {image.num_tokens} placeholder tokens"
                 )
-        return encoded
+        return [Encoded(own, scores) for own, scores in zip(values, self._scores(images), strict=True)]
 
     def grids(self, image: ImageInput) -> tuple[Grid, ...]:
         """Those of the family, unless they do not add up to the picture's tokens."""
@@ -79,6 +79,10 @@ class VisionAdapter(Adapter):
 
     def _encode(self, images: list[ImageInput]) -> list[torch.Tensor]:
         raise NotImplementedError
+
+    def _scores(self, images: list[ImageInput]) -> list[torch.Tensor] | list[None]:
+        """What the tower attended to, of the pictures that were just encoded."""
+        return [None] * len(images)
 
     def _pixels(self, arrays: list[np.ndarray]) -> torch.Tensor:
         """These arrays joined along their first axis, where and as the model wants them."""

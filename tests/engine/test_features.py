@@ -76,7 +76,7 @@ class Bench:
                 nodes[node] = value(sequence.request_id, start + length + depth)
             rows += own + nodes
         features = torch.tensor(rows)[:, None].expand(-1, SIZE).contiguous()
-        self.store.keep(spans, paths, features, -features)
+        self.store.keep(spans, paths, features, -features, {})
         for span, path in zip(spans, paths, strict=True):
             sequence = span.sequence
             sequence.num_computed = span.end + len(path)

@@ -39,8 +39,8 @@ def test_the_newline_of_each_row_is_in_the_last_column(
     target, _ = target_of(golden.folder)
     (image,) = golden.prompt("What?", [(7, size)]).images
     whole, tiles = target.adapter.grids(image)
-    (features,) = target.encode_images([image])
-    last = features[math.prod(whole) :].view(*tiles, -1)[:, -1]
+    (encoded,) = target.encode_images([image])
+    last = encoded.values[math.prod(whole) :].view(*tiles, -1)[:, -1]
     assert (last == golden.model.model.image_newline).all()
 
 

@@ -217,6 +217,7 @@ def eagle(
             caching=caching,
             max_num_seqs=config.max_num_seqs,
             settings=config.speculative,
+            knows_attention=target.adapter.knows_attention,
         )
         for name, value in attributes.items():
             setattr(drafter, name, value)

@@ -210,17 +210,27 @@ def noting(notes: list[Note]) -> dict[str, Any]:
     return {"notes": notes, "late": 0, "_starts": weakref.WeakKeyDictionary()}
 
 
-def dense_check(golden: Golden, prompts: list[Prompt], notes: list[Note], core: EngineCore) -> None:
-    """The draft's KV is that of one dense run over the text and the pictures, each compressed whole."""
+def dense_check(
+    golden: Golden,
+    prompts: list[Prompt],
+    notes: list[Note],
+    core: EngineCore,
+    scores: dict[bytes, torch.Tensor] | None = None,
+) -> None:
+    """The draft's KV is that of one dense run over the text and the pictures, each compressed whole.
+
+    ``scores``: of pictures by their hashes, where they are to be pruned by what the tower attended to.
+    """
     dense = DenseDraft(golden, draft_folder(golden.folder, 40, SELECT))
-    compression = Compression(SpeculativeConfig(), draft_model_of(golden.folder, 40, SELECT).compressor)
+    trained, scores = draft_model_of(golden.folder, 40, SELECT).compressor, scores or {}
+    compression = Compression(SpeculativeConfig(), trained, knows_attention=bool(scores))
     assert notes
     for note in notes:
         ways: list[Way] = []
         for image, tag in zip(note.images, note.tags, strict=True):
             assert tag is not None, "the draft goes without a picture"
             rows = np.concatenate([np.arange(start, start + length) for start, length in image.spans])
-            picture = Picture(core.target.adapter.grids(image), image.hash)
+            picture = Picture(core.target.adapter.grids(image), image.hash, scores.get(image.hash))
             ways.append((torch.from_numpy(rows), compression.branch(tag), picture))
         given = golden.inputs_of(prompts[int(note.request_id.split("/")[0])])
         keys, values = dense.compressed_kv(note.token_ids, note.images, given, ways)

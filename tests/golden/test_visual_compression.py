@@ -44,9 +44,9 @@ def shorter(golden: Golden, prompt: Prompt, how: VisualCompression) -> Prompt:
     embeddings = golden.model.get_input_embeddings()(torch.tensor(made.token_ids)).clone()
     compressor = (Pool if how.method == "pool" else DiversePrune)(how.ratio)
     for image, whole in zip(made.images, prompt.images, strict=True):
-        (features,) = target.adapter.encode_images([whole])
+        (encoded,) = target.adapter.encode_images([whole])
         grids = target.adapter.grids(whole)
-        (found,) = compressor(features, [Picture(grids, b"")])
+        (found,) = compressor(encoded.values, [Picture(grids, b"")])
         places = np.concatenate([np.arange(start, start + length) for start, length in image.spans])
         embeddings[places] = found.values
     golden.give(made, embeddings)
