@@ -326,7 +326,7 @@ def test_what_the_draft_cannot_do_is_refused(tiny: BuildCheckpoint) -> None:
     golden = load_golden(tiny("llava"))
     prompts = prompts_of(golden)[:1]
     core = core_with(golden, prompts, None)
-    assert core.info.compressors == ("auto", "none", "text_only", "prune", "pool")
+    assert core.info.compressors == ("auto", "none", "prune", "prune_attention", "pool", "text_only")
     for one in (ask("0", prompts[0], "conv"), ask("0", prompts[0], "pool", details=["low", "low"])):
         core.add(one)
         (output,) = core.step().outputs
