@@ -103,7 +103,7 @@ def compress(page: Page) -> None:
     """Another picture: what was seen of the example is not thrown away."""
     page.set_viewport_size({"width": 1280, "height": 1400})
     page.get_by_role("tab", name="Settings").click()
-    page.get_by_label("What the draft sees of pictures").select_option("prune")
+    page.get_by_label("What the draft sees of pictures").select_option("prune_attention")
     page.get_by_role("button", name="New chat").click()
     page.locator("#files").set_input_files(DOCS / "chart.png")
     page.get_by_role("textbox", name="Message").fill(QUESTION)
@@ -113,10 +113,10 @@ def compress(page: Page) -> None:
 
 
 def show_most_branching_round(page: Page) -> None:
-    """Of those with something accepted as well."""
+    """Of those with something accepted as well; not the last, which runs on behind the answer's end."""
     slider = page.get_by_role("slider", name="Round")
     branching = []
-    for number in range(1, int(slider.get_attribute("max") or 1) + 1):
+    for number in range(1, int(slider.get_attribute("max") or 2)):
         slider.fill(str(number))
         accepted, rejected = (page.locator(f"#tree g.{kind}").count() for kind in ("accepted", "rejected"))
         branching.append((min(accepted, rejected), rejected, number))
