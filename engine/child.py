@@ -20,7 +20,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from engine.config import EngineConfig
+from engine.config import EngineConfig, LogFormat
 from engine.messages import ClientMessage, EngineMessage
 from engine.wire import from_engine, to_engine
 from engine.worker import WorkerSpec
@@ -76,11 +76,11 @@ class EngineChild:
         self._resources.callback(self._inbox.close)
 
     @classmethod
-    async def start(cls, command: Sequence[str], config: EngineConfig) -> EngineChild:
+    async def start(cls, command: Sequence[str], config: EngineConfig, log_format: LogFormat) -> EngineChild:
         """Raises ``OSError`` if the process cannot be started."""
         child = cls()
         try:
-            await child._start(command, config)
+            await child._start(command, config, log_format)
         except BaseException as error:
             child._resources.close()
             if isinstance(error, zmq.ZMQError):
@@ -88,7 +88,7 @@ class EngineChild:
             raise
         return child
 
-    async def _start(self, command: Sequence[str], config: EngineConfig) -> None:
+    async def _start(self, command: Sequence[str], config: EngineConfig, log_format: LogFormat) -> None:
         folder = _private_folder()
         self._resources.callback(shutil.rmtree, folder, ignore_errors=True)
         spec = WorkerSpec(
@@ -96,6 +96,7 @@ class EngineChild:
             requests_address=f"ipc://{folder / 'requests'}",
             reports_address=f"ipc://{folder / 'reports'}",
             log_level=logging.getLogger().getEffectiveLevel(),
+            log_format=log_format,
         )
         # Whoever receives binds. A connecting sender has its queue from the start, so (without a high-water
         # mark) sending neither waits nor fails, and needs no asyncio.

@@ -8,6 +8,8 @@ import msgspec
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+LogFormat = Literal["auto", "json", "console"]
+"""``auto``: lines for people on a terminal, JSON elsewhere."""
 
 
 CompressorName = Literal["auto", "none", "prune", "prune_attention", "pool", "conv", "resampler", "text_only"]

@@ -1,20 +1,26 @@
-"""How the engine process logs: as the front end does by default, to the same stderr."""
+"""How the engine process logs: as the front end does, to the same stderr."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from typing import TextIO
 
 import structlog
 
+from engine.config import LogFormat
 
-def configure_logging(level: int) -> None:
-    """Lines for people on a terminal, JSON elsewhere. For the standard library's loggers."""
-    render: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer()]
-        if sys.stderr.isatty()
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    )
+
+def renderers(log_format: LogFormat, stream: TextIO) -> list[structlog.typing.Processor]:
+    """What makes a line of an event, in that order."""
+    for_people = stream.isatty() if log_format == "auto" else log_format == "console"
+    if for_people:
+        return [structlog.dev.ConsoleRenderer(colors=stream.isatty())]
+    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+
+
+def configure_logging(level: int, log_format: LogFormat) -> None:
+    """For the standard library's loggers."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -24,7 +30,10 @@ def configure_logging(level: int) -> None:
                 structlog.stdlib.ExtraAdder(),
                 structlog.processors.TimeStamper(fmt="iso", utc=True),
             ],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *renderers(log_format, sys.stderr),
+            ],
         )
     )
     logging.basicConfig(level=level, handlers=[handler])

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from engine.child import EngineChild, module_command
 from engine.client import EngineDeadError, EngineState
-from engine.config import EngineConfig
+from engine.config import EngineConfig, LogFormat
 from engine.messages import ClientMessage, EngineInfo, EngineStats, LoadFailed, Shutdown, StepReport
 from engine.streams import StreamingClient
 from engine.wire import WireError
@@ -80,11 +80,13 @@ class ProcessClient(StreamingClient):
         command: Sequence[str] | None = None,
         hang_timeout: float = HANG_SECONDS,
         restart: RestartPolicy = RestartPolicy(),
+        log_format: LogFormat = "auto",
     ) -> None:
         super().__init__()
         self._config = config
         self._command = module_command("engine") if command is None else command
         self._hang_timeout = hang_timeout
+        self._log_format = log_format
         self._backoff = Backoff(restart)
         self._failure = ""
         self._changed = asyncio.Event()
@@ -160,7 +162,7 @@ class ProcessClient(StreamingClient):
         """One engine process from start to end. When this returns, nothing of it is left."""
         run = Run()
         try:
-            child = await EngineChild.start(self._command, self._config)
+            child = await EngineChild.start(self._command, self._config, self._log_format)
         except OSError as error:
             run.reason = f"the engine process could not be started: {error}"
             return run

@@ -20,7 +20,7 @@ from typing import IO
 import msgspec
 import zmq
 
-from engine.config import EngineConfig
+from engine.config import EngineConfig, LogFormat
 from engine.core_protocol import CoreLoader
 from engine.errors import ModelLoadError
 from engine.logs import configure_logging
@@ -43,6 +43,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     requests_address: str
     reports_address: str
     log_level: int = logging.INFO
+    log_format: LogFormat = "auto"
 
 
 class Channel:
@@ -86,7 +87,7 @@ def main(load: CoreLoader) -> int:
     life_line = _take_stdin()
     spec = msgspec.json.decode(life_line.readline(), type=WorkerSpec)
     _end_with_parent(life_line, spec)
-    configure_logging(spec.log_level)
+    configure_logging(spec.log_level, spec.log_format)
     with zmq.Context() as context, contextlib.closing(Channel(spec, context)) as channel:
         return run_worker(load, spec.config, channel)
 

@@ -26,7 +26,8 @@ class Serve(ServeSettings):
         from server.run import serve
 
         model = self.model or demo_model()
-        sys.exit(serve(self, model, ProcessClient(self.engine_config(model)), sockets))
+        client = ProcessClient(self.engine_config(model), log_format=self.log_format)
+        sys.exit(serve(self, model, client, sockets))
 
 
 class DemoBuild(BaseModel):

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Literal, TextIO
+from typing import TextIO
 
 import structlog
 
-LogFormat = Literal["auto", "json", "console"]
+from engine.config import LogFormat
+from engine.logs import renderers
 
 
 def drop_colors(
@@ -41,17 +42,14 @@ def configure_logging(level: str, log_format: LogFormat, stream: TextIO = sys.st
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
-    for_people = stream.isatty() if log_format == "auto" else log_format == "console"
-    render: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer(colors=stream.isatty())]
-        if for_people
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    )
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                *renderers(log_format, stream),
+            ],
         )
     )
     root = logging.getLogger()

@@ -40,6 +40,7 @@ from engine.config import (
     Device,
     DType,
     EngineConfig,
+    LogFormat,
     SpeculativeConfig,
     VisualCompression,
 )
@@ -191,7 +192,7 @@ class ServeSettings(BaseSettings):
 
     metrics_prefix: Prefix = Field("specvlm", description="'vllm' gives the names of vLLM dashboards")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
-    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal")
+    log_format: LogFormat = Field("auto", description="auto: console on a terminal")
 
     @classmethod
     def settings_customise_sources(

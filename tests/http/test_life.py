@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 
 from tests.conftest import BuildCheckpoint
 from tests.http.conftest import LiveServer, serve
@@ -26,6 +27,18 @@ def test_sigterm_ends_every_process(tiny: BuildCheckpoint, tmp_path: Path) -> No
         assert server.process.wait(timeout=20) in (0, -signal.SIGTERM)
         _, alive = psutil.wait_procs(engines, timeout=5)
         assert not alive
+
+
+@pytest.mark.parametrize(("log_format", "starts"), [("console", "2"), ("json", "{")])
+def test_both_processes_log_in_the_format_that_was_asked_for(
+    log_format: str, starts: str, tiny: BuildCheckpoint, tmp_path: Path
+) -> None:
+    """Into a file, as a collector of logs would have it."""
+    with serve(tiny("llama"), tmp_path, "--log-format", log_format) as server:
+        pass
+    lines = [line for line in server.log.read_text().splitlines() if "engine." in line or "server." in line]
+    assert {name for name in ("engine.", "server.") if name in "".join(lines)} == {"engine.", "server."}
+    assert [line for line in lines if not line.startswith(starts)] == []
 
 
 def test_private_addresses_are_refused_without_saying_what_is_there(live_server: LiveServer) -> None:
