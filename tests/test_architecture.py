@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "server": (
         *("processing", "engine.config", "engine.messages", "engine.client", "engine.errors"),
         "engine.garbage",
+        "engine.logs",
     ),
     "training": ("processing", "engine", "compressors"),
     "demo": (),
