@@ -22,7 +22,9 @@ from engine.wire import WireError
 HANG_SECONDS = 120.0
 """An idle engine speaks every second; this is for its longest step. While loading there is no limit."""
 
-SHUTDOWN_SECONDS = 10.0
+LAST_STEP_SECONDS = 2.0
+"""For an engine that is told to stop to end its step and its requests; then they end without it."""
+SHUTDOWN_SECONDS = 6.0
 """For a step under way, after which the engine ends by itself."""
 
 log = logging.getLogger(__name__)
@@ -121,6 +123,8 @@ class ProcessClient(StreamingClient):
             await self._streams.wait_empty(timeout)
             with contextlib.suppress(EngineDeadError):
                 self._send(Shutdown())
+                await asyncio.wait({self._supervisor}, timeout=LAST_STEP_SECONDS)
+                self._streams.fail_all("the engine did not end its requests in time")
                 await asyncio.wait({self._supervisor}, timeout=SHUTDOWN_SECONDS)
         self._supervisor.cancel()
         await asyncio.wait({self._supervisor})

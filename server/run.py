@@ -7,6 +7,7 @@ process, which takes longest, is to start before them.
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
@@ -155,6 +156,9 @@ def make_server(settings: ServeSettings, app: FastAPI, client: EngineClient) -> 
 def serve(settings: ServeSettings, model: str, client: EngineClient, sockets: Sequence[socket.socket]) -> int:
     """Serve ``model`` on bound ``sockets`` until told to stop. Returns the exit code."""
     give_back_memory()
+    # While the model loads Ctrl-C ends us as SIGTERM does, at once; asyncio would wait for the thread that
+    # loads. Once we listen both are uvicorn's, which drains and then ends by the signal that it was sent.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     configure_logging(settings.log_level, settings.log_format)
     if not settings.api_keys() and settings.host not in LOOPBACK_HOSTS:
         log.warning("open_to_everybody", host=settings.host, advice="set --api-key or SPECVLM_API_KEY")

@@ -135,7 +135,9 @@ class ServeSettings(BaseSettings):
     ssl_keyfile: FilePath | None = Field(None, description="private key for https")
     ssl_certfile: FilePath | None = Field(None, description="certificate for https")
     api_key: Annotated[list[SecretStr], NoDecode] = Field([], description="accepted key; repeat for several")
-    api_key_file: FilePath | None = Field(None, description="file with one accepted key a line")
+    api_key_file: FilePath | None = Field(
+        None, description="file with one accepted key a line; # begins a comment"
+    )
     max_request_size: ByteSize = Field(ByteSize(64 * 2**20), gt=0, description="bound of a request's body")
     request_timeout: float | None = Field(None, gt=0, description="seconds that a request may take in all")
     shutdown_timeout: float = Field(30.0, ge=0, description="seconds that open requests get after SIGTERM")
@@ -261,12 +263,13 @@ class ServeSettings(BaseSettings):
         keys = self.api_keys_given()
         if self.api_key_file is not None:
             try:
-                text = self.api_key_file.read_text(encoding="utf-8")
+                text = self.api_key_file.read_text(encoding="utf-8-sig")
             except (OSError, ValueError) as error:
                 raise ValueError(
                     f"--api-key-file {self.api_key_file} cannot be read as UTF-8: {error}"
                 ) from None
-            keys += [line.strip() for line in text.splitlines()]
+            lines = [line.strip() for line in text.splitlines()]
+            keys += [line for line in lines if not line.startswith("#")]
             if not any(keys):
                 raise ValueError(f"--api-key-file {self.api_key_file} holds no key")
         return [key for key in keys if key]

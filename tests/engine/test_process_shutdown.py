@@ -68,6 +68,26 @@ async def test_shutdown_ends_an_engine_that_does_not_listen(
             await task
 
 
+async def test_who_waits_for_a_hung_engine_hears_of_the_end_before_it_is_killed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The server cancels what is open a few seconds after the time that it gives; killing may take longer."""
+    monkeypatch.setattr("engine.process.LAST_STEP_SECONDS", 0.1)
+    async with running() as client:
+        await client.wait_ready()
+        task = asyncio.create_task(collect(client, make_request("a", max_tokens=ENDLESS)))
+        await until(lambda: client.stats.num_running == 1)
+        assert client.pid is not None
+        engine = psutil.Process(client.pid)
+        engine.send_signal(signal.SIGSTOP)
+        stopping = asyncio.create_task(client.shutdown())
+        with pytest.raises(EngineDeadError):
+            await asyncio.wait_for(task, 5)
+        assert not stopping.done()
+        engine.kill()
+        await stopping
+
+
 async def test_death_during_shutdown_ends_it() -> None:
     async with running() as client:
         await client.wait_ready()

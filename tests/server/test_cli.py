@@ -249,6 +249,15 @@ def test_a_key_file_that_is_no_text_is_named(tmp_path: Path) -> None:
     assert ServeSettings(api_key_file=file).api_keys() == ["s\xe9k"]
 
 
+def test_comments_and_byte_order_marks_are_no_keys(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_bytes(b"\xef\xbb\xbffirst\r\n# of the second team\r\n\r\n  second  \r\n")
+    assert ServeSettings(api_key_file=file).api_keys() == ["first", "second"]
+    file.write_text("# none yet\n")
+    with pytest.raises(ValueError, match="holds no key"):
+        ServeSettings(api_key_file=file).api_keys()
+
+
 def test_a_folder_without_a_model_ends_with_a_word_about_it(tmp_path: Path) -> None:
     done = run_program("serve", "--model", str(tmp_path), "--port", "0", "--log-format", "json")
     assert done.returncode == 1
