@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.compressor_attention import Attended
 from compressors.base import Compressor, Picture, TextOnly, Whole
 from compressors.combine import Concat, Weighted
 from compressors.elastic import Elastic, training_free
 from compressors.gate import Gate
+from compressors.prune import AttentionPrune
 from engine.draft_files import OwnDraft
 from training.compression import Choose, always, gated
 
@@ -31,6 +31,17 @@ class Way:
     choose: Choose
     fixed: Compressor | None = None
     note: str = ""
+
+
+class Attended(AttentionPrune):
+    """``scores``: of each picture, by its key; what is measured here knows pictures by their grids alone."""
+
+    def __init__(self, ratio: float, scores: dict[bytes, Tensor]) -> None:
+        super().__init__(ratio)
+        self._scores = scores
+
+    def choose(self, picture: Picture, inputs: Tensor) -> Tensor:
+        return super().choose(replace(picture, scores=self._scores[picture.key]), inputs)
 
 
 def ways_of(draft: OwnDraft, ratios: Sequence[float], scores: dict[bytes, Tensor]) -> dict[str, Way]:

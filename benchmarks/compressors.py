@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 
-from benchmarks.compressor_attention import class_attention
 from benchmarks.compressor_figures import HOW_BEST, against, best_fixed, by_choice, describe, together
 from benchmarks.compressor_plot import markdown, write_svg
 from benchmarks.compressor_prefill import prefill_times
@@ -155,9 +154,9 @@ def _table(
 ) -> dict[str, Any]:
     data = {kind: open_data(own, own.data, model, "data.index") for kind, own in kinds.items()}
     batches = {kind: _batches(data[kind], own) for kind, own in kinds.items()}
-    scores = class_attention(
-        model, (image for own in batches.values() for one in own for image in one.images)
-    )
+    images = {image.hash: image for own in batches.values() for one in own for image in one.images}
+    told = {key: teacher.attention(image) for key, image in images.items()}
+    scores = {key: found for key, found in told.items() if found is not None}
     ways = ways_of(draft, chosen.ratios, scores)
     walks = {kind: _walk(teacher, draft, own, ways, chosen) for kind, own in batches.items()}
     found = {name: together([walk.found[name] for walk in walks.values()]) for name in ways}

@@ -50,12 +50,14 @@ class Compressed:
 
 class Compressor(nn.Module):
     """``ratio``: visual tokens for each one that is kept, at least 1; where grids allow, nearly.
+    ``needs_scores``: of every picture.
 
     Weights, if there are any, do not depend on the ratio.
     """
 
     name: str
     max_ratio: float = float("inf")
+    needs_scores: bool = False
 
     def __init__(self, ratio: float = 1.0) -> None:
         super().__init__()

@@ -59,6 +59,7 @@ class AttentionPrune(_Prune):
     """Those with the highest ``scores``: what the vision tower attended to. ``ValueError`` without them."""
 
     name = "prune_attention"
+    needs_scores = True
 
     def choose(self, picture: Picture, inputs: Tensor) -> Tensor:  # noqa: ARG002 (the scores decide)
         if picture.scores is None or len(picture.scores) != picture.num_tokens:

@@ -85,17 +85,13 @@ class Compression:
         return [way.tag for way in ways]
 
     def _find_branches(self, *, knows_attention: bool) -> dict[CompressorName, Compressor]:
-        trained = {} if self._trained is None else dict(self._trained.branches.items())
-        if "prune_attention" in trained and not knows_attention:
-            raise ModelLoadError("prune_attention needs what the vision tower attends to, which is not known")
-        found: dict[CompressorName, Compressor] = {}
-        for name in get_args(CompressorName):
-            branch = trained.get(name)
-            if isinstance(branch, Compressor):
-                found[name] = self._at_ratio(branch)
-            elif name in TRAINING_FREE and (name != "prune_attention" or knows_attention):
-                found[name] = self._at_ratio(training_free(name, RATIO))
-        return found
+        trained = {} if self._trained is None else {way.name: way for way in self._trained.ways}
+        blind = [way.name for way in trained.values() if way.needs_scores and not knows_attention]
+        if blind:
+            raise ModelLoadError(f"{blind[0]} needs what the vision tower attends to, which is not known")
+        free = {name: training_free(name, RATIO) for name in TRAINING_FREE}
+        known = {name: way for name, way in free.items() if knows_attention or not way.needs_scores} | trained
+        return {name: self._at_ratio(known[name]) for name in get_args(CompressorName) if name in known}
 
     def _at_ratio(self, branch: Compressor) -> Compressor:
         """At the ratio of the settings, if they name one for this branch."""

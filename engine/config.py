@@ -11,10 +11,10 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 LogFormat = Literal["auto", "json", "console"]
 """``auto``: lines for people on a terminal, JSON elsewhere."""
 
-
-CompressorName = Literal["auto", "none", "prune", "prune_attention", "pool", "conv", "resampler", "text_only"]
+BranchName = Literal["prune", "prune_uniform", "prune_norm", "prune_attention", "pool", "conv", "resampler"]
+"""Branches that have a ratio."""
+CompressorName = Literal["auto", "none", BranchName, "text_only"]
 """``auto``: the gate of the draft's own compressor, if it has one, else all visual tokens."""
-RatioName = Literal["prune", "prune_attention", "pool", "conv", "resampler"]
 
 MAX_TREE_NODES = 64
 """Nodes of a draft tree with its root: a node's ancestors are the bits of one 64-bit integer."""
@@ -32,7 +32,7 @@ class SpeculativeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     topk: int = 6
     num_draft_tokens: int = 32
     compressor: CompressorName = "auto"
-    compressor_ratios: dict[RatioName, Annotated[float, msgspec.Meta(ge=1)]] = {}
+    compressor_ratios: dict[BranchName, Annotated[float, msgspec.Meta(ge=1)]] = {}
 
     @property
     def enabled(self) -> bool:

@@ -155,8 +155,8 @@ class FeatureStore:
         waiting.features.append(features.clone())  # a view would keep the whole step's row in memory
         if span.start < span.sequence.num_prompt_tokens:
             waiting.embeddings.append((span.start, embeddings.clone()))
-            for key, _ in span.sequence.images_in(span.start, span.end) if image_scores else ():
-                waiting.image_scores[key] = image_scores[key]
+            keys = [key for key, _ in span.sequence.images_in(span.start, span.end)]
+            waiting.image_scores |= {key: image_scores[key] for key in keys if key in image_scores}
         # Behind an undecided picture it waits for the gate, which gives way in time: see ``is_full``.
         end = draft.reach(span.end) if draft.undecided else span.end
         if end - draft.num_seen > MAX_WAITING or len(features) > room:

@@ -22,10 +22,10 @@ from engine.wire import WireError
 HANG_SECONDS = 120.0
 """An idle engine speaks every second; this is for its longest step. While loading there is no limit."""
 
-LAST_STEP_SECONDS = 2.0
+LAST_STEP_SECONDS = 4.0
 """For an engine that is told to stop to end its step and its requests; then they end without it."""
-SHUTDOWN_SECONDS = 6.0
-"""For a step under way, after which the engine ends by itself."""
+SHUTDOWN_SECONDS = 4.0
+"""And for the engine then to end by itself, before it is terminated."""
 
 log = logging.getLogger(__name__)
 

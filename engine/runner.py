@@ -111,9 +111,8 @@ class Runner:
         """Forward the row, draw along every tree, and make the KV of accepted nodes dense."""
         started = time.monotonic()
         batch = build_batch([part_of(span) for span in spans], self._page_size, self._target.device)
-        hidden, embeddings, features = self._target.forward(
-            prepare(batch, self._cache), self._placements(spans)
-        )
+        placements, image_scores = self._placements(spans)
+        hidden, embeddings, features = self._target.forward(prepare(batch, self._cache), placements)
         drawing = [i for i, span in enumerate(spans) if span.samples]
         walks: list[Walk | None] = [None] * len(spans)
         if drawing:
@@ -130,9 +129,7 @@ class Runner:
                 walks[i] = walked
         scores = score_prompts(spans, batch.span_starts[:-1], hidden, self._target.logits)
         self._compact(spans, walks)
-        return Outcome(
-            walks, scores, features, embeddings, self._image_scores(spans), time.monotonic() - started
-        )
+        return Outcome(walks, scores, features, embeddings, image_scores, time.monotonic() - started)
 
     def _compact(self, spans: Seq[Span], walks: Iterable[Walk | None]) -> None:
         """Bring the KV of accepted nodes into logical order: node ``path[i]`` becomes token ``i + 1`` after
@@ -163,29 +160,26 @@ class Runner:
             log.exception("encoding a picture of %d tokens failed", image.num_tokens)
             return TOO_LARGE if is_out_of_memory(error) else NOT_ENCODED
 
-    def _placements(self, spans: Seq[Span]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Rows of this step that are picture placeholders, and the embeddings that go there."""
-        placements, first_row = [], 0
+    def _placements(
+        self, spans: Seq[Span]
+    ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], dict[bytes, torch.Tensor]]:
+        """Rows of this step that are picture placeholders, each with the embeddings that go there; and the
+        scores of these pictures.
+        """
+        placements, scores, first_row = [], {}, 0
         for span in spans:
             for key, image in span.sequence.images_in(span.start, span.end):
                 positions = np.concatenate([np.arange(s, s + length) for s, length in image.spans])
                 chosen = np.flatnonzero((positions >= span.start) & (positions < span.end))
                 if not len(chosen):
                     continue
-                values = self._embeddings.get(key).values
-                rows = torch.from_numpy(positions[chosen] - span.start + first_row).to(values.device)
-                placements.append((rows, values[int(chosen[0]) : int(chosen[-1]) + 1]))
+                encoded = self._embeddings.get(key)
+                rows = torch.from_numpy(positions[chosen] - span.start + first_row).to(encoded.values.device)
+                placements.append((rows, encoded.values[int(chosen[0]) : int(chosen[-1]) + 1]))
+                if encoded.scores is not None:
+                    scores[key] = encoded.scores
             first_row += span.num_rows
-        return placements
-
-    def _image_scores(self, spans: Seq[Span]) -> dict[bytes, torch.Tensor]:
-        found = {}
-        for span in spans:
-            for key, _ in span.sequence.images_in(span.start, span.end):
-                scores = self._embeddings.get(key).scores
-                if scores is not None:
-                    found[key] = scores
-        return found
+        return placements, scores
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -65,16 +65,14 @@ def new_compressor(settings: TrainSettings, draft: EagleDraft) -> Elastic | None
     if settings.compressor == "off":
         return None
     names = settings.branches or BRANCHES[settings.compressor]
-    if any(name.startswith("prune_attention") for name in names):
-        raise TrainingError(
-            "--branches: prune_attention has nothing to learn from: no pictures' attention is kept"
-        )
     try:
         branches = tuple(BranchConfig(name, float(ratio or 1)) for name, _, ratio in map(_parted, names))
         config = ElasticConfig(settings.compressor, branches, settings.num_queries)
         compressor = Elastic(config, int(draft.config.hidden_size), draft.feature_size)
     except ValueError as error:
         raise TrainingError(f"--branches: {error}") from error
+    if blind := [way.name for way in compressor.ways if way.needs_scores]:
+        raise TrainingError(f"--branches: {blind[0]} cannot be trained: no picture's attention is kept")
     compressor.reset(torch.Generator().manual_seed(settings.seed))
     return compressor
 

@@ -87,6 +87,11 @@ class Teacher:
         """Those of a picture's visual tokens."""
         return self._adapter.grids(image)
 
+    @torch.no_grad()
+    def attention(self, image: ImageInput) -> Tensor | None:
+        """What the vision tower attends to in a picture, ``[N]``, where its adapter knows."""
+        return self._adapter.encode_images([image])[0].scores
+
     def head(self, vocabulary: Tensor | None) -> Head:
         """The rows of these token ids, int64 ``[V]``; all of them for ``None``."""
         weight, bias = self._head.weight, self._head.bias

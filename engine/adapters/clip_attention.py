@@ -24,10 +24,8 @@ class ClassAttention:
         """float32 ``[pictures, patches]`` of the last pass, which is forgotten."""
         queries = self._seen.pop("q_proj")[:, :1].unflatten(-1, (self._num_heads, -1)).transpose(1, 2)
         keys = self._seen.pop("k_proj").unflatten(-1, (self._num_heads, -1)).permute(0, 2, 3, 1)
-        weights = (queries.float() @ keys.float() * self._scale).softmax(
-            -1
-        )  # [pictures, heads, 1, 1 + patches]
-        return weights[:, :, 0, 1:].mean(1)
+        logits = queries.float() @ keys.float() * self._scale  # [pictures, heads, 1, 1 + patches]
+        return logits.softmax(-1)[:, :, 0, 1:].mean(1)
 
     def _see(self, name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001

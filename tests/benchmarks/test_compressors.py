@@ -13,10 +13,9 @@ import pytest
 import torch
 from transformers import AutoConfig, LlamaConfig
 
-from benchmarks.compressor_attention import Attended, class_attention
 from benchmarks.compressor_figures import against, best_fixed, interval, together
 from benchmarks.compressor_prefill import prefill, prompt_of
-from benchmarks.compressor_ways import Way, costs, ways_of
+from benchmarks.compressor_ways import Attended, Way, costs, ways_of
 from benchmarks.compressors import main
 from compressors.base import Picture, TextOnly, Whole
 from compressors.elastic import BranchConfig, Elastic, ElasticConfig, training_free
@@ -84,13 +83,13 @@ def test_intervals_are_of_pairs() -> None:
 def test_pruning_by_attention_keeps_what_the_towers_class_token_sees(tiny: BuildCheckpoint) -> None:
     pixels = np.random.default_rng(0).normal(size=(1, 3, IMAGE_SIZE, IMAGE_SIZE)).astype(np.float32)
     image = ImageInput(hash=b"a", spans=[(0, TOKENS_PER_IMAGE)], tensors={"pixel_values": pixels})
-    scores = class_attention(tiny("llava"), [image])
-    assert 0 < float(scores[b"a"].sum()) < 1, "shares of its attention; it looks at itself too"
+    scores = Teacher.load(tiny("llava"), "float32", torch.device("cpu")).attention(image)
+    assert scores is not None
+    assert 0 < float(scores.sum()) < 1, "shares of its attention; it looks at itself too"
     picture = Picture(((1, TOKENS_PER_IMAGE),), b"a")
     inputs = torch.randn(TOKENS_PER_IMAGE, HIDDEN)
-    [kept] = Attended(2, scores)(inputs, [picture])
-    assert set(kept.sources.tolist()) == set(scores[b"a"].topk(len(kept.sources)).indices.tolist())
-    assert class_attention(tiny("qwen2_vl"), [image]) == {}
+    [kept] = Attended(2, {b"a": scores})(inputs, [picture])
+    assert set(kept.sources.tolist()) == set(scores.topk(len(kept.sources)).indices.tolist())
 
 
 def acceptance(rounds: list[int], *, num_kept: int) -> Acceptance:

@@ -52,6 +52,7 @@ async def test_shutdown_before_start_and_start_after_shutdown() -> None:
 async def test_shutdown_ends_an_engine_that_does_not_listen(
     stop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("engine.process.LAST_STEP_SECONDS", 0.1)
     monkeypatch.setattr("engine.process.SHUTDOWN_SECONDS", 0.1)
     monkeypatch.setattr("engine.child.TERMINATE_SECONDS", 0.1)
     async with running() as client:

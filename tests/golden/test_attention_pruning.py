@@ -17,7 +17,7 @@ from processing.prompt import ImageInput, Prompt
 from tests.conftest import BuildCheckpoint
 from tests.engine.watched_draft import Note, WatchedEagle
 from tests.golden.reference import Golden, load_golden
-from tests.golden.speculating import run_all, target_of
+from tests.golden.speculating import plain_core, run_all, target_of
 from tests.golden.test_compressors import ask, check, core_with, dense_check, noting, prompts_of
 from tests.golden.test_families import SMALL, TALL, WIDE
 
@@ -87,7 +87,10 @@ def test_it_works_on_what_the_target_was_left(golden: Golden, method: str) -> No
     how = VisualCompression(method=method, ratio=2)  # type: ignore[arg-type]
     prompts = [golden.prompt("Compare the two.", [TALL, WIDE])]
     core = core_with(golden, prompts, target_visual_compression=how)
-    run_all(core, [(0, ask("0", prompts[0], "prune_attention"))])
+    plain, asked = plain_core(golden, target_visual_compression=how), ask("0", prompts[0], "auto")
+    (want,) = run_all(plain, [(0, asked)]).values()
+    (got,) = run_all(core, [(0, ask("0", prompts[0], "prune_attention"))]).values()
+    assert got.token_ids == want.token_ids
     assert core.stats.draft_pictures == {"prune_attention-5": 2}
     assert 0 < core.stats.draft_kept_visual_tokens < core.stats.draft_visual_tokens
 

@@ -56,7 +56,10 @@ SELECT = ElasticConfig(
 )
 WEIGHT = ElasticConfig("weight", (BranchConfig("prune", 3), BranchConfig("pool", 3), BranchConfig("conv", 3)))
 CONCAT = ElasticConfig("concat", (BranchConfig("pool", 20), BranchConfig("conv", 3)))
-NAMES: tuple[CompressorName, ...] = ("auto", "none", "prune", "pool", "conv", "resampler", "text_only")
+NAMES: tuple[CompressorName, ...] = (
+    *("auto", "none", "prune", "prune_uniform", "prune_norm"),
+    *("pool", "conv", "resampler", "text_only"),
+)
 
 
 def prompts_of(golden: Golden) -> list[Prompt]:
@@ -251,7 +254,8 @@ def test_the_draft_holds_what_a_dense_one_holds(family: Family, tiny: BuildCheck
         how = {"max_num_batched_tokens": rows, "cpu_kernels": False}
         core = core_with(golden, prompts, kind=WatchedEagle, attributes=noting(notes), **how)
         arrivals = [
-            (i, ask(f"{i % 3}/{name}", prompts[i % 3], name, salt=name)) for i, name in enumerate(NAMES * 3)
+            (i, ask(f"{p}/{name}", prompts[p], name, salt=name))
+            for i, (name, p) in enumerate(itertools.product(NAMES, range(3)))
         ]
         check(golden, prompts, run_all(core, arrivals), family)
         dense_check(golden, prompts, notes, core)
@@ -326,7 +330,8 @@ def test_what_the_draft_cannot_do_is_refused(tiny: BuildCheckpoint) -> None:
     golden = load_golden(tiny("llava"))
     prompts = prompts_of(golden)[:1]
     core = core_with(golden, prompts, None)
-    assert core.info.compressors == ("auto", "none", "prune", "prune_attention", "pool", "text_only")
+    prunings = ("prune", "prune_uniform", "prune_norm", "prune_attention")
+    assert core.info.compressors == ("auto", "none", *prunings, "pool", "text_only")
     for one in (ask("0", prompts[0], "conv"), ask("0", prompts[0], "pool", details=["low", "low"])):
         core.add(one)
         (output,) = core.step().outputs

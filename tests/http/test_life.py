@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 
 import httpx
@@ -27,6 +28,19 @@ def test_sigterm_ends_every_process(tiny: BuildCheckpoint, tmp_path: Path) -> No
         assert server.process.wait(timeout=20) in (0, -signal.SIGTERM)
         _, alive = psutil.wait_procs(engines, timeout=5)
         assert not alive
+
+
+@pytest.mark.parametrize("ready", [False, True], ids=["loading", "ready"])
+def test_ctrl_c_ends_without_a_traceback(ready: bool, tiny: BuildCheckpoint, tmp_path: Path) -> None:
+    with serve(tiny("llama"), tmp_path, ready=ready) as server:
+        root = psutil.Process(server.process.pid)
+        while not (engines := root.children(recursive=True)):
+            time.sleep(0.01)
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(timeout=4) == -signal.SIGINT
+        _, alive = psutil.wait_procs(engines, timeout=5)
+        assert not alive
+    assert "Traceback" not in server.log.read_text()
 
 
 @pytest.mark.parametrize(("log_format", "starts"), [("console", "2"), ("json", "{")])

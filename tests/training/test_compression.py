@@ -249,7 +249,7 @@ def test_a_run_can_go_on_from_a_published_draft(
     [
         ({"compressor": "select", "branches": ["pool:5", "squeeze:3"]}, "squeeze"),
         ({"compressor": "select", "branches": ["pool:x"]}, "could not convert"),
-        ({"compressor": "select", "branches": ["pool:5", "prune_attention:5"]}, "no pictures' attention"),
+        ({"compressor": "select", "branches": ["pool:5", "prune_attention:5"]}, "no picture's attention"),
         ({"compressor": "weight", "branches": ["pool:3", "prune:5"]}, "one ratio"),
     ],
 )
