@@ -25,7 +25,7 @@ class StrictRequest(Request):
     """Finds its limit, ``max_request_size`` in bytes, in the state of the app."""
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        if self.headers.get("content-encoding", "identity").lower() != "identity":
+        if any(one.lower() != "identity" for one in self.headers.getlist("content-encoding")):
             raise HTTPException(415)
         limit: int = self.app.state.max_request_size
         if int(self.headers.get("content-length", 0)) > limit:

@@ -65,7 +65,20 @@ def messages(request: ResponsesRequest) -> list[JsonObject]:
         found.append({"role": "system", "content": request.instructions})
     if isinstance(request.input, str):
         return [*found, {"role": "user", "content": request.input}]
+    refuse_misplaced_pictures(request.input)
     return [*found, *merge_calls(request.input)]
+
+
+def refuse_misplaced_pictures(items: Sequence[InputItem]) -> None:
+    """Here, where they have their places in the request; a chat would name its own."""
+    for number, item in enumerate(items):
+        if isinstance(item, InputMessage) and item.role != "user":
+            for place, one in enumerate(item.content):
+                if isinstance(one, InputImage):
+                    raise bad_request(
+                        f"Pictures belong in messages of the user, not of the role '{item.role}'.",
+                        param=f"input[{number}].content[{place}]",
+                    )
 
 
 def merge_calls(items: Iterable[InputItem]) -> Iterable[JsonObject]:

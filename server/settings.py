@@ -242,7 +242,9 @@ class ServeSettings(BaseSettings):
             raise ValueError("--ssl-keyfile and --ssl-certfile go together")
         if self.ssl_keyfile is not None and self.ssl_certfile is not None:
             try:
-                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.ssl_certfile, self.ssl_keyfile)
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+                    self.ssl_certfile, self.ssl_keyfile, password=no_password
+                )
             except OSError as error:  # an SSLError is one
                 raise ValueError(f"--ssl-keyfile and --ssl-certfile cannot be used: {error}") from None
         return self
@@ -294,6 +296,11 @@ class ServeSettings(BaseSettings):
             triton_kernels=self.triton_kernels,
             trust_remote_code=self.trust_remote_code,
         )
+
+
+def no_password() -> str:
+    """Asked for by a key that is behind one; OpenSSL would ask at the terminal, each time it is read."""
+    raise ValueError("--ssl-keyfile is encrypted; give a key without a password ('openssl pkey' makes one)")
 
 
 def refuse_unknown_environment(fields: set[str]) -> None:

@@ -35,9 +35,10 @@ def speculative_params(
 ) -> SpeculativeParams:
     """``details``: of each picture. ``compressors``: those of the loaded draft; ``ApiError`` for another."""
     asked = asked or SpeculativeFields.model_validate({})
-    if asked.compressor not in compressors:
+    compressor = asked.compressor or "auto"
+    if compressor not in compressors:
         raise bad_request(
-            f"'speculative.compressor' '{asked.compressor}' is not supported by the draft of this server; "
+            f"'speculative.compressor' '{compressor}' is not supported by the draft of this server; "
             f"it has {', '.join(compressors)}.",
             param="speculative.compressor",
             code="unsupported_parameter",
@@ -49,7 +50,7 @@ def speculative_params(
         topk=asked.topk,
         num_draft_tokens=asked.num_draft_tokens,
         trace=asked.trace,
-        compressor=asked.compressor,
+        compressor=compressor,
         details=told if set(told) - {"auto"} else [],
     )
 

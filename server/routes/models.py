@@ -10,14 +10,14 @@ from server.state import ServerState, State
 router = APIRouter()
 
 
-@router.get("/v1/models")
 @router.head("/v1/models", include_in_schema=False)
+@router.get("/v1/models")
 async def list_models(state: State) -> ModelList:
     return ModelList(data=[card(state, name) for name in state.settings.names])
 
 
-@router.get("/v1/models/{model_id:path}")
 @router.head("/v1/models/{model_id:path}", include_in_schema=False)
+@router.get("/v1/models/{model_id:path}")
 async def retrieve_model(model_id: str, state: State) -> ModelCard:
     return card(state, state.served_name(model_id))
 

@@ -1,6 +1,7 @@
 """Whether the server lives, whether it can answer, how it is doing, and which version it is.
 
-``HEAD`` answers as ``GET`` does, since some load balancers ask so; the server leaves the body out.
+``HEAD`` answers as ``GET`` does, since some load balancers ask so; the server leaves the body out. The lower
+decorator is the one that ``Allow`` of another method names.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from server.version import VERSION
 router = APIRouter()
 
 
-@router.get("/health")
 @router.head("/health", include_in_schema=False)
+@router.get("/health")
 async def health() -> Status:
     """This process answers. Says nothing about the model; needs no key."""
     return Status(status="alive")
 
 
-@router.get("/ready")
 @router.head("/ready", include_in_schema=False)
+@router.get("/ready")
 async def ready(state: State) -> Status:
     """The model is loaded and answers."""
     if state.client.state != "ready":
@@ -32,15 +33,15 @@ async def ready(state: State) -> Status:
     return Status(status="ready")
 
 
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 @router.head("/metrics", include_in_schema=False)
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(state: State) -> Response:
     """Prometheus text format."""
     return Response(state.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/version")
 @router.head("/version", include_in_schema=False)
+@router.get("/version")
 async def version(state: State) -> Version:
     """The version of this server, what drafts in it, and whether pictures are compressed for the model."""
     info = state.client.info

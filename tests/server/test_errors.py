@@ -163,6 +163,9 @@ def test_a_compressed_body(http: httpx.Client) -> None:
         http.post(CHAT, content=gzip.compress(json.dumps(VALID).encode()), headers=headers), 415
     )
     assert "Content-Encoding" in error["message"]
+    encodings = [(b"Content-Encoding", one) for one in (b"identity", b"gzip")]
+    twice = [(b"Content-Type", b"application/json"), *encodings]
+    check_shape(http.post(CHAT, content=json.dumps(VALID), headers=twice), 415)
 
 
 @pytest.mark.parametrize("where", ["content", "name", "key"])
@@ -186,8 +189,10 @@ def test_unknown_model(client: openai.OpenAI) -> None:
 
 def test_addresses_and_methods_that_are_not_there(http: httpx.Client) -> None:
     check_shape(http.get("/nowhere"), 404, "not_found")
-    check_shape(http.get(CHAT), 405, "method_not_allowed")
-    check_shape(http.delete("/v1/models"), 405, "method_not_allowed")
+    for path, allowed in ((CHAT, "POST"), ("/v1/models", "GET"), ("/health", "GET")):
+        response = http.delete(path)
+        check_shape(response, 405, "method_not_allowed")
+        assert response.headers["Allow"] == allowed
     check_shape(http.post(CHAT + "/", json=VALID), 404, "not_found")
 
 

@@ -188,6 +188,9 @@ def test_complaints_use_the_names_of_this_address(live: Live, http: httpx.Client
     refused(http, "input", "context_length_exceeded", input="x" * MAX_MODEL_LEN)
     refused(http, "input", "invalid_image_url", input=[user({**PICTURE, "image_url": "nothing"})])
     refused(http, "input", input=[])
+    for role in ("assistant", "system", "developer"):
+        words = {"type": "output_text" if role == "assistant" else "input_text", "text": "x"}
+        refused(http, "input[1].content[1]", input=[user(), {"role": role, "content": [words, PICTURE]}])
     refused(http, "input[0].content[0].file_id", input=[user({**PICTURE, "file_id": "f"})])
     refused(http, "input[1]", input=[user(), {"type": "item_reference", "id": "x"}])
     refused(http, "input[0].content[0]", input=[user({"type": "input_file", "file_id": "f"})])

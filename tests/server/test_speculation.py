@@ -61,10 +61,11 @@ def test_what_a_client_asks_reaches_the_engine(live: Live, client: openai.OpenAI
     ask(client, speculative={"enabled": False})
     asked = {"num_steps": 0, "topk": 2, "num_draft_tokens": 63, "trace": True}
     ask(client, speculative=asked | {"compressor": "pool"}, n=2)
+    ask(client, speculative={"compressor": None})
     silent = SpeculativeParams()
     told = SpeculativeParams(num_steps=0, topk=2, num_draft_tokens=63, trace=True, compressor="pool")
     assert [request.speculative for request in live.engine.requests] == [
-        *(silent, silent, SpeculativeParams(enabled=False), told, told)
+        *(silent, silent, SpeculativeParams(enabled=False), told, told, silent)
     ]
 
 

@@ -12,7 +12,14 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
+from server import cli
 from tests.server.conftest import MODEL, Live, StartServer, wait_until
 
 CHAT = "/v1/chat/completions"
@@ -48,6 +55,21 @@ def test_clients_that_trust_the_certificate_are_answered(secure: Live, trusting:
         distrusting.get("/health")
     with pytest.raises(httpx.RemoteProtocolError):
         httpx.get(secure.url.replace("https", "http") + "/health")
+
+
+def test_a_key_behind_a_password_is_named_as_such(
+    authority: trustme.CA, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """OpenSSL would ask for it at the terminal, or fail with an errno where there is none."""
+    issued = authority.issue_cert("127.0.0.1")
+    key = load_pem_private_key(issued.private_key_pem.bytes(), password=None)
+    protection = BestAvailableEncryption(b"secret")
+    locked, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    locked.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protection))
+    issued.cert_chain_pems[0].write_to_path(str(certificate))
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["serve", "--ssl-keyfile", str(locked), "--ssl-certfile", str(certificate)])
+    assert "without a password" in f"{caught.value.code}{capsys.readouterr().err}"
 
 
 def test_a_silent_client_does_not_hold_up_the_end(secure: Live, trusting: ssl.SSLContext) -> None:
