@@ -18,6 +18,7 @@ from compressors.elastic import Elastic
 from engine.attention import ATTENTION_NAME, AttentionContext
 from engine.draft_files import DraftConfig, fingerprint
 from engine.host_cpus import torch_threads
+from engine.kernels.grow import Grower
 from engine.kernels.install import install
 from engine.kernels.modules import KernelLinear
 from engine.kv_cache import KVShape
@@ -58,10 +59,12 @@ class DraftModel:
         self._head = head.to(self.device, self.dtype).requires_grad_(False)
         self.num_weights = sum(parameter.numel() for parameter in self._module.parameters())
         self.kernels, self.attention = target.kernels, target.attention
+        self.grower: Grower | None = None
         if self.kernels is not None:
             install(self._module, self.kernels)
             if isinstance(self._head, nn.Linear):
                 self._head = KernelLinear(self._head.weight, self._head.bias, self.kernels)
+            self.grower = Grower.of(self._module, self._head, target.embedding, self.vocabulary, self.kernels)
         elif can_pack(self.device, self.dtype):
             pack_linears(self._module)
 
@@ -111,6 +114,13 @@ class DraftModel:
         with torch_threads(self._num_threads) if context.groups else nullcontext():
             out: torch.Tensor = self._module.run(joined[None], positions, context=context)
         return out[0]
+
+    @torch.inference_mode()
+    def angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines ``[N, dim]`` of positions, int64 ``[N]`` or ``[3, N]``."""
+        like = torch.empty(0, device=self.device, dtype=self.dtype)
+        cos, sin = self._module.rotary(like, positions.unsqueeze(-2))
+        return cos[0], sin[0]
 
     @torch.inference_mode()
     def log_probs(self, states: torch.Tensor) -> torch.Tensor:

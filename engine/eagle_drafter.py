@@ -3,7 +3,8 @@
 A round first lets the draft see what the target has computed since, with the target's true features, which
 also rebuilds the KV of accepted drafts; what a tree had written behind is overwritten. The last state of
 each sequence gives the children of its root. Then, level by level, the best nodes of every sequence run in
-one batched forward and give their children. One copy to the host, at the end.
+one batched forward and give their children. One copy to the host, at the end; or, where a draft runs on our
+CPU kernels, all of it in one call of theirs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from engine.attention import prepare
@@ -26,11 +28,16 @@ from engine.draft_pages import DraftPages, spare_pages
 from engine.drafter import NgramSource
 from engine.features import FeatureStore
 from engine.follower import Follower, can_follow, draft_of, num_behind, reserve
+from engine.kernels.grow import Roots
 from engine.kv_cache import KVCache
 from engine.pages import PagePool
 from engine.runner import Outcome
 from engine.scheduler import Span
 from engine.sequence import Sequence
+
+Ints = npt.NDArray[np.int64]
+Grown = tuple[Ints, Ints, npt.NDArray[np.float32], int]
+"""Token ids, parents and scores of candidates ``[S, C]``, level by level, and the children of a root."""
 
 
 @dataclass(slots=True)
@@ -138,6 +145,45 @@ class EagleDrafter:
 
     def _grow(self, sequences: Seq[Sequence], num_steps: int, topk: int) -> Candidates:
         states = self._follower.catch_up(sequences)
+        grow = self._level_by_level if self.model.grower is None else self._in_one_call
+        token_ids, parents, scores, width = grow(sequences, states, num_steps, topk)
+        for sequence in sequences:
+            draft = draft_of(sequence)
+            draft.table.truncate(draft.num_slots)
+        depths = np.repeat(np.arange(1, num_steps + 1), [width, *[width * width] * (num_steps - 1)])
+        deepest = np.array([s.tree_limits(num_steps, topk).num_steps for s in sequences])
+        return Candidates(
+            token_ids=token_ids,
+            parents=parents,
+            depths=np.broadcast_to(depths, token_ids.shape),
+            scores=np.where(depths > deepest[:, None], np.float32("-inf"), scores),
+        )
+
+    def _in_one_call(
+        self, sequences: Seq[Sequence], states: torch.Tensor, num_steps: int, topk: int
+    ) -> Grown:
+        grower, drafts = self.model.grower, [draft_of(sequence) for sequence in sequences]
+        assert grower is not None
+        tables = np.zeros((len(drafts), max(len(draft.table.pages) for draft in drafts)), np.int64)
+        for row, draft in zip(tables, drafts, strict=True):
+            row[: len(draft.table.pages)] = draft.table.pages
+        slots = tables[:, :, None] * self._page_size + np.arange(self._page_size)
+        ahead = [s.positions(s.num_tokens, s.num_tokens + num_steps - 1) for s in sequences]
+        positions = np.stack(ahead, axis=-1)  # [..., levels that run, S]
+        roots = Roots(
+            states,
+            limits=np.array([s.limits.topk for s in sequences], np.int64),
+            starts=np.array([draft.num_slots for draft in drafts], np.int64),
+            table=slots.reshape(len(drafts), -1),
+        )
+        angles = self.model.angles(torch.from_numpy(positions.reshape(*positions.shape[:-2], -1)))
+        width = min(topk, grower.num_outputs)
+        kv = self.cache.keys[0], self.cache.values[0]
+        return *grower.grow(roots, angles, kv, width, num_steps), width
+
+    def _level_by_level(
+        self, sequences: Seq[Sequence], states: torch.Tensor, num_steps: int, topk: int
+    ) -> Grown:
         rank_limits = torch.tensor([s.limits.topk for s in sequences], device=states.device)
         levels, frontier = self._first_level(states, topk, rank_limits)
         for run in range(1, num_steps):
@@ -148,10 +194,7 @@ class EagleDrafter:
             levels.append(self._children(frontier, out, rank_limits))
             if run + 1 < num_steps:
                 frontier = _next_frontier(frontier, out, levels, run)
-        for sequence in sequences:
-            draft = draft_of(sequence)
-            draft.table.truncate(draft.num_slots)
-        return _to_host(levels, [s.tree_limits(num_steps, topk).num_steps for s in sequences])
+        return *_to_host(levels), levels[0].scores.shape[1]
 
     def _first_level(
         self, states: torch.Tensor, topk: int, rank_limits: torch.Tensor
@@ -225,18 +268,10 @@ def _next_frontier(frontier: _Frontier, out: torch.Tensor, levels: list[_Level],
     )
 
 
-def _to_host(levels: Seq[_Level], max_depths: Seq[int]) -> Candidates:
+def _to_host(levels: Seq[_Level]) -> tuple[Ints, Ints, npt.NDArray[np.float32]]:
     """All levels as one table, in one copy. Floats travel as the bits of integers."""
     scores = torch.cat([level.scores for level in levels], dim=1).contiguous()
     token_ids = torch.cat([level.token_ids for level in levels], dim=1).int()
     parents = torch.cat([level.parents for level in levels], dim=1).int()
     host = torch.stack([token_ids, parents, scores.view(torch.int32)]).cpu().numpy()
-    widths = [level.scores.shape[1] for level in levels]
-    depths = np.repeat(np.arange(1, len(levels) + 1), widths)
-    too_deep = depths[None] > np.asarray(max_depths)[:, None]
-    return Candidates(
-        token_ids=host[0].astype(np.int64),
-        parents=host[1].astype(np.int64),
-        depths=np.broadcast_to(depths, host[0].shape),
-        scores=np.where(too_deep, np.float32("-inf"), host[2].view(np.float32)),
-    )
+    return host[0].astype(np.int64), host[1].astype(np.int64), host[2].view(np.float32)

@@ -135,6 +135,11 @@ class TargetModel:
     def vocab_size(self) -> int:
         return int(self.adapter.text_config.vocab_size)
 
+    @property
+    def embedding(self) -> torch.nn.Module:
+        """What ``embed`` calls."""
+        return self._embed
+
     @torch.inference_mode()
     def encode_images(self, images: list[ImageInput]) -> list[Encoded]:
         """What the adapter makes of each picture, in ``dtype``, and what is to be left of it."""

@@ -7,66 +7,13 @@
 //
 // Plain C interface, no torch headers: compiled in a few seconds by engine/kernels/build.py.
 
-#include <cmath>
 #include <cstdint>
 #include <mutex>
-#include <vector>
 
-#include "attention.h"
-#include "products.h"
-#include "team.h"
+#include "grow.h"
+#include "layers.h"
 
 namespace {
-
-// A layer: norm, attention, norm, gated MLP, each half added to what came in.
-struct Layer {
-  const float *norm, *mlp_norm;
-  float eps, mlp_eps;
-  Product qkv, out, gate_up, down;  // gate_up: its outputs are the width of the MLP
-  Heads heads;
-};
-
-// One caller's threads, and room for what lies between the products of a layer.
-struct Workers {
-  Team team;
-  std::mutex one_at_a_time;
-  std::vector<float> room;
-  std::vector<int64_t> starts;
-};
-
-inline float squared(const float* x, int64_t size) {
-  V sum{};
-  int64_t i = 0;
-  for (; i + LANES <= size; i += LANES) sum += load(x + i) * load(x + i);
-  float all = total(sum);
-  for (; i < size; i++) all += x[i] * x[i];
-  return all;
-}
-
-void rms_norm(Team& team, const float* x, const float* weight, float eps, float* out, int64_t rows, int64_t size) {
-  over_rows(team, rows, [&](int64_t r) {
-    const float* own = x + r * size;
-    const float scale = 1.0f / std::sqrt(squared(own, size) / (float)size + eps);
-    for (int64_t i = 0; i < size; i++) out[r * size + i] = weight[i] * (own[i] * scale);
-  });
-}
-
-void run_layer(Workers& workers, const Layer& layer, const float* x, float* out, int64_t rows, const float* cos,
-               const float* sin, float* keys, float* values, const int64_t* slots, const Seen& seen) {
-  Team& team = workers.team;
-  const int64_t hidden = layer.qkv.inputs, attended = layer.out.inputs;
-  const int64_t wide = std::max(layer.qkv.outputs, layer.gate_up.outputs);
-  workers.room.resize(rows * (hidden + wide + attended));
-  float *normed = workers.room.data(), *middle = normed + rows * hidden, *heads_out = middle + rows * wide;
-  rms_norm(team, x, layer.norm, layer.eps, normed, rows, hidden);
-  product(team, layer.qkv, normed, nullptr, middle, rows);
-  rotate_and_write(team, middle, cos, sin, keys, values, slots, rows, layer.heads);
-  attend(team, middle, layer.qkv.outputs, layer.heads.dim, keys, values, heads_out, seen, layer.heads, workers.starts);
-  product(team, layer.out, heads_out, x, out, rows);
-  rms_norm(team, out, layer.mlp_norm, layer.mlp_eps, normed, rows, hidden);
-  gated(team, layer.gate_up, normed, middle, rows);
-  product(team, layer.down, middle, out, out, rows);
-}
 
 // Holds the workers for one call, in the caller's thread.
 struct Call {
@@ -129,5 +76,11 @@ void specvlm_layers(Workers* workers, const Layer* const* layers, int64_t count,
     run_layer(*workers, *layers[i], x, out, rows, cos, sin, keys[i], values[i], slots, *seen[i]);
     x = out;  // a layer adds to what comes in, number by number, so it may do so in place
   }
+}
+
+// Fills the candidates of `growth`, and the KV of its nodes.
+void specvlm_grow(Workers* workers, const Draft* draft, const Growth* growth) {
+  Call call(workers);
+  grow(*workers, *draft, *growth);
 }
 }

@@ -33,6 +33,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "specvlm_rotate_and_write": (*(_P,) * 7, _I, _P),
     "specvlm_attend": (_P, _P, _I, _I, *(_P,) * 5),
     "specvlm_layers": (_P, _P, _I, _P, _P, _I, *(_P,) * 6),
+    "specvlm_grow": (_P, _P, _P),
 }
 
 
@@ -125,6 +126,7 @@ class Kernels:
         self._linear, self._gated_mlp = library.specvlm_linear, library.specvlm_gated_mlp
         self._rms_norm, self._attend = library.specvlm_rms_norm, library.specvlm_attend
         self._rotate_and_write, self._layers = library.specvlm_rotate_and_write, library.specvlm_layers
+        self._grow = library.specvlm_grow
 
     @classmethod
     def load(cls, folder: Path) -> Kernels | None:
@@ -250,6 +252,10 @@ class Kernels:
             _pointers(ctypes.addressof(one.pointers) for one in seen),
         )
         return out
+
+    def grow(self, draft: Any, growth: Any) -> None:
+        """Pointers to what :mod:`engine.kernels.grow` fills in."""
+        self._grow(self._workers, draft, growth)
 
 
 def _pointers(addresses: Iterable[int]) -> ctypes.Array[ctypes.c_void_p]:

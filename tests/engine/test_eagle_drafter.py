@@ -104,17 +104,23 @@ def check(golden: Golden, notes: list[Note], vocabulary: int | None = 40, *, tre
                 assert note.proposed[path] == near, f"{where}: {path}"
 
 
+def grows_in_one_call(core: EngineCore) -> bool:
+    drafter: Any = core._speculator.drafter
+    return drafter.model.grower is not None
+
+
+@pytest.mark.parametrize("in_one_call", [True, False])
 @pytest.mark.parametrize(
     ("family", "vocabulary", "page_size"),
     [("llava", 40, 4), ("llama", None, 1), ("qwen2", 40, 16), ("qwen3", None, 5), ("mistral_sliding", 40, 3)],
 )
 def test_trap_1_features_pictures_and_trees_are_those_of_a_dense_draft(
-    family: Family, vocabulary: int | None, page_size: int, tiny: BuildCheckpoint
+    family: Family, vocabulary: int | None, page_size: int, in_one_call: bool, tiny: BuildCheckpoint
 ) -> None:
     """Right layer, pictures in the draft's prompt, masks, positions, slots and states of every level."""
     golden = load_golden(tiny(family))
     prompts = prompts_of(golden)
-    core, notes = watched(golden, prompts, vocabulary, page_size=page_size)
+    core, notes = watched(golden, prompts, vocabulary, page_size=page_size, cpu_kernels=in_one_call)
     asked = [
         SpeculativeParams(),
         SpeculativeParams(topk=2),
@@ -128,19 +134,27 @@ def test_trap_1_features_pictures_and_trees_are_those_of_a_dense_draft(
     assert sum(accepted) > 10, "the KV of accepted drafts must be part of this"
 
 
-def test_a_deep_and_wide_tree_equals_the_dense_one(tiny: BuildCheckpoint) -> None:
+@pytest.mark.parametrize("in_one_call", [True, False])
+@pytest.mark.parametrize("vocabulary", [None, 67])
+def test_deep_and_wide_trees_equal_dense_ones(
+    vocabulary: int | None, in_one_call: bool, tiny: BuildCheckpoint
+) -> None:
+    """By the CPU kernels, and level by level. No processor's vectors have 67 numbers or a divisor of that."""
     golden = load_golden(tiny("llama"))
     prompts = [golden.prompt("Hello"), golden.prompt("And a longer one beside it.")]
     limits = SpeculativeConfig(num_steps=9, topk=8, num_draft_tokens=63)  # all 64 places of the mask
-    core, notes = watched(golden, prompts, None, speculative=limits)
+    core, notes = watched(golden, prompts, vocabulary, speculative=limits, cpu_kernels=in_one_call)
+    assert grows_in_one_call(core) == (core.target.kernels is not None) == in_one_call
     play(core, prompts, max_tokens=11)
-    check(golden, notes[:2], None)
+    check(golden, notes[:2], vocabulary)
 
 
-def test_a_vocabulary_smaller_than_topk_is_enough(tiny: BuildCheckpoint) -> None:
+@pytest.mark.parametrize("in_one_call", [True, False])
+def test_a_vocabulary_smaller_than_topk_is_enough(in_one_call: bool, tiny: BuildCheckpoint) -> None:
     golden = load_golden(tiny("llama"))
     prompts = [golden.prompt("Hello"), golden.prompt("Two tokens only.")]
-    core, notes = watched(golden, prompts, 2)
+    core, notes = watched(golden, prompts, 2, cpu_kernels=in_one_call)
+    assert grows_in_one_call(core) == (core.target.kernels is not None) == in_one_call
     play(core, prompts)
     check(golden, notes, 2)
 
@@ -297,9 +311,10 @@ def test_trap_5_what_waits_for_the_draft_is_nobody_elses_memory(
     check(golden, notes, trees=False)
 
 
+@pytest.mark.parametrize("in_one_call", [True, False])
 @pytest.mark.parametrize("part", ["fc.weight", "layer.self_attn.k_proj.weight"])
 def test_a_draft_of_broken_weights_proposes_nothing_and_harms_nobody(
-    part: str, tiny: BuildCheckpoint, tmp_path: Path
+    part: str, in_one_call: bool, tiny: BuildCheckpoint, tmp_path: Path
 ) -> None:
     golden = load_golden(tiny("llava"))
     prompts = prompts_of(golden)
@@ -307,7 +322,7 @@ def test_a_draft_of_broken_weights_proposes_nothing_and_harms_nobody(
     tensors = load_file(folder / "model.safetensors")
     tensors[part].fill_(float("nan"))
     save_file(tensors, folder / "model.safetensors")
-    core = core_of(golden, choose_drafter, draft=str(folder), speculative=SMALL)
+    core = core_of(golden, choose_drafter, draft=str(folder), speculative=SMALL, cpu_kernels=in_one_call)
     assert core.info.draft == "eagle"
     for attempt in ("cold", "warm"):
         stories = play(core, prompts)

@@ -190,9 +190,12 @@ def _draw(module: torch.nn.Module, generator: torch.Generator) -> None:
 
 @lru_cache(maxsize=32)
 def draft_model_of(
-    golden_folder: Path, vocabulary_size: int | None, elastic: ElasticConfig | None = None
+    golden_folder: Path,
+    vocabulary_size: int | None,
+    elastic: ElasticConfig | None = None,
+    cpu_kernels: bool = True,
 ) -> DraftModel:
-    target, _ = target_of(golden_folder)
+    target, _ = target_of(golden_folder, cpu_kernels)
     folder = draft_folder(golden_folder, vocabulary_size, elastic)
     return DraftModel.load(folder, target, golden_folder)
 
@@ -207,7 +210,7 @@ def eagle(
     """Makes an EAGLE drafter of ``kind``, with these attributes set."""
 
     def make(config: EngineConfig, target: TargetModel, sizes: Sizes) -> D:
-        model = draft_model_of(golden.folder, vocabulary_size, elastic)
+        model = draft_model_of(golden.folder, vocabulary_size, elastic, config.cpu_kernels)
         caching = config.enable_prefix_caching
         drafter = kind(
             model,
