@@ -7,7 +7,7 @@ made, so a parent is always before its children, and scores never rise from a pa
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +42,11 @@ class Candidates:
         wide, here = nothing(len(rows), self.token_ids.shape[1]), np.asarray(rows)
         wide.token_ids[here], wide.parents[here] = self.token_ids, self.parents
         wide.depths[here], wide.scores[here] = self.depths, self.scores
-        return wide
+        if self.said is None:
+            return wide
+        said = np.full((*wide.scores.shape, 2), -np.inf, np.float32)
+        said[here] = self.said
+        return replace(wide, said=said)
 
     def check(self) -> None:
         """Assert the order and the falling scores."""

@@ -25,8 +25,8 @@ MAX_WAITING = 8192
 that it cannot see yet, as a gate has not chosen. Pictures of 2,880 tokens, which a compressor takes whole,
 must have room.
 """
-MAX_WAITING_IN_ALL = 131072
-"""Of all sequences together."""
+MAX_WAITING_IN_ALL = 32768
+"""Of all sequences together. A GPU has memory set aside for as many (:mod:`engine.memory`)."""
 
 
 @dataclass(slots=True)
@@ -40,10 +40,15 @@ class _Waiting:
     features: list[torch.Tensor] = field(default_factory=list)
     embeddings: list[tuple[int, torch.Tensor]] = field(default_factory=list)
     image_scores: dict[bytes, torch.Tensor] = field(default_factory=dict)
+    num_tokens: int = field(init=False)
 
-    @property
-    def num_tokens(self) -> int:
-        return sum(map(len, self.features))
+    def __post_init__(self) -> None:
+        self.num_tokens = sum(map(len, self.features))
+
+    def add(self, features: torch.Tensor) -> None:
+        """Of the next tokens: a piece a step, hundreds of them where decoding is plain."""
+        self.features.append(features)
+        self.num_tokens += len(features)
 
     def joined(self) -> torch.Tensor:
         if len(self.features) > 1:
@@ -152,7 +157,7 @@ class FeatureStore:
         waiting = self._waiting.get(draft)
         if waiting is None:
             waiting = self._waiting[draft] = _Waiting(span.start, [self._before(span)])
-        waiting.features.append(features.clone())  # a view would keep the whole step's row in memory
+        waiting.add(features.clone())  # a view would keep the whole step's row in memory
         if span.start < span.sequence.num_prompt_tokens:
             waiting.embeddings.append((span.start, embeddings.clone()))
             keys = [key for key, _ in span.sequence.images_in(span.start, span.end)]

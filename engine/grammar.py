@@ -140,7 +140,8 @@ class GrammarCompiler:
 
     def compile(self, text: str) -> Future[Grammar]:
         """A future whose exception is a ``GrammarError``. Called by one thread."""
-        if text not in self._compiled:
+        known = self._compiled.get(text)
+        if known is None or known.cancelled():
             self._compiled[text] = self._thread.submit(self._compile, text)
             if len(self._compiled) > MAX_CACHED:
                 self._compiled.popitem(last=False)

@@ -30,8 +30,13 @@ class GrammarQueue:
         self._waiting[request.request_id] = request, self._compiler.compile(request.sampling.grammar)
 
     def remove(self, request_ids: Iterable[str]) -> list[str]:
-        """Forget those of the requests that wait here; returns them."""
-        return [name for name in request_ids if self._waiting.pop(name, None) is not None]
+        """Forget those of the requests that wait here, and what is not compiled for anybody else yet; returns
+        them.
+        """
+        gone = {name: self._waiting.pop(name)[1] for name in request_ids if name in self._waiting}
+        for future in set(gone.values()).difference(future for _, future in self._waiting.values()):
+            future.cancel()  # one that is at work goes on
+        return list(gone)
 
     def take(self, *, idle: bool) -> list[tuple[GenerateRequest, GrammarState | GrammarError]]:
         """Those that can start, or never will. If ``idle``, waits a moment for the first."""

@@ -18,6 +18,7 @@ from engine.batch import Part, build_batch
 from engine.config import EngineConfig
 from engine.draft_pages import spare_pages
 from engine.errors import ModelLoadError
+from engine.features import MAX_WAITING_IN_ALL
 from engine.kv_cache import KVCache
 from engine.scheduler import Limits
 from engine.target import TargetModel
@@ -28,6 +29,7 @@ from processing.prompt import ImageInput
 log = logging.getLogger(__name__)
 
 _SIDES = (1024, 1536, 2048, 3072, 4096)  # pixels, of pictures that are tried
+_WAITING_STATES = 4  # of a token: the three that EAGLE-3 reads, and its embedding
 _DRAFT_LAYERS = 2  # of the target's, in weights: a draft's one and what joins its inputs
 
 
@@ -99,14 +101,14 @@ def forward_most(config: EngineConfig, target: TargetModel, cache: KVCache, rows
 
 
 def draft_bytes(config: EngineConfig, target: TargetModel) -> int:
-    """Of a draft of the target's kind, at most: its weights, a head of its own as large as the target's, and
-    KV for the trees of all sequences. What it keeps of every page is part of the page's price
-    (:mod:`engine.sizing`).
+    """Of a draft of the target's kind, at most: its weights, a head of its own as large as the target's, KV
+    for the trees of all sequences, and what waits for it. Its KV of every page is part of the page's price
+    (:mod:`engine.sizing`); the feature that stays beside each page, a hundredth of that, is not counted.
     """
     layer: Any = target.adapter.text_model.layers[0]  # type: ignore[index]
     weights = sum(parameter.numel() * parameter.element_size() for parameter in layer.parameters())
-    head = target.vocab_size * int(target.adapter.text_config.hidden_size) * target.dtype.itemsize
+    state = int(target.adapter.text_config.hidden_size) * target.dtype.itemsize
     pages = spare_pages(config.max_num_seqs, config.page_size)
     shape = target.kv_shape
     kv = pages * config.page_size * shape.bytes_per_token // shape.num_layers
-    return _DRAFT_LAYERS * weights + head + kv
+    return _DRAFT_LAYERS * weights + (target.vocab_size + MAX_WAITING_IN_ALL * _WAITING_STATES) * state + kv

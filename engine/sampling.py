@@ -29,8 +29,9 @@ _BLOCK = 512  # vocabulary entries summed together before one of them is searche
 class DrawRow:
     """What one row of logits is drawn with.
 
-    ``context_ids``: prompt and output before the new token; ``num_prompt_tokens`` of them are the prompt.
-    ``forbidden_ids``: stop tokens while ``min_tokens`` is not reached. ``allowed``: the grammar's mask.
+    ``context_ids``: prompt and output, of which ``num_prompt_tokens`` are the prompt; after them
+    ``path_ids``, accepted in this step. ``forbidden_ids``: stop tokens while ``min_tokens`` is not reached.
+    ``allowed``: the grammar's mask.
     """
 
     params: SamplingParams
@@ -38,15 +39,12 @@ class DrawRow:
     num_prompt_tokens: int
     forbidden_ids: frozenset[int] = frozenset()
     allowed: Mask | None = None
-
-    @property
-    def greedy(self) -> bool:
-        return self.params.temperature < _GREEDY_BELOW
+    path_ids: Seq[int] = ()
 
     @property
     def position(self) -> int:
         """Output position, the counter of the noise."""
-        return len(self.context_ids) - self.num_prompt_tokens
+        return len(self.context_ids) + len(self.path_ids) - self.num_prompt_tokens
 
 
 @dataclass(slots=True, frozen=True)
@@ -74,12 +72,16 @@ class Drawn:
         )
 
 
+def is_greedy(params: SamplingParams) -> bool:
+    return params.temperature < _GREEDY_BELOW
+
+
 @torch.inference_mode()
 def draw(logits: torch.Tensor, rows: Seq[DrawRow]) -> Drawn:
     """Draw one token a row from float32 ``[R, vocab]``. Costs one device-to-host copy."""
     adjusted = _adjust(logits, rows)
     best, tokens = adjusted.max(dim=-1)
-    sampled = [i for i, row in enumerate(rows) if not row.greedy]
+    sampled = [i for i, row in enumerate(rows) if not is_greedy(row.params)]
     if sampled:
         index = torch.tensor(sampled, device=logits.device)
         tokens[index] = _sample(adjusted[index] - best[index, None], [rows[i] for i in sampled])
@@ -127,7 +129,8 @@ def _unpacked(masks: list[Mask], logits: torch.Tensor) -> torch.Tensor:
 def _penalise(line: torch.Tensor, row: DrawRow) -> None:
     """Repetition penalty over prompt and output (Keskar et al. 2019), the other two over the output."""
     p = row.params
-    context = torch.from_numpy(np.array(row.context_ids, dtype=np.int64)).to(line.device)
+    parts = [np.asarray(ids, dtype=np.int64) for ids in (row.context_ids, row.path_ids)]
+    context = torch.from_numpy(np.concatenate(parts)).to(line.device)
     if p.repetition_penalty != 1.0:
         scale = torch.ones_like(line)
         scale[context] = p.repetition_penalty

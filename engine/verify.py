@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from engine.messages import TokenLogprobs
-from engine.sampling import NO_TOKEN, DrawRow, draw
+from engine.sampling import NO_TOKEN, DrawRow, draw, is_greedy
 from engine.scheduler import Span
 from engine.sequence import Sequence
 
@@ -78,7 +78,7 @@ def _is_plain(sequence: Sequence) -> bool:
     p = sequence.sampling
     free = p.frequency_penalty == p.presence_penalty == 0.0 and p.repetition_penalty == 1.0
     return (
-        DrawRow(p, (), 0).greedy
+        is_greedy(p)
         and free
         and not p.logit_bias
         and p.logprobs is None
@@ -134,10 +134,10 @@ def _draw(
 def _draw_row(sequence: Sequence, path_ids: list[int]) -> DrawRow:
     """``path_ids``: tokens accepted in this step, part of the context of the next draw."""
     forbidden = sequence.stop_token_ids if sequence.must_not_stop(len(path_ids)) else frozenset[int]()
-    context = [*sequence.token_ids, *path_ids] if path_ids else sequence.token_ids
     allowed = None
     if sequence.grammar is not None:
         allowed = sequence.grammar.mask(path_ids)
         if forbidden and not sequence.grammar.allows_besides(allowed, forbidden):
             forbidden = frozenset()  # the grammar is through: it may end before ``min_tokens``
-    return DrawRow(sequence.sampling, context, sequence.num_prompt_tokens, forbidden, allowed)
+    own = sequence.sampling, sequence.token_ids, sequence.num_prompt_tokens
+    return DrawRow(*own, forbidden, allowed, path_ids)

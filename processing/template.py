@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jinja2 import Environment
-from jinja2.exceptions import TemplateError
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from jinja2.meta import find_undeclared_variables
 
 from processing.chat import ChatMessage, ImagePart, TextPart
@@ -140,13 +140,13 @@ def _with_parsed_arguments(call: Any) -> Any:
 
 
 def _variables(source: str) -> frozenset[str]:
-    """Names that a template reads and does not set. None if Jinja cannot read it, as rendering will tell."""
+    """Names that a template reads and does not set. Raises ``ValueError`` if Jinja cannot read it."""
     # transformers' own tags around an assistant's words; Jinja knows nothing of them.
     plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source)
     try:
         tree = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=True).parse(plain)
-    except TemplateError:
-        return frozenset()
+    except TemplateSyntaxError as error:
+        raise ValueError(f"the chat template cannot be read, line {error.lineno}: {error.message}") from None
     return frozenset(find_undeclared_variables(tree) - _GLOBALS)
 
 

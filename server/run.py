@@ -7,6 +7,7 @@ process, which takes longest, is to start before them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
 from collections.abc import Sequence
@@ -91,7 +92,8 @@ class DrainingServer(uvicorn.Server):
                 max_model_len=info.max_model_len,
                 kv_tokens=info.num_pages * info.page_size,
             )
-            print(greeting(self.url(), self._app.state.server.settings.names[0]), flush=True)
+            with contextlib.suppress(OSError):  # nobody reads it; we are to see to the engine all the same
+                print(greeting(self.url(), self._app.state.server.settings.names[0]), flush=True)
             while self._client.state != "failed":  # noqa: ASYNC110 - the engine's client has no event for it
                 await asyncio.sleep(WATCH_SECONDS)
             self._failure = "the engine failed and will not be started again"

@@ -11,9 +11,6 @@ from engine.messages import SamplingParams
 from server.errors import bad_request, context_overflow
 from server.schemas.generation import GenerationFields
 
-# Dividing logits by less overflows float32; what is drawn there is the likeliest token anyway.
-GREEDY_BELOW: Final = 1e-5
-
 # As small as the engine takes it. Either leaves the likeliest token alone.
 TOP_P_MIN: Final = 1e-6
 
@@ -55,7 +52,7 @@ class SamplingBuilder:
             raise bad_request("'min_tokens' is greater than 'max_tokens'.", param="min_tokens")
         return SamplingParams(
             max_tokens=max_tokens,
-            temperature=self._temperature(request),
+            temperature=first_given(request.temperature, self._defaults.temperature, 1.0),
             top_p=max(TOP_P_MIN, first_given(request.top_p, defaults.top_p, 1.0)),
             top_k=max(0, first_given(request.top_k, defaults.top_k, 0)),
             min_p=first_given(request.min_p, defaults.min_p, 0.0),
@@ -71,10 +68,6 @@ class SamplingBuilder:
             prompt_logprobs=request.num_prompt_logprobs,
             grammar=grammar,
         )
-
-    def _temperature(self, request: GenerationFields) -> float:
-        temperature = first_given(request.temperature, self._defaults.temperature, 1.0)
-        return temperature if temperature >= GREEDY_BELOW else 0.0
 
     def _max_tokens(self, request: GenerationFields, prompt_len: int) -> int:
         asked = request.token_limit

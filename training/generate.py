@@ -8,6 +8,7 @@ after the last chunk of them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from engine.draft_files import fingerprint
 from engine.llm import LLM
 from training.errors import TrainingError
 from training.records import Dialogue, Message, to_record
@@ -35,10 +37,11 @@ def generate(settings: TrainSettings, folder: Path, paths: Sequence[Path]) -> li
     """Answer every file of ``paths`` that is not answered yet; returns the files of answers.
 
     ``folder``: the target's. Raises ``TrainingError`` where there are no prompts, or answers that were made
-    with other settings are in the way.
+    with other settings, or to other prompts, are in the way.
     """
-    made_by = {
+    shared = {
         "model": folder.name,
+        "weights": fingerprint(folder),
         "temperature": settings.generate_temperature,
         "max_tokens": settings.generate_max_tokens,
         "seed": settings.seed,
@@ -46,6 +49,7 @@ def generate(settings: TrainSettings, folder: Path, paths: Sequence[Path]) -> li
     llm: LLM | None = None
     for path in paths:
         prompts = _prompts(path, settings)
+        made_by = {**shared, "prompts": hashlib.sha256(path.read_bytes()).hexdigest()}
         target, partial = answers_path(path), answers_path(path).with_suffix(".partial")
         done = _num_answered(target if target.exists() else partial, made_by)
         if done > len(prompts) or (target.exists() and done < len(prompts)):

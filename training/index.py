@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ class Index:
     """Of the E examples that are kept. ``items`` int64 ``[E]``: their numbers among what was read.
     ``lengths`` int64 ``[E]``. ``spans`` int64 ``[S, 3]``: (example, start, end) of tokens to be predicted,
     in order. ``counts`` int64 ``[vocab]``: of the tokens in those spans. ``key`` names data and settings.
+    ``targets`` int64 ``[E]``: how many tokens of each example are to be predicted. ``starts`` int64 ``[E]``:
+    where each example's tokens begin, all examples laid end to end.
     """
 
     items: npt.NDArray[np.int64]
@@ -41,20 +43,17 @@ class Index:
     num_too_long: int
     num_without_answer: int
     key: str
+    targets: npt.NDArray[np.int64] = field(init=False)
+    starts: npt.NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        sizes = self.spans[:, 2] - self.spans[:, 1]
+        targets = np.bincount(self.spans[:, 0], sizes, len(self)).astype(np.int64)
+        object.__setattr__(self, "targets", targets)
+        object.__setattr__(self, "starts", np.cumsum(self.lengths) - self.lengths)
 
     def __len__(self) -> int:
         return len(self.lengths)
-
-    @property
-    def targets(self) -> npt.NDArray[np.int64]:
-        """How many tokens of each example are to be predicted, int64 ``[E]``."""
-        sizes = self.spans[:, 2] - self.spans[:, 1]
-        return np.bincount(self.spans[:, 0], sizes, len(self)).astype(np.int64)
-
-    @property
-    def starts(self) -> npt.NDArray[np.int64]:
-        """Where each example's tokens begin, all examples laid end to end, int64 ``[E]``."""
-        return np.cumsum(self.lengths) - self.lengths
 
     def spans_of(self, example: int) -> Spans:
         first, last = np.searchsorted(self.spans[:, 0], [example, example + 1])

@@ -34,7 +34,7 @@ def publish(
     facts: dict[str, Any],
     evaluations: list[dict[str, Any]],
 ) -> None:
-    """Write the folder ``target``; who reads it sees the old draft whole or the new one whole, never a part.
+    """Write the folder ``target``; who reads it sees the old draft whole, for a moment none, or the new one.
 
     ``facts``: sections of the card, each a mapping. ``evaluations``: lines of the log, in order.
     """
@@ -49,7 +49,12 @@ def publish(
         (folder / "README.md").write_text(card(config, facts, evaluations), encoding="utf-8")
         if target.exists():
             os.rename(target, scratch / "old")  # a folder that is not empty cannot be replaced in one call
-        os.rename(folder, target)
+        try:
+            os.rename(folder, target)
+        except OSError:
+            if (scratch / "old").exists():
+                os.rename(scratch / "old", target)
+            raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -167,12 +167,11 @@ class Run:
             report = self.trainer.step(done.step, own, self._data.num_targets(passes), stop=stop())
             now = time.monotonic()
             tokens = int(sum(self._data.index.lengths[row].sum() for one in passes for row in one.rows))
-            speed, began = tokens / (now - began), now
-            done.step, done.tokens, done.seconds = (
-                done.step + 1,
-                done.tokens + tokens,
-                done.seconds + tokens / speed,
-            )
+            seconds, began = now - began, now
+            done.step += 1
+            done.tokens += tokens
+            done.seconds += seconds
+            speed = tokens / seconds
             journal.show(report, speed, settings.eval_steps)
             ending = report.stop or done.step == self._num_steps
             if done.step % settings.log_every == 0 or ending:
@@ -183,7 +182,7 @@ class Run:
                 began = time.monotonic()
             if ending or now - saved >= settings.save_seconds:
                 self._save()
-                saved = now
+                saved = began = time.monotonic()
             if report.stop:
                 break
         journal.close()

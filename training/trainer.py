@@ -19,6 +19,7 @@ from torch import Tensor
 from engine.eagle import EagleDraft
 from training.batches import Batch
 from training.compression import Compression, by_dialogue, per_picture
+from training.errors import TrainingError
 from training.losses import cross_entropy, distil
 from training.rows import Placed, Rows, shortened, whole_rows
 from training.settings import TrainSettings
@@ -127,14 +128,19 @@ class Trainer:
         rate = learning_rate(number, self._num_steps, settings)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, settings.clip)
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, settings.clip))
+        if not math.isfinite(norm):  # in every process, as gradients are sums over all
+            raise TrainingError(
+                f"step {number + 1}: the norm of the gradients is {norm}, no number to go on with. The "
+                "last checkpoint is from before; go on from there with a lower --lr, or look at the data"
+            )
         self.optimizer.step()
         stops, total, ce, feature, *rest = sums.tolist()
         hits, tried = rest[: settings.unroll], rest[settings.unroll :]
         agreement = [hit / max(1.0, count) for hit, count in zip(hits, tried, strict=True)]
         means = (total, ce / num_targets, feature / num_targets)
         self._report_gate(*gate.tolist())
-        return StepReport(*means, agreement, float(norm), rate, stops > 0, self._gate_report)
+        return StepReport(*means, agreement, norm, rate, stops > 0, self._gate_report)
 
     def _report_gate(self, loss: float, share: float, *counts: float) -> None:
         if share > 0.0:

@@ -177,3 +177,25 @@ def test_a_sequence_without_a_draft_keeps_page_ends_alone() -> None:
     bench.step([(0, 6, [], 0)])
     bench.check_page_ends(0)
     assert not bench.store._waiting
+
+
+def test_a_step_of_plain_decoding_costs_the_same_however_much_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step adds a piece to what waits for the draft, which may not be asked for hundreds of steps."""
+    bench = Bench([3, 5], 4)
+    bench.step([(0, 3, [], 0), (1, 5, [], 0)])
+    lookups = 0
+    real = torch.Tensor.__len__
+
+    def counted(tensor: torch.Tensor) -> int:
+        nonlocal lookups
+        lookups += 1
+        return real(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "__len__", counted)
+    took = []
+    for _ in range(40):
+        before = lookups
+        bench.step([(0, 1, [], 0), (1, 1, [], 0)])
+        took.append(lookups - before)
+    assert max(took[30:]) == max(took[:10])
+    bench.catch_up(0)

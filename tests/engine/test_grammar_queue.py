@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 from collections.abc import Callable
 
@@ -25,6 +26,11 @@ class Caller:
         return [request.request_id for request, _ in taken]
 
 
+def asking(name: str, grammar: str) -> GenerateRequest:
+    sampling = SamplingParams(max_tokens=1, grammar=grammar)
+    return GenerateRequest(request_id=name, prompt=Prompt(token_ids=[1]), sampling=sampling)
+
+
 def unusable(message: str) -> Callable[[], LLTokenizer]:
     def load() -> LLTokenizer:
         raise GrammarError(message)
@@ -42,16 +48,35 @@ def test_a_grammar_that_is_refused_again_and_again_keeps_nobody(load: Callable[[
     queue = GrammarQueue(GrammarCompiler(load))
     callers = []
     for number in range(5):
-        queue.put(
-            GenerateRequest(
-                request_id=str(number),
-                prompt=Prompt(token_ids=[1]),
-                sampling=SamplingParams(max_tokens=1, grammar="start: /a/"),
-            )
-        )
+        queue.put(asking(str(number), "start: /a/"))
         caller = Caller()
         assert caller.take(queue) == [str(number)]
         callers.append(weakref.ref(caller))
         del caller
     gc.collect()
     assert [caller() for caller in callers] == [None] * 5
+
+
+def test_a_grammar_that_nobody_waits_for_any_more_is_not_compiled() -> None:
+    """One thread compiles for all: requests that have gone must not hold it up."""
+    loading, go_on = threading.Event(), threading.Event()
+
+    def load() -> LLTokenizer:
+        loading.set()
+        assert go_on.wait(10)
+        raise GrammarError("it cannot be")
+
+    compiler = GrammarCompiler(load)
+    queue = GrammarQueue(compiler)
+    for name, grammar in {"first": "a", "gone": "b", "shared": "c", "sharing": "c"}.items():
+        queue.put(asking(name, f"start: /{grammar}/"))
+    assert loading.wait(10), "the first is at work"
+    shared = compiler.compile("start: /c/")
+    gone = compiler.compile("start: /b/")
+    assert queue.remove(["gone", "shared"]) == ["gone", "shared"]
+    assert gone.cancelled()
+    assert not shared.cancelled(), "somebody waits for it"
+    again = compiler.compile("start: /b/")
+    assert again is not gone
+    go_on.set()
+    assert isinstance(again.exception(10), GrammarError)

@@ -15,6 +15,7 @@ from engine.config import EngineConfig
 from engine.draft_model import DraftModel
 from engine.eagle import EagleDraft
 from engine.errors import ModelLoadError
+from engine.features import MAX_WAITING_IN_ALL
 from engine.host_cpus import cpu_quota, set_num_threads
 from engine.host_memory import available_memory
 from engine.kv_cache import KVCache, KVShape
@@ -138,13 +139,14 @@ def test_the_largest_picture_is_encoded_and_all_its_columns_are_kept(
     assert encode_most(few, target, 10) == (16, wide), "larger ones are refused"
 
 
-def test_a_drafts_own_head_has_room(tiny: BuildCheckpoint) -> None:
+def test_a_drafts_own_head_has_room_and_what_waits_for_it(tiny: BuildCheckpoint) -> None:
     """A large vocabulary weighs more than the draft's layer."""
     config = EngineConfig(model=str(tiny("llama")), device="cpu", cpu_kernels=False)
     target = TargetModel.load(config)
     draft = EagleDraft(target.adapter.text_config, attn_implementation="eager")
     parameters = [*draft.parameters(), target.head_of(torch.arange(target.vocab_size)).weight]
-    assert draft_bytes(config, target) >= sum(p.numel() * p.element_size() for p in parameters)
+    waiting = MAX_WAITING_IN_ALL * 2 * target.adapter.text_config.hidden_size * target.dtype.itemsize
+    assert draft_bytes(config, target) >= sum(p.numel() * p.element_size() for p in parameters) + waiting
 
 
 def test_a_draft_in_half_precision_keeps_its_positions(tiny: BuildCheckpoint) -> None:

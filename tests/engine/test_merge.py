@@ -111,3 +111,13 @@ def test_what_is_looked_up_may_be_deeper_than_what_is_drafted() -> None:
     chosen = own.choose(shallow, merged)
     verified = paths_of(merged, 0, np.where(chosen, merged.scores, np.float32(-np.inf)))
     assert set(verified) == {(1,), *found}
+
+
+def test_what_was_said_goes_with_candidates_to_their_rows() -> None:
+    """In a trial one sequence of several is drafted for; what look-up finds is not the draft's doing."""
+    merged = merge(candidates_of([{(1,): -0.5}]), candidates_of([{(2,): -0.5}]), lambda scores: scores)
+    wide = merged.spread([False, True])
+    assert merged.said is not None
+    assert wide.said is not None
+    assert (wide.said[1] == merged.said[0]).all()
+    assert np.isneginf(wide.said[0]).all()

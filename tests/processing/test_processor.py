@@ -201,6 +201,8 @@ def test_the_template_can_be_a_file_and_a_wrong_path_is_named(tiny: BuildCheckpo
     file.write_text("{{ messages[0]['content'] }}!")
     processor = Processor.from_pretrained(str(tiny("llama")), chat_template=str(file))
     assert processor.decode(processor.apply([ChatMessage("user", "hi")]).token_ids) == "hi!"
+    with pytest.raises(ValueError, match=r"chat template cannot be read, line 2: .*endfr"):
+        Processor.from_pretrained(str(tiny("llama")), chat_template="{% for m in messages %}\n{% endfr %}")
     with pytest.raises(ValueError, match=r"missing\.jinja"):
         Processor.from_pretrained(str(tiny("llama")), chat_template="missing.jinja")
 

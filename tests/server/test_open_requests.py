@@ -281,3 +281,16 @@ def test_a_model_that_cannot_load_ends_the_process() -> None:
     _, stderr = process.communicate(timeout=20)
     assert process.returncode == 1
     assert "the weights are missing" in stderr
+
+
+def test_an_engine_is_watched_even_if_nobody_reads_the_greeting(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*_: Any, **__: Any) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", closed)
+    live = start_server()
+    live.engine.state = "failed"
+    wait_until(lambda: not live.thread.is_alive(), seconds=8)
+    assert live.server.exit_code == 1

@@ -80,8 +80,11 @@ def test_answers_of_other_settings_or_prompts_are_in_the_way(reciting: Path, tmp
     generate(settings(reciting, data), reciting, [data])
     with pytest.raises(TrainingError, match=r"'max_tokens': 9.*'max_tokens': 8"):
         generate(settings(reciting, data, generate_max_tokens=8), reciting, [data])
+    write_jsonl(data, [{"messages": [{"role": "user", "content": "Say blue"}]}])
+    with pytest.raises(TrainingError, match="'prompts': "):
+        generate(settings(reciting, data), reciting, [data])
     write_jsonl(data, records * 2)
-    with pytest.raises(TrainingError, match=r"answers 1 records, .* has 2"):
+    with pytest.raises(TrainingError, match="'prompts': "):
         generate(settings(reciting, data), reciting, [data])
 
 

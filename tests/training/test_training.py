@@ -22,6 +22,7 @@ from training.errors import TrainingError
 from training.journal import read_log
 from training.run import train
 from training.settings import TrainSettings
+from training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -247,3 +248,43 @@ def test_what_is_left_out_is_counted(reciting: Path, tmp_path: Path) -> None:
     data.write_text(json.dumps(mute))
     with pytest.raises(TrainingError, match=r"none of 1 dialogues can be used.* 1 have no answer"):
         train(settings(reciting, data, tmp_path / "other"))
+
+
+def test_a_gradient_that_is_no_number_ends_the_run_and_spoils_nothing(
+    reciting: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = recitals(tmp_path / "a.jsonl", 24), tmp_path / "out"
+    chosen = settings(reciting, data, out, publish=tmp_path / "draft", save_seconds=0.0)
+    real = Trainer.step
+
+    def spoiled(trainer: Trainer, number: int, *args: Any, **more: Any) -> Any:
+        if number == 1:
+            torch.nn.utils.vector_to_parameters(
+                torch.full((sum(p.numel() for p in trainer.draft.parameters()),), float("inf")),
+                trainer.draft.parameters(),
+            )
+        return real(trainer, number, *args, **more)
+
+    monkeypatch.setattr(Trainer, "step", spoiled)
+    with pytest.raises(TrainingError, match=r"step 2: .*no number.*--lr"):
+        train(chosen)
+    assert all(tensor.isfinite().all() for tensor in weights(out).values())
+    assert not (tmp_path / "draft").exists()
+
+
+def test_a_draft_that_cannot_be_replaced_stays(
+    reciting: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, draft = recitals(tmp_path / "a.jsonl", 8), tmp_path / "draft"
+    train(settings(reciting, data, tmp_path / "out", publish=draft))
+    before, real = read_tensors(draft / "model.safetensors"), os.rename
+
+    def refusing(source: Path, target: Path) -> None:
+        if Path(source).name == "new":
+            raise OSError("no")
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", refusing)
+    with pytest.raises(OSError, match="no"):
+        train(settings(reciting, data, tmp_path / "out", publish=draft, resume=False, seed=2))
+    assert same(before, read_tensors(draft / "model.safetensors"))
