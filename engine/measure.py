@@ -26,6 +26,7 @@ from engine.costs import CostTable, DraftCosts, load_tables, save_tables
 from engine.draft_files import fingerprint
 from engine.drafter import Drafter
 from engine.eagle_drafter import EagleDrafter
+from engine.kernels.grow import Roots
 from engine.kv_cache import KVCache
 from engine.packing import PackedLinear
 from engine.target import TargetModel
@@ -81,7 +82,22 @@ def _draft_costs(
         states = model.forward(prepare(batch, cache), joined)
         model.log_probs(states).topk(topk, dim=-1).values.cpu()
 
-    level = tables.get(f"draft of {model.num_weights} weights, topk {topk}", run)
+    def grow(rows: int) -> None:
+        """In one call, with a first level, which is a small part of it: that of one root."""
+        assert model.grower is not None
+        first = _CONTEXT if _CONTEXT + rows <= cache.keys[0].shape[0] else 0
+        roots = Roots(
+            torch.zeros(1, model.feature_size),
+            limits=np.array([rows]),
+            starts=np.array([first]),
+            table=np.arange(first + rows)[None],
+        )
+        angles = model.angles(torch.tensor([first + 1]))
+        width = min(rows, model.grower.num_outputs)
+        model.grower.grow(roots, angles, (cache.keys[0], cache.values[0]), width, levels=2)
+
+    what = f"draft of {model.num_weights} weights, topk {topk}"
+    level = tables.get(what, run if model.grower is None else grow)
     return DraftCosts(extend=CostTable(level.points), level=level)
 
 

@@ -107,7 +107,7 @@ class Grower:
         levels: int,
     ) -> tuple[Ints, Ints, npt.NDArray[np.float32]]:
         """Token ids, parents and scores of all candidates ``[S, C]``, level by level: ``width`` of level 1,
-        ``width * width`` of each later one.
+        which is at most ``num_outputs``, and ``width * width`` of each later one.
 
         ``angles``: cosines and sines ``[levels - 1, S, dim]`` of the levels that run; ``cache``: keys and
         values, which get those of the nodes.
