@@ -67,16 +67,18 @@ class ChatTemplate:
             raise PromptError("there are no messages; send at least one")
         if reserved := self._reserved & template_kwargs.keys():
             raise PromptError(f"{sorted(reserved)} cannot be passed to a chat template; remove them")
-        chat = [self._as_dict(message) for message in messages]
-        marks = Marks(chat, template_kwargs, self._source)
-        for message in chat:
-            tokens = self._assistant_tokens if message["role"] == "assistant" else self.tokens
-            for name, value in message.items():
-                if name != "role" or value not in ROLES:
-                    message[name] = marks.mark(value, tokens)
-        rendered = self._render(
-            chat, add_generation_prompt=add_generation_prompt, **marks.mark(template_kwargs, self.tokens)
-        )
+        try:
+            chat = [self._as_dict(message) for message in messages]
+            marks = Marks(chat, template_kwargs, self._source)
+            for message in chat:
+                tokens = self._assistant_tokens if message["role"] == "assistant" else self.tokens
+                for name, value in message.items():
+                    if name != "role" or value not in ROLES:
+                        message[name] = marks.mark(value, tokens)
+            given = marks.mark(template_kwargs, self.tokens)
+        except RecursionError:
+            raise PromptError("the arguments of a tool call are nested too deeply") from None
+        rendered = self._render(chat, add_generation_prompt=add_generation_prompt, **given)
         return marks.read(rendered)
 
     def _render(self, chat: list[dict[str, Any]], **kwargs: Any) -> str:

@@ -123,11 +123,11 @@ async def open_answer(
             raise engine_unavailable()
         async with until(deadline):
             prompts = await build(info)
-        parts.admission.check()
-        ticket.wait([len(prompt.token_ids) for prompt in prompts])
         choices = make_choices(
             parts, request, prompts, plan, info, ticket, request_id=request_id, arrival=arrival
         )
+        parts.admission.check()
+        ticket.wait([len(prompt.token_ids) for prompt in prompts])  # what can never run is refused before
     except BaseException:
         ticket.release()
         raise

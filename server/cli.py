@@ -137,7 +137,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def complaint(detail: ErrorDetails, argv: Sequence[str]) -> str:
     """``('serve', 'max_num_seqs')`` is the flag ``--max-num-seqs``, or the variable where that was given."""
-    fields = [given_as(str(part), argv) for part in detail["loc"][1:2]]
+    parts = [str(part) for part in detail["loc"] if part not in argv]  # without the commands
+    fields = [given_as(part, argv) for part in parts[:1]]
     return ": ".join([*fields, detail["msg"].removeprefix("Value error, ")])
 
 

@@ -54,6 +54,10 @@ class RequestContextMiddleware:
         structlog.contextvars.bind_contextvars(request_id=state["request_id"])
         try:
             await self._app(scope, receive, send_named)
+        except Exception:
+            status = status or 500  # which whoever is around us answers
+            log.exception("request_failed")
+            raise
         finally:
             path = scope["path"].removeprefix(scope.get("root_path", ""))
             quiet = path in self._quiet_paths

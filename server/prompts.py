@@ -6,7 +6,7 @@ Knows how many pictures are allowed. Does not know where they come from or how a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from PIL import Image
 
 from processing import chat
+from processing.control import strings_in
 from processing.errors import PromptError
 from processing.prompt import Prompt
 from processing.tools.support import FREE, OutputPlan
@@ -154,16 +155,23 @@ def longest_token(processor: Processor) -> int:
 
 
 def num_characters(messages: Sequence[Message]) -> int:
-    return sum(
-        len(text)
-        for message in messages
-        for text in (
-            [message.content]
-            if isinstance(message.content, str)
-            else [part.text for part in message.content or () if isinstance(part, TextPart)]
-        )
-        + [call.function.arguments for call in calls_of(message)]
-    )
+    """Of all that a template may print; pictures are not texts."""
+    return sum(len(text) for message in messages for text in texts_of(message))
+
+
+def texts_of(message: Message) -> Iterator[str]:
+    content = message.content
+    for part in [content] if isinstance(content, str) else content or ():
+        match part:
+            case str():
+                yield part
+            case TextPart():
+                yield part.text
+            case RefusalPart():
+                yield part.refusal
+    yield from strings_in(extra_of(message))
+    if isinstance(message, AssistantMessage):
+        yield message.refusal or ""
 
 
 def calls_of(message: Message) -> Sequence[CalledTool]:

@@ -65,18 +65,19 @@ def messages(request: ResponsesRequest) -> list[JsonObject]:
         found.append({"role": "system", "content": request.instructions})
     if isinstance(request.input, str):
         return [*found, {"role": "user", "content": request.input}]
-    refuse_misplaced_pictures(request.input)
+    refuse_misplaced(request.input)
     return [*found, *merge_calls(request.input)]
 
 
-def refuse_misplaced_pictures(items: Sequence[InputItem]) -> None:
-    """Here, where they have their places in the request; a chat would name its own."""
+def refuse_misplaced(items: Sequence[InputItem]) -> None:
+    """Here, where parts have their places in the request; a chat would name its own."""
     for number, item in enumerate(items):
-        if isinstance(item, InputMessage) and item.role != "user":
-            for place, one in enumerate(item.content):
-                if isinstance(one, InputImage):
+        for place, one in enumerate(item.content if isinstance(item, InputMessage) else ()):
+            for kind, role in ((InputImage, "user"), (Refusal, "assistant")):
+                if isinstance(one, kind) and isinstance(item, InputMessage) and item.role != role:
                     raise bad_request(
-                        f"Pictures belong in messages of the user, not of the role '{item.role}'.",
+                        f"Parts of the type '{one.type}' belong in messages of the role '{role}', not "
+                        f"'{item.role}'.",
                         param=f"input[{number}].content[{place}]",
                     )
 

@@ -93,7 +93,8 @@ class DrainingServer(uvicorn.Server):
                 kv_tokens=info.num_pages * info.page_size,
             )
             with contextlib.suppress(OSError):  # nobody reads it; we are to see to the engine all the same
-                print(greeting(self.url(), self._app.state.server.settings.names[0]), flush=True)
+                settings = self._app.state.server.settings
+                print(greeting(self.url(), settings.names[0], has_key=bool(settings.api_keys())), flush=True)
             while self._client.state != "failed":  # noqa: ASYNC110 - the engine's client has no event for it
                 await asyncio.sleep(WATCH_SECONDS)
             self._failure = "the engine failed and will not be started again"
@@ -123,11 +124,12 @@ class DrainingServer(uvicorn.Server):
         return f"{scheme}://{shown}:{port}"
 
 
-def greeting(url: str, model: str) -> str:
+def greeting(url: str, model: str, *, has_key: bool) -> str:
+    key = "-H 'Authorization: Bearer YOUR_KEY' " if has_key else ""
     return f"""
 SpecVLM serves '{model}' at {url}/v1
 
-  curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\
+  curl {url}/v1/chat/completions {key}-H 'Content-Type: application/json' \\
     -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
 
 A page to try it: {url}/

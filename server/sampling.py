@@ -72,7 +72,7 @@ class SamplingBuilder:
     def _max_tokens(self, request: GenerationFields, prompt_len: int) -> int:
         asked = request.token_limit
         room = self._max_model_len - prompt_len
-        if room < (asked or 1):
+        if room < (1 if asked is None else asked):
             raise context_overflow(self._max_model_len, request.prompt_field, prompt_len, asked)
         return asked if asked is not None else min(room, self._defaults.max_new_tokens or room)
 

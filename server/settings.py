@@ -48,6 +48,7 @@ from engine.config import (
 ENV_PREFIX = "SPECVLM_"
 CONFIG_ENV = ENV_PREFIX + "CONFIG"
 DEMO_MODEL_NAME = "specvlm-demo"
+MAX_THREADS = 1024
 
 
 def shaped(pattern: str, words: str) -> AfterValidator:
@@ -173,7 +174,10 @@ class ServeSettings(BaseSettings):
         "fcfs", description="who goes first: the first to come, or the lowest 'priority' of a request"
     )
     num_threads: int | None = Field(
-        None, ge=1, description="of a CPU; torch's choice, or a container's CPU limit if that is less"
+        None,
+        ge=1,
+        le=MAX_THREADS,
+        description="of a CPU; torch's choice, or a container's CPU limit if that is less",
     )
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of a GPU's memory to use")
     kv_cache_memory: ByteSize | None = Field(None, gt=0, description="size of the KV cache, such as 2GiB")

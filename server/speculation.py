@@ -35,10 +35,9 @@ def speculative_params(
 ) -> SpeculativeParams:
     """``details``: of each picture. ``compressors``: those of the loaded draft; ``ApiError`` for another."""
     asked = asked or SpeculativeFields.model_validate({})
-    compressor = asked.compressor or "auto"
-    if compressor not in compressors:
+    if asked.compressor not in compressors:
         raise bad_request(
-            f"'speculative.compressor' '{compressor}' is not supported by the draft of this server; "
+            f"'speculative.compressor' '{asked.compressor}' is not supported by the draft of this server; "
             f"it has {', '.join(compressors)}.",
             param="speculative.compressor",
             code="unsupported_parameter",
@@ -50,7 +49,7 @@ def speculative_params(
         topk=asked.topk,
         num_draft_tokens=asked.num_draft_tokens,
         trace=asked.trace,
-        compressor=compressor,
+        compressor=asked.compressor,
         details=told if set(told) - {"auto"} else [],
     )
 

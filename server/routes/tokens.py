@@ -8,6 +8,7 @@ from functools import partial
 
 from fastapi import APIRouter
 
+from processing.tools.request import OutputRequest
 from server.body import StrictRoute
 from server.errors import bad_request
 from server.prompts import num_characters
@@ -32,7 +33,8 @@ async def tokenize(body: TokenizeRequest, state: State) -> TokenizeAnswer:
         if isinstance(body, TokenizeChat):
             if num_characters(body.messages) > MAX_CHARACTERS:
                 raise bad_request(f"At most {MAX_CHARACTERS} characters can be tokenized.", param="messages")
-            tokens = (await prompts.build(body.messages)).token_ids
+            plan = processor.tools.plan(OutputRequest())  # as of a chat without tools
+            tokens = (await prompts.build(body.messages, plan)).token_ids
         else:
             tokens = await prompts.in_pool(processor.encode, body.prompt, body.add_special_tokens)
     strings = [processor.token_text(token_id) for token_id in tokens] if body.return_token_strs else None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from types import NoneType
+from typing import Any, Final, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError
 
 JsonObject = dict[str, Any]
@@ -35,6 +37,13 @@ def few_fields(value: Any) -> Any:
     return value
 
 
+def _only_optional(field: FieldInfo | None) -> bool:
+    """Whether it may be left out, and null is none of its values."""
+    if field is None or field.is_required():
+        return False
+    return NoneType not in (field.annotation, *get_args(field.annotation))
+
+
 class ClientModel(BaseModel):
     """Sent by a client: unknown fields, NaN and values of another JSON type are refused.
 
@@ -53,7 +62,13 @@ class ClientModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _has_few_fields(cls, value: Any) -> Any:
-        return few_fields(value)
+        """Null is as if the field were left out, as in the OpenAI API, where it says nothing of its own."""
+        value = few_fields(value)
+        if not isinstance(value, dict) or None not in value.values():
+            return value
+        fields = cls.model_fields
+        left_out = {name for name, one in value.items() if one is None and _only_optional(fields.get(name))}
+        return {name: one for name, one in value.items() if name not in left_out}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import AliasChoices, BeforeValidator, Discriminator, Field, Tag
 
 from server.schemas.base import NO_EFFECT, ClientModel, JsonObject, Refused, few_fields
 from server.schemas.generation import CommonFields
@@ -65,6 +65,14 @@ class FunctionCall(ClientModel):
     call_id: str
     name: str
     arguments: str
+    async_: Annotated[bool | None, NO_EFFECT] = Field(
+        None,
+        alias="async",
+        validation_alias=AliasChoices("async", "async_"),
+        description="Clients keep it from an answer.",
+    )
+    caller: Annotated[JsonObject | None, NO_EFFECT] = None
+    namespace: Annotated[str | None, NO_EFFECT] = None
     id: Annotated[str | None, NO_EFFECT] = None
     status: Annotated[Status | None, NO_EFFECT] = None
 
@@ -73,6 +81,9 @@ class FunctionCallOutput(ClientModel):
     type: Literal["function_call_output"]
     call_id: str
     output: str | list[InputText]
+    caller: Annotated[JsonObject | None, NO_EFFECT] = None
+    name: Annotated[str | None, NO_EFFECT] = None
+    namespace: Annotated[str | None, NO_EFFECT] = None
     id: Annotated[str | None, NO_EFFECT] = None
     status: Annotated[Status | None, NO_EFFECT] = None
 

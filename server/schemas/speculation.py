@@ -22,10 +22,10 @@ class SpeculativeFields(ClientModel):
     num_draft_tokens: int | None = Field(
         None, ge=0, le=MAX_TREE_NODES - 1, description="Bounds the nodes of a tree, its root left out."
     )
-    compressor: CompressorName | None = Field(
-        None,
-        description="What the draft sees of pictures. 'auto', as null: as the server was started, by each "
-        "picture's 'detail'; 'none': all of them. Which others this server's draft has, '/version' tells.",
+    compressor: CompressorName = Field(
+        "auto",
+        description="What the draft sees of pictures. 'auto': as the server was started, by each picture's "
+        "'detail'; 'none': all of them. Which of the others this server's draft has, '/version' tells.",
     )
     trace: bool = Field(False, description="Report every verified tree, and what was kept of pictures.")
 

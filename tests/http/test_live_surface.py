@@ -131,3 +131,20 @@ def test_a_request_out_of_time_gives_its_pages_back(tiny: BuildCheckpoint, tmp_p
         wait_idle(server)
         assert metric(server, "specvlm:kv_cache_usage_perc") == 0.0
         assert httpx.post(f"{server.base_url}/completions", json={"prompt": "Hi"}).status_code == 200
+
+
+def test_a_conversation_has_the_tokens_that_its_chat_has(live_server: LiveServer) -> None:
+    """Calls of earlier turns, too, which a template that knows no tools is told as text."""
+    client, model = client_of(live_server), model_of(live_server)
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    messages: Any = [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "x"},
+        {"role": "user", "content": "and?"},
+    ]
+    answer = client.chat.completions.create(model=model, messages=messages, max_tokens=1)
+    root = live_server.base_url.removesuffix("/v1")
+    told = httpx.post(f"{root}/tokenize", json={"messages": messages}, timeout=60).json()
+    assert answer.usage is not None
+    assert told["count"] == answer.usage.prompt_tokens

@@ -112,6 +112,9 @@ NO_EFFECT: dict[str, dict[str, Example]] = {
         "text.verbosity": ({"text": {}}, {"text": {"verbosity": "low"}}),
         "stream_options": ({"stream": True}, {"stream": True, "stream_options": {}}),
         "input[].id": (given(TOLD), given({**TOLD, "id": "msg_1"})),
+        "input[].async": (given(TOLD, call_item()), given(TOLD, call_item() | {"async": True})),
+        "input[].caller": (given(TOLD, call_item()), given(TOLD, call_item(caller={"type": "direct"}))),
+        "input[].namespace": (given(TOLD, call_item()), given(TOLD, call_item(namespace="n"))),
         "input[].status": (given(TOLD), given({**TOLD, "status": "completed"})),
         "input[].phase": (given(TOLD), given({**TOLD, "phase": "commentary"})),
         "input[].content[].prompt_cache_breakpoint": (

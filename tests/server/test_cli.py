@@ -105,6 +105,7 @@ def test_toml(tmp_path: Path) -> None:
         ["--target-visual-compression", '{"method": "pool", "ratio": 0.5}'],
         ["--nonsense"],
         ["--port", "65536"],
+        ["--num-threads", "100000"],
         ["--kv-cache-memory", "2 bananas"],
         ["--limit-mm-per-prompt", '{"video": 1}'],
         ["--ssl-keyfile", "key"],
@@ -274,3 +275,9 @@ def run_program(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_python_m_server_is_the_program() -> None:
     assert run_program("--help").stdout.startswith("usage: specvlm ")
+
+
+def test_a_flag_of_a_command_within_a_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["demo", "eval", "--samples", "0"])
+    assert "--samples: " in f"{caught.value.code}{capsys.readouterr().err}"

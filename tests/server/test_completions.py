@@ -163,6 +163,9 @@ def test_a_prompt_can_be_scored_and_not_answered(
     assert text_of(chunks) == "né"
     assert chunks[-1].choices[0].finish_reason == "length"
     refused(http, "max_tokens", max_tokens=0)
+    longest = ask(client, [5] * MAX_MODEL_LEN, max_tokens=0, echo=True, logprobs=1)
+    assert longest.usage.prompt_tokens == MAX_MODEL_LEN
+    refused(http, "prompt", prompt=[5] * (MAX_MODEL_LEN + 1), max_tokens=0, echo=True, logprobs=1)
 
 
 def test_sixteen_tokens_are_the_default(live: Live, client: openai.OpenAI) -> None:

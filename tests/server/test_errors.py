@@ -326,3 +326,17 @@ def test_any_json_is_answered_or_refused(http: httpx.Client, fields: dict[str, A
     if response.status_code != 200:
         assert response.status_code in (400, 404)
         check_shape(response, response.status_code)
+
+
+def test_null_is_as_if_a_field_were_left_out(live: Live, http: httpx.Client) -> None:
+    """Many clients write all that they have, null for what nobody set."""
+    nulls = ("cache_salt", "min_tokens", "ignore_eos", "skip_special_tokens", "priority", "temperature", "n")
+    assert http.post(CHAT, json=VALID).status_code == 200
+    asked = VALID | dict.fromkeys(nulls) | {"seed": 1, "speculative": {"enabled": None, "trace": None}}
+    assert http.post(CHAT, json=asked).status_code == 200
+    assert http.post(CHAT, json=VALID | {"seed": 1}).status_code == 200
+    *_, first, second = live.engine.requests
+    assert (first.sampling, first.speculative, first.cache_salt, first.priority) == (
+        *(second.sampling, second.speculative, second.cache_salt, second.priority),
+    )
+    refused(http, messages=None)

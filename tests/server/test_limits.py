@@ -72,11 +72,42 @@ def test_tokenizing_waits_in_the_same_queue_and_needs_no_engine(start_server: St
     assert admission(live).num_open == 0
 
 
+def called(id: str = "c", arguments: str = "{}") -> dict[str, Any]:
+    return {"id": id, "type": "function", "function": {"name": "f", "arguments": arguments}}
+
+
 def test_endless_texts_are_not_tokenized(live: Live) -> None:
     text = "x" * (MAX_CHARACTERS + 1)
     assert ask(live, "/tokenize", prompt=text).json()["error"]["param"] == "prompt"
     messages = [{"role": "user", "content": text}]
     assert ask(live, "/tokenize", messages=messages).json()["error"]["param"] == "messages"
+
+
+LONG = "x" * (MAX_CHARACTERS + 1)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": LONG},
+        {"role": "user", "content": [{"type": "text", "text": LONG}]},
+        {"role": "user", "content": "x", "name": LONG},
+        {"role": "assistant", "content": None, "refusal": LONG},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": LONG}]},
+        {"role": "assistant", "tool_calls": [called(arguments=LONG)]},
+        {"role": "assistant", "tool_calls": [called(id=LONG)]},
+        {"role": "tool", "content": "x", "tool_call_id": LONG},
+    ],
+    ids=["text", "part", "name", "refusal", "refusal part", "arguments", "call", "called"],
+)
+def test_no_text_of_a_message_is_too_long_to_be_counted(live: Live, message: dict[str, Any]) -> None:
+    """Whatever a template may print of it: tokenizing takes seconds, and gigabytes."""
+    live.engine.processor.applied = ([], None)
+    messages = [message, {"role": "user", "content": "x"}]
+    error = ask(live, messages=messages).json()["error"]
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+    assert ask(live, "/tokenize", messages=messages).json()["error"]["param"] == "messages"
+    assert live.engine.processor.applied == ([], None)
 
 
 @pytest.mark.parametrize("stream", [False, True])

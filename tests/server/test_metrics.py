@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from engine.messages import EngineStats, StepReport
@@ -61,6 +63,23 @@ def test_http_requests_are_counted_by_route_and_never_by_what_a_client_wrote(
         (CHAT, "5xx"): 1,
         ("none", "4xx"): 2,
     }
+
+
+def test_a_bug_of_ours_is_counted_and_told_as_such(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    live = start_server()
+
+    def broken(*_: Any) -> list[int]:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(live.engine.processor, "encode", broken)
+    with live.http() as http:
+        assert http.post("/tokenize", json={"prompt": "x"}).status_code == 500
+    labels = {"handler": "/tokenize", "status": "5xx"}
+    registry = metrics_of(live).registry
+    assert registry.get_sample_value("http_requests_total", labels) == 1
+    assert "request_failed" in caplog.text
 
 
 def test_whether_the_engine_answers(start_server: StartServer) -> None:

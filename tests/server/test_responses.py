@@ -7,6 +7,7 @@ from typing import Any, get_type_hints
 import httpx
 import openai
 import pytest
+from openai.types.responses import ResponseFunctionToolCall
 from openai.types.responses import response_create_params as params
 
 from engine.client import EngineDeadError, RequestRejectedError
@@ -78,6 +79,17 @@ def test_an_answer_can_be_sent_back(live: Live, client: openai.OpenAI) -> None:
     history = [{"role": "user", "content": "Hi"}, *first.output, {"role": "user", "content": "And?"}]
     ask(client, history)
     assert sent(live) == f"user:Hiassistant:{SAID}user:And?"
+
+
+@pytest.mark.parametrize("by_alias", [True, False])
+def test_a_call_can_be_sent_back_as_the_package_writes_it(
+    live: Live, client: openai.OpenAI, by_alias: bool
+) -> None:
+    call = ResponseFunctionToolCall(arguments="{}", call_id="c", name="f", type="function_call")
+    output = {"type": "function_call_output", "call_id": "c", "output": "4", "name": "f", "namespace": None}
+    ask(client, [user(), call.model_dump(by_alias=by_alias), output | {"caller": None}, user()])
+    told, _ = live.engine.processor.applied
+    assert [message.role for message in told] == ["user", "assistant", "tool", "user"]
 
 
 def test_max_output_tokens(live: Live, client: openai.OpenAI) -> None:
@@ -191,6 +203,7 @@ def test_complaints_use_the_names_of_this_address(live: Live, http: httpx.Client
     for role in ("assistant", "system", "developer"):
         words = {"type": "output_text" if role == "assistant" else "input_text", "text": "x"}
         refused(http, "input[1].content[1]", input=[user(), {"role": role, "content": [words, PICTURE]}])
+    refused(http, "input[0].content[0]", input=[user({"type": "refusal", "refusal": "no"})])
     refused(http, "input[0].content[0].file_id", input=[user({**PICTURE, "file_id": "f"})])
     refused(http, "input[1]", input=[user(), {"type": "item_reference", "id": "x"}])
     refused(http, "input[0].content[0]", input=[user({"type": "input_file", "file_id": "f"})])

@@ -15,6 +15,7 @@ from server.errors import ApiError, parameter_name
 from server.generation_config import recommended_sampling
 from server.logs import configure_logging
 from server.metrics import increase
+from server.run import greeting
 from server.sampling import SamplingBuilder, SamplingDefaults
 from server.schemas.chat import ChatRequest
 from tests.server.conftest import MODEL, Live
@@ -119,3 +120,8 @@ def test_names_of_parameters() -> None:
 
 def test_increase_survives_a_reset() -> None:
     assert [increase(0, 5), increase(5, 5), increase(5, 9), increase(9, 2)] == [5, 0, 4, 2]
+
+
+def test_the_example_at_start_can_be_pasted() -> None:
+    assert "YOUR_KEY" not in greeting("http://localhost:8000", "m", has_key=False)
+    assert "-H 'Authorization: Bearer YOUR_KEY'" in greeting("http://localhost:8000", "m", has_key=True)
