@@ -63,7 +63,10 @@ class DemoEval(BaseModel):
         if self.url is not None:
             report = evaluate_url(self.url, samples=self.samples)
         else:
-            report = evaluate(self.model, samples=self.samples)
+            try:
+                report = evaluate(self.model, samples=self.samples)
+            except OSError as error:  # there is no such model
+                sys.exit(f"specvlm: {error}")
         print(json.dumps(report, indent=2))
 
 

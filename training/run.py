@@ -21,6 +21,7 @@ from training.batches import Batch
 from training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from training.compression import Choose, Compression, always, gated
 from training.data import Data, open_data
+from training.errors import TrainingError
 from training.feature_cache import FeatureCache
 from training.generate import answers_path, generate
 from training.journal import LOG, Journal, read_log
@@ -44,7 +45,10 @@ def train(settings: TrainSettings, stop: Callable[[], bool] = lambda: False) -> 
     its processes share the work.
     """
     check_publishable(settings.draft_folder)  # before hours of work
-    settings.out.mkdir(parents=True, exist_ok=True)
+    try:
+        settings.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"--out {settings.out} cannot be made: {error.strerror}") from None
     accelerator = Accelerator(
         cpu=settings.device == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)]
     )

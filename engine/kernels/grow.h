@@ -80,7 +80,7 @@ inline void likeliest(const float* logits, int64_t size, int64_t width, int64_t 
 // gave them.
 inline void go_on(Frontier& frontier, const Growth& g, int64_t total, int64_t first, const float* out, int64_t hidden) {
   const int64_t width = g.width, run = 1 + (first - width) / (width * width);
-  const Frontier before = frontier;
+  const std::vector<int64_t> before = frontier.masks;
   std::vector<int64_t> order(width * width);
   for (int64_t s = 0; s < g.sequences; s++) {
     const float* scores = g.scores + s * total + first;
@@ -92,7 +92,7 @@ inline void go_on(Frontier& frontier, const Growth& g, int64_t total, int64_t fi
       const int64_t row = s * width + c, parent = s * width + order[c] / width;
       frontier.token_ids[row] = g.token_ids[s * total + first + order[c]];
       frontier.indices[row] = first + order[c];
-      frontier.masks[row] = before.masks[parent] | (int64_t)((uint64_t)1 << (run * width + c));
+      frontier.masks[row] = before[parent] | (int64_t)((uint64_t)1 << (run * width + c));
       frontier.scores[row] = scores[order[c]];
       std::memcpy(&frontier.states[row * hidden], out + parent * hidden, sizeof(float) * hidden);
     }

@@ -27,6 +27,14 @@ def reciting(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return reciting_target(tmp_path_factory.mktemp("reciting"))
 
 
+def test_a_folder_that_cannot_be_made_is_named(reciting: Path, tmp_path: Path) -> None:
+    data = recitals(tmp_path / "a.jsonl", 2)
+    (tmp_path / "file").write_text("")
+    out = str(tmp_path / "file" / "out")
+    with pytest.raises(SystemExit, match=f"--out {out} cannot be made: "):
+        CliApp.run(Train, cli_args=["--model", str(reciting), "--data", str(data), "--out", out, *FLAGS])
+
+
 def test_generate_and_train_by_flags(
     reciting: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
