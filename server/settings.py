@@ -211,7 +211,8 @@ class ServeSettings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         refuse_unknown_environment(set(cls.model_fields))
         path = init_settings().get("config") or os.environ.get(CONFIG_ENV)
-        from_file = InitSettingsSource(settings_cls, read_config(Path(path)) if path else {})
+        found = read_config(Path(path), set(cls.model_fields)) if path else {}
+        from_file = InitSettingsSource(settings_cls, found)
         return init_settings, env_settings, from_file
 
     @field_validator(
@@ -314,7 +315,7 @@ def refuse_unknown_environment(fields: set[str]) -> None:
         raise SettingsError(f"unknown environment variables: {names}")
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path, fields: set[str]) -> dict[str, Any]:
     """Keys may be spelled as flags (``max-num-seqs``) or as fields (``max_num_seqs``)."""
     try:
         text = path.read_text()
@@ -323,4 +324,6 @@ def read_config(path: Path) -> dict[str, Any]:
         raise SettingsError(f"cannot read the config file {path}: {error}") from error
     if not isinstance(values, dict):
         raise SettingsError(f"the config file {path} does not hold an object")
+    if unknown := [key for key in values if key.replace("-", "_") not in fields]:
+        raise SettingsError(f"nothing of this name can be set in the config file {path}: {unknown[0]!r}")
     return {key.replace("-", "_"): value for key, value in values.items()}
