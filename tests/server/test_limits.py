@@ -13,6 +13,7 @@ import pytest
 from server.schemas.tokens import MAX_CHARACTERS
 from tests.server.background import Background
 from tests.server.conftest import MODEL, Live, StartServer, wait_until
+from tests.server.fakes import MAX_MODEL_LEN
 
 CHAT = "/v1/chat/completions"
 VALID = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
@@ -42,6 +43,8 @@ def test_the_queue_is_bounded_by_tokens_too(start_server: StartServer) -> None:
         assert 'admission_rejections_total{engine="0",model_name="fake-vlm",reason="queued_tokens"} 1.0' in (
             http.get("/metrics").text
         )
+    never = ask(live, messages=[{"role": "user", "content": "x" * MAX_MODEL_LEN}]).json()["error"]
+    assert never["code"] == "context_length_exceeded", "trying again would not help"
     live.engine.stalled = False
     assert [thread.wait().status_code for thread in asking] == [200, 200]
     assert ask(live, "/v1/completions", prompt="x" * 100).status_code == 200, "an empty queue takes any"
