@@ -126,8 +126,7 @@ def _cuts(taken: Seq[CatchUp]) -> list[_Cut]:
     for member, one in enumerate(taken):
         for block in _draft_of(one).blocks_to(one.end):
             if block.is_cut:
-                runs = [np.arange(start, start + length) for start, length in block.view.image.spans]
-                rows = np.concatenate(runs) - one.start + first
+                rows = block.view.image.places - one.start + first
                 cuts.append(_Cut(block, member, rows, one.image_scores.get(block.view.key)))
         first += one.count
     return cuts
@@ -138,8 +137,7 @@ def _place(slots: Seq[_Slots], cuts: Seq[_Cut], found: Seq[Compressed], first: i
     for cut, done in zip(cuts, found, strict=True):
         assert len(done.values) == cut.block.num_kept, "pages were reserved for another number of slots"
         own = slots[cut.member]
-        places = cut.block.view.image
-        tokens = np.concatenate([np.arange(start, start + length) for start, length in places.spans])
+        tokens = cut.block.view.image.places
         stays = ~np.isin(own.rows, cut.rows)
         all_tokens = np.concatenate([own.tokens[stays], tokens[done.sources.numpy()]])
         all_rows = np.concatenate([own.rows[stays], np.arange(first, first + len(done.values))])

@@ -113,7 +113,7 @@ class Follower:
         features = self.features.features_of(sequence, first, end)
         visual, rows = np.zeros(end - first, np.bool_), []
         for view in undecided:
-            rows.append(np.concatenate([np.arange(s, s + n) for s, n in view.image.spans]) - first)
+            rows.append(view.image.places - first)
             visual[rows[-1]] = True
         text = np.flatnonzero(~visual)
         questions = [text[text >= view.image.end - first][-QUESTION_TOKENS:] for view in undecided]

@@ -169,7 +169,7 @@ class Runner:
         placements, scores, first_row = [], {}, 0
         for span in spans:
             for key, image in span.sequence.images_in(span.start, span.end):
-                positions = np.concatenate([np.arange(s, s + length) for s, length in image.spans])
+                positions = image.places
                 chosen = np.flatnonzero((positions >= span.start) & (positions < span.end))
                 if not len(chosen):
                     continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 
 class ImageInput(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,6 +28,11 @@ class ImageInput(msgspec.Struct, frozen=True, kw_only=True):
     def num_encoded(self) -> int:
         """Visual tokens that the encoder makes."""
         return self.num_tokens
+
+    @property
+    def places(self) -> npt.NDArray[np.int64]:
+        """Indices of all placeholders in the prompt, ``[num_tokens]``, rising."""
+        return np.concatenate([np.arange(first, first + n, dtype=np.int64) for first, n in self.spans])
 
     @property
     def start(self) -> int:

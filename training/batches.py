@@ -93,7 +93,7 @@ def make_batch(items: Sequence[Item], index: Index, encoder: Encoder, which: Pas
     dialogues, predicts = np.full(shape, -1, np.int64), np.zeros(shape, np.bool_)
     stands = np.full(shape, -1, np.int64)
     images: list[ImageInput] = []
-    slots: list[int] = []
+    slots = [np.empty(0, np.int64)]
     for r, row in enumerate(which.rows):
         at = 0
         for number, example in enumerate(row):
@@ -108,8 +108,7 @@ def make_batch(items: Sequence[Item], index: Index, encoder: Encoder, which: Pas
             for start, end in index.spans_of(example):
                 predicts[r, at + start - 1 : at + end - 1] = True
             images += prompt.images
-            for image in prompt.images:
-                slots += [r * width + at + i for s, n in image.spans for i in range(s, s + n)]
+            slots += [image.places + r * width + at for image in prompt.images]
             at += length
         positions[r, at:] = np.arange(width - at)
     return Batch(
@@ -118,7 +117,7 @@ def make_batch(items: Sequence[Item], index: Index, encoder: Encoder, which: Pas
         dialogues=torch.from_numpy(dialogues),
         predicts=torch.from_numpy(predicts),
         images=images,
-        image_slots=torch.tensor(slots, dtype=torch.int64),
+        image_slots=torch.from_numpy(np.concatenate(slots)),
         first_row=which.first_row,
         slots=torch.from_numpy(stands),
     )
