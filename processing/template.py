@@ -79,7 +79,8 @@ class ChatTemplate:
         except RecursionError:
             raise PromptError("the arguments of a tool call are nested too deeply") from None
         rendered = self._render(chat, add_generation_prompt=add_generation_prompt, **given)
-        return marks.read(rendered)
+        # A model may have written half of an emoji's escape in its arguments; no tokenizer takes that.
+        return marks.read(rendered.encode("utf-8", "replace").decode())
 
     def _render(self, chat: list[dict[str, Any]], **kwargs: Any) -> str:
         try:

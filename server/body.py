@@ -17,8 +17,10 @@ BODY_SECONDS: Final = 120.0
 """For all of a body, so that a client which drips does not hold its connection for ever."""
 
 
-MAX_CONTAINERS: Final = 1_000_000
-"""Lists and objects of a body: three bytes of text each, a hundred of memory, and time of the event loop."""
+MAX_CONTAINERS: Final = 100_000
+"""Lists and objects of a body: three bytes of text each, a hundred of memory, and time of the event loop, 13
+seconds for a million parts of a message.
+"""
 
 
 class StrictRequest(Request):

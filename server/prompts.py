@@ -9,7 +9,6 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
-from functools import partial
 from itertools import chain
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
@@ -86,11 +85,14 @@ class PromptBuilder:
             await self._check_length(num_characters(messages), max_len, "messages")
         try:
             async with self._media.load(sources) as pictures:
-                conversation = plan.told(with_images(messages, pictures.images))
                 given = (
                     dict(template_kwargs) if plan.tools is None else {**template_kwargs, "tools": plan.tools}
                 )
-                apply = partial(self._processor.apply, conversation, template_kwargs=given)
+
+                def apply() -> Prompt:
+                    conversation = plan.told(with_images(messages, pictures.images))
+                    return self._processor.apply(conversation, template_kwargs=given)
+
                 return await pictures.run(self._pool, apply)
         except MediaError as error:
             raise bad_request(error.message, param="messages", code=error.code) from None
@@ -110,6 +112,8 @@ class PromptBuilder:
         vocab_size = self._processor.vocab_size
         if not token_ids:
             raise bad_request("A prompt is empty.", param="prompt")
+        if max_len is not None and len(token_ids) > max_len:  # the next prompt of a list need not be read
+            raise context_overflow(max_len, "prompt", len(token_ids))
         if max(token_ids) >= vocab_size:
             raise bad_request(
                 f"A prompt names a token beyond the model's {vocab_size} tokens.", param="prompt"

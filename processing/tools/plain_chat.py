@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
 from processing.chat import ChatMessage, TextPart
@@ -26,15 +27,15 @@ def with_tools_as_text(
     """A chat in which nothing is left of tools but text. Answers of tools that follow each other become one
     message of the user's, as many templates want users and assistants to take turns.
     """
-    chat: list[ChatMessage] = [] if not tools else [ChatMessage("system", preamble(tools, style))]
+    runs: list[list[ChatMessage]] = [] if not tools else [[ChatMessage("system", preamble(tools, style))]]
     for message in messages:
         told = _as_text(message, style)
-        last = chat[-1] if chat else None
-        if last is not None and told.role == last.role and (message.role == "tool" or last.role == "system"):
-            chat[-1] = replace(last, content=_joined(last, told))
+        role = runs[-1][0].role if runs else None
+        if told.role == role and (message.role == "tool" or role == "system"):
+            runs[-1].append(told)
         else:
-            chat.append(told)
-    return chat
+            runs.append([told])
+    return [run[0] if len(run) == 1 else _joined(run) for run in runs]
 
 
 def preamble(tools: Sequence[Tool], style: ToolStyle) -> str:
@@ -66,8 +67,11 @@ def _name_and_arguments(call: Any) -> tuple[str, str]:
     return call["function"]["name"], call["function"]["arguments"]
 
 
-def _joined(first: ChatMessage, second: ChatMessage) -> str | list[Any]:
-    if isinstance(first.content, str) and isinstance(second.content, str):
-        separator = "\n\n" if first.role == "system" else "\n"
-        return first.content + separator + second.content
-    return [*first.parts, *second.parts]
+def _joined(run: Sequence[ChatMessage]) -> ChatMessage:
+    """At once: one by one the texts of thousands of messages would be copied thousands of times."""
+    texts = [message.content for message in takewhile(lambda one: isinstance(one.content, str), run)]
+    text = ("\n\n" if run[0].role == "system" else "\n").join(map(str, texts))
+    if len(texts) == len(run):
+        return replace(run[0], content=text)
+    parts = [part for message in run[len(texts) :] for part in message.parts]
+    return replace(run[0], content=[*([TextPart(text)] if texts else ()), *parts])

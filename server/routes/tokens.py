@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 from fastapi import APIRouter
 
@@ -22,6 +23,9 @@ from server.schemas.tokens import (
 )
 from server.state import ServerState, State
 
+if TYPE_CHECKING:
+    from processing.processor import Processor
+
 router = APIRouter(route_class=StrictRoute)
 
 
@@ -37,7 +41,7 @@ async def tokenize(body: TokenizeRequest, state: State) -> TokenizeAnswer:
             tokens = (await prompts.build(body.messages, plan)).token_ids
         else:
             tokens = await prompts.in_pool(processor.encode, body.prompt, body.add_special_tokens)
-    strings = [processor.token_text(token_id) for token_id in tokens] if body.return_token_strs else None
+        strings = await prompts.in_pool(texts_of, processor, tokens) if body.return_token_strs else None
     return TokenizeAnswer(
         count=len(tokens), max_model_len=state.max_model_len, tokens=tokens, token_strs=strings
     )
@@ -54,6 +58,10 @@ async def detokenize(body: DetokenizeRequest, state: State) -> DetokenizeAnswer:
     decode = partial(processor.decode, skip_special_tokens=False)
     with admitted(state, body.model):
         return DetokenizeAnswer(prompt=await state.parts.prompts.in_pool(decode, body.tokens))
+
+
+def texts_of(processor: Processor, tokens: Sequence[int]) -> list[str]:
+    return [processor.token_text(token_id) for token_id in tokens]
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from server.schemas.messages import ImageDetail
 from server.schemas.sampling import MaxTokens
 from server.schemas.visual_compression import PictureFields
 
+MAX_TAG_LEN: Final = 40
 LOGPROBS: Final = "message.output_text.logprobs"
 
 
@@ -91,7 +92,7 @@ class FunctionCallOutput(ClientModel):
 def item_kind(value: Any) -> str:
     """What has no type is a message. In brackets, names of kinds stay out of the names of parameters."""
     kind = value.get("type", "message") if isinstance(value, dict) else "message"
-    return f"[{kind}]"
+    return f"[{kind[:MAX_TAG_LEN]}]" if isinstance(kind, str) else "[of another type]"
 
 
 InputItem = Annotated[

@@ -35,6 +35,8 @@ def schema_size(schema: JsonObject) -> int:
             size += 8
             if isinstance(value, str):
                 size += len(value)
+            elif isinstance(value, int):
+                size += value.bit_length() // 3
             elif isinstance(value, dict):
                 size += sum(map(len, value))
                 inner += value.values()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from processing.chat import ChatMessage
+from processing.chat import ChatMessage, ContentPart, TextPart
 from processing.errors import PromptError
 from processing.processor import Processor
+from processing.tools.plain_chat import with_tools_as_text
+from processing.tools.styles import HERMES
 from tests.conftest import BuildCheckpoint
 
 
@@ -31,3 +33,24 @@ def test_arguments_of_endless_depth_are_refused(arguments: str, tiny: BuildCheck
     call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
     with pytest.raises(PromptError, match="nested too deeply"):
         processor.apply([ChatMessage("assistant", None, {"tool_calls": [call]})])
+
+
+def test_half_an_emoji_in_arguments_is_no_error(tiny: BuildCheckpoint) -> None:
+    """A model may write it, and clients send back what it wrote."""
+    template = "{% for m in messages %}{{ m['tool_calls'][0]['function']['arguments']['a'] }}!{% endfor %}"
+    processor = Processor.from_pretrained(str(tiny("llama")), chat_template=template)
+    call = {"type": "function", "function": {"name": "f", "arguments": '{"a": "\\ud800"}'}}
+    prompt = processor.apply([ChatMessage("assistant", None, {"tool_calls": [call]})])
+    assert processor.decode(prompt.token_ids) == "?!"
+
+
+def test_messages_of_one_role_become_one_in_their_order() -> None:
+    def system(content: str | list[ContentPart]) -> ChatMessage:
+        return ChatMessage("system", content)
+
+    a, b, c = (TextPart(text) for text in "abc")
+    user = ChatMessage("user", "x")
+    told = with_tools_as_text([system("a"), system("b"), user, system([a]), system("b")], (), HERMES)
+    assert told == [system("a\n\nb"), user, system([a, b])]
+    told = with_tools_as_text([system("a"), system("b"), system([c]), system("b")], (), HERMES)
+    assert told == [system([TextPart("a\n\nb"), c, b])]

@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 
 from server.errors import ApiError, validation_error
 from tests.server.conftest import MODEL, Live
+from tests.server.fakes import MAX_MODEL_LEN
 from tests.server.test_errors import check_shape
 
 MANY = 50_000
@@ -64,8 +65,39 @@ def test_the_name_of_what_has_too_many_fields(http: httpx.Client) -> None:
 
 def test_more_objects_than_any_prompt_has_are_not_read(http: httpx.Client) -> None:
     body = json.dumps({"messages": [USER], "metadata": {"x": 0}})
-    huge = body.replace("0", "[" + "{}," * 1_000_000 + "0]")
+    huge = body.replace("0", "[" + "{}," * 100_000 + "0]")
     headers = {"Content-Type": "application/json"}
     check_shape(http.post(CHAT, content=huge, headers=headers), 413, "request_too_large")
-    text = json.dumps({"model": MODEL, "messages": [USER], "max_tokens": 1, "user": "[{" * 400_000})
+    text = json.dumps({"model": MODEL, "messages": [USER], "max_tokens": 1, "user": "[{" * 40_000})
     assert http.post(CHAT, content=text, headers=headers).status_code == 200
+
+
+def test_digits_of_a_schema_count(http: httpx.Client) -> None:
+    """A template prints them."""
+    schema = {"type": "object", "enum": [10**4200] * 30}
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    response = http.post(CHAT, json={"messages": [{"role": "user", "content": "x"}], "tools": [tool]})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "tools[0].function.parameters"
+
+
+def test_the_first_prompt_that_is_too_long_is_the_last_that_is_read(
+    live: Live, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    real = live.engine.processor.encode
+
+    def counted(text: str, *rest: Any) -> list[int]:
+        asked.append(text)
+        return real(text, *rest)
+
+    monkeypatch.setattr(live.engine.processor, "encode", counted)
+    response = http.post("/v1/completions", json={"prompt": ["x" * (MAX_MODEL_LEN + 1)] * 5})
+    assert response.json()["error"]["code"] == "context_length_exceeded"
+    assert len(asked) == 1
+
+
+def test_a_type_that_is_no_text_is_not_told_at_length(http: httpx.Client) -> None:
+    response = http.post("/v1/responses", json={"input": [{"type": [1] * 1000}]})
+    assert response.status_code == 400
+    assert len(response.text) < 500
