@@ -124,16 +124,24 @@ def part_of(span: Span) -> Part:
     )
 
 
+def padded(tables: Seq[Seq[int]]) -> npt.NDArray[np.int64]:
+    """Pages of S sequences as one table ``[S, P]``, padded with 0."""
+    found = np.zeros((len(tables), max(map(len, tables))), dtype=np.int64)
+    for row, pages in zip(found, tables, strict=True):
+        row[: len(pages)] = pages
+    return found
+
+
 def build_batch(parts: Seq[Part], page_size: int, device: torch.device) -> Batch:
     """Describe ``parts`` as one row. Cost: one copy to the device, no loop over tokens."""
-    tables = [np.asarray(part.pages, dtype=np.int64) for part in parts]
-    page_table = np.zeros((len(parts), max(len(table) for table in tables)), dtype=np.int64)
-    for row, table in zip(page_table, tables, strict=True):
-        row[: len(table)] = table
+    page_table = padded([part.pages for part in parts])
     lengths = [len(part.token_ids) for part in parts]
     logical = [np.arange(part.first, part.first + n) for part, n in zip(parts, lengths, strict=True)]
     slots = np.concatenate(
-        [table[i // page_size] * page_size + i % page_size for table, i in zip(tables, logical, strict=True)]
+        [
+            pages[i // page_size] * page_size + i % page_size
+            for pages, i in zip(page_table, logical, strict=True)
+        ]
     )
     trees = tuple(part.masks is not None for part in parts)
     masks = None

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from engine.attention import prepare
-from engine.batch import Batch, Part, build_batch
+from engine.batch import Batch, Part, build_batch, padded
 from engine.candidates import Candidates, nothing
 from engine.compression import Compression
 from engine.config import SpeculativeConfig
@@ -164,9 +164,7 @@ class EagleDrafter:
     ) -> Grown:
         grower, drafts = self.model.grower, [draft_of(sequence) for sequence in sequences]
         assert grower is not None
-        tables = np.zeros((len(drafts), max(len(draft.table.pages) for draft in drafts)), np.int64)
-        for row, draft in zip(tables, drafts, strict=True):
-            row[: len(draft.table.pages)] = draft.table.pages
+        tables = padded([draft.table.pages for draft in drafts])
         slots = tables[:, :, None] * self._page_size + np.arange(self._page_size)
         ahead = [s.positions(s.num_tokens, s.num_tokens + num_steps - 1) for s in sequences]
         positions = np.stack(ahead, axis=-1)  # [..., levels that run, S]

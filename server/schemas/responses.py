@@ -14,9 +14,9 @@ from server.schemas.base import NO_EFFECT, ClientModel, JsonObject, Refused, few
 from server.schemas.generation import CommonFields
 from server.schemas.messages import ImageDetail
 from server.schemas.sampling import MaxTokens
+from server.schemas.tools import MAX_SHOWN
 from server.schemas.visual_compression import PictureFields
 
-MAX_TAG_LEN: Final = 40
 LOGPROBS: Final = "message.output_text.logprobs"
 
 
@@ -92,7 +92,7 @@ class FunctionCallOutput(ClientModel):
 def item_kind(value: Any) -> str:
     """What has no type is a message. In brackets, names of kinds stay out of the names of parameters."""
     kind = value.get("type", "message") if isinstance(value, dict) else "message"
-    return f"[{kind[:MAX_TAG_LEN]}]" if isinstance(kind, str) else "[of another type]"
+    return f"[{kind[:MAX_SHOWN]}]" if isinstance(kind, str) else "[of another type]"
 
 
 InputItem = Annotated[

@@ -122,6 +122,6 @@ def test_increase_survives_a_reset() -> None:
     assert [increase(0, 5), increase(5, 5), increase(5, 9), increase(9, 2)] == [5, 0, 4, 2]
 
 
-def test_the_example_at_start_can_be_pasted() -> None:
+def test_the_example_at_start_has_a_place_for_a_key() -> None:
     assert "YOUR_KEY" not in greeting("http://localhost:8000", "m", has_key=False)
     assert "-H 'Authorization: Bearer YOUR_KEY'" in greeting("http://localhost:8000", "m", has_key=True)
