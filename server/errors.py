@@ -217,6 +217,7 @@ def validation_error(error: RequestValidationError) -> ApiError:
     """
     detail: ErrorDetails = max(error.errors(), key=lambda one: (len(one["loc"]), not is_of_type(one)))
     param = parameter_name(detail["loc"][1:], error.body, missing=detail["type"] == "missing")
+    param = param[:MAX_PARAM_LEN]  # here too, or it leaves a message no room for what is wrong
     match detail["type"]:
         case _ if isinstance(error.body, bytes):
             return ApiError(415, "Send the body as 'application/json'.", code="unsupported_media_type")

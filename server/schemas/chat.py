@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from server.schemas.base import NO_EFFECT, JsonObject, Refused
 from server.schemas.generation import GenerationFields
+from server.schemas.labels import Label, Metadata
 from server.schemas.messages import ImageDetail, ImageUrl, Message, media_in
 from server.schemas.output import OutputFields
 from server.schemas.sampling import MaxTokens
@@ -33,17 +34,17 @@ class ChatRequest(PictureFields, GenerationFields, OutputFields, VllmChatFields)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
 
-    metadata: Annotated[JsonObject | None, NO_EFFECT] = None
+    metadata: Annotated[Metadata | None, NO_EFFECT] = None
     prediction: Annotated[JsonObject | None, NO_EFFECT] = None
-    prompt_cache_key: Annotated[str | None, NO_EFFECT] = None
+    prompt_cache_key: Annotated[Label | None, NO_EFFECT] = None
     prompt_cache_options: Annotated[JsonObject | None, NO_EFFECT] = None
-    prompt_cache_retention: Annotated[str | None, NO_EFFECT] = None
-    safety_identifier: Annotated[str | None, NO_EFFECT] = None
-    reasoning_effort: Annotated[str | None, NO_EFFECT] = None
-    service_tier: Annotated[str | None, NO_EFFECT] = None
+    prompt_cache_retention: Annotated[Label | None, NO_EFFECT] = None
+    safety_identifier: Annotated[Label | None, NO_EFFECT] = None
+    reasoning_effort: Annotated[Label | None, NO_EFFECT] = None
+    service_tier: Annotated[Label | None, NO_EFFECT] = None
     store: Annotated[bool | None, NO_EFFECT] = None
-    user: Annotated[str | None, NO_EFFECT] = None
-    verbosity: Annotated[str | None, NO_EFFECT] = None
+    user: Annotated[Label | None, NO_EFFECT] = None
+    verbosity: Annotated[Label | None, NO_EFFECT] = None
 
     audio: Annotated[JsonObject | None, Refused()] = None
     function_call: Annotated[str | JsonObject | None, Refused((None, "none", "auto"), USE_TOOLS)] = None

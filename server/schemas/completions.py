@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from server.schemas.answers import Extension, FinishReason, Usage
 from server.schemas.base import NO_EFFECT, AnswerModel, Refused, refusal
 from server.schemas.generation import GenerationFields
+from server.schemas.labels import Label
 from server.schemas.sampling import INT32_MAX, TokenId
 
 DEFAULT_MAX_TOKENS: Final = 16
@@ -59,7 +60,7 @@ class CompletionRequest(GenerationFields):
     logprobs: int | None = Field(None, ge=0, le=20, description="How many of the likeliest tokens to tell.")
     add_special_tokens: bool = Field(True, description="Begin a text as the tokenizer would, with BOS.")
 
-    user: Annotated[str | None, NO_EFFECT] = None
+    user: Annotated[Label | None, NO_EFFECT] = None
     best_of: int | None = Field(None, ge=1, le=128, description="Refused unless it equals 'n'.")
     suffix: Annotated[str | None, Refused((None, ""))] = None
 

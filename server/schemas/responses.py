@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AliasChoices, BeforeValidator, Discriminator, Field, Tag
+from pydantic import AliasChoices, Discriminator, Field, Tag
 
-from server.schemas.base import NO_EFFECT, ClientModel, JsonObject, Refused, few_fields
+from server.schemas.base import NO_EFFECT, ClientModel, JsonObject, Refused
 from server.schemas.generation import CommonFields
+from server.schemas.labels import Label, Metadata
 from server.schemas.messages import ImageDetail
 from server.schemas.sampling import MaxTokens
 from server.schemas.tools import MAX_SHOWN
@@ -105,7 +106,7 @@ InputItem = Annotated[
 
 class TextConfig(ClientModel):
     format: JsonObject | None = Field(None, description="As 'response_format' of a chat, one level flatter.")
-    verbosity: Annotated[str | None, NO_EFFECT] = None
+    verbosity: Annotated[Label | None, NO_EFFECT] = None
 
 
 class ResponseStreamOptions(ClientModel):
@@ -124,22 +125,20 @@ class ResponsesRequest(PictureFields, CommonFields):
     tools: list[JsonObject] | None = Field(None, description="Functions.")
     tool_choice: Literal["none", "auto", "required"] | JsonObject | None = None
     parallel_tool_calls: bool | None = None
-    metadata: Annotated[dict[str, str], BeforeValidator(few_fields)] | None = Field(
-        None, description="Comes back with the response."
-    )
+    metadata: Metadata | None = Field(None, description="Comes back with the response.")
 
     max_tool_calls: Annotated[int | None, NO_EFFECT] = Field(None, description="Of tools that servers run.")
-    prompt_cache_key: Annotated[str | None, NO_EFFECT] = None
+    prompt_cache_key: Annotated[Label | None, NO_EFFECT] = None
     prompt_cache_options: Annotated[JsonObject | None, NO_EFFECT] = None
-    prompt_cache_retention: Annotated[str | None, NO_EFFECT] = None
+    prompt_cache_retention: Annotated[Label | None, NO_EFFECT] = None
     reasoning: Annotated[JsonObject | None, NO_EFFECT] = None
-    safety_identifier: Annotated[str | None, NO_EFFECT] = None
-    service_tier: Annotated[str | None, NO_EFFECT] = None
+    safety_identifier: Annotated[Label | None, NO_EFFECT] = None
+    service_tier: Annotated[Label | None, NO_EFFECT] = None
     stream_options: Annotated[ResponseStreamOptions | None, NO_EFFECT] = None
     truncation: Annotated[Literal["auto", "disabled"] | None, NO_EFFECT] = Field(
         None, description="Nothing is dropped: what is too long is refused."
     )
-    user: Annotated[str | None, NO_EFFECT] = None
+    user: Annotated[Label | None, NO_EFFECT] = None
 
     access_programs: Annotated[JsonObject | None, Refused()] = None
     background: Annotated[bool | None, Refused((None, False))] = None

@@ -150,7 +150,7 @@ class JsonObjectFormat(ClientModel):
 
 class JsonSchema(ClientModel):
     name: Annotated[str, NO_EFFECT] = Field(max_length=256)
-    description: Annotated[str | None, NO_EFFECT] = None
+    description: Annotated[str | None, NO_EFFECT] = Field(None, max_length=MAX_SCHEMA_SIZE)
     schema_: SchemaObject | None = Field(None, alias="schema")
     strict: bool | None = Field(None, description="False leaves out keywords that cannot be enforced.")
 

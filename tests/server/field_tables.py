@@ -96,11 +96,12 @@ def words(schema: dict[str, Any], definitions: dict[str, Any]) -> Iterator[str]:
             yield f"`{value}`"
     elif (kind := schema.get("type", "null")) != "null":
         low, high = schema.get("minimum", -LARGE), schema.get("maximum", LARGE)
-        above = schema.get("exclusiveMinimum")
+        above, most = schema.get("exclusiveMinimum"), schema.get("maxLength")
         bounds = [
             "" if above is None else f"above {above}",
             f"from {low}" if low > -LARGE else "",
             f"to {high}" if high < LARGE else "",
+            f"of up to {most} characters" if kind == "string" and most else "",
         ]
         yield " ".join(filter(None, [JSON_NAMES.get(kind, kind), *bounds]))
 

@@ -68,7 +68,8 @@ def test_more_objects_than_any_prompt_has_are_not_read(http: httpx.Client) -> No
     huge = body.replace("0", "[" + "{}," * 100_000 + "0]")
     headers = {"Content-Type": "application/json"}
     check_shape(http.post(CHAT, content=huge, headers=headers), 413, "request_too_large")
-    text = json.dumps({"model": MODEL, "messages": [USER], "max_tokens": 1, "user": "[{" * 40_000})
+    told = {"content": "[{" * 40_000}
+    text = json.dumps({"model": MODEL, "messages": [USER], "max_tokens": 1, "prediction": told})
     assert http.post(CHAT, content=text, headers=headers).status_code == 200
 
 
