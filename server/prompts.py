@@ -6,7 +6,7 @@ Knows how many pictures are allowed. Does not know where they come from or how a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from itertools import chain
@@ -82,7 +82,7 @@ class PromptBuilder:
         """
         sources = self._sources(media_in(messages), max_images)
         if max_len is not None:
-            await self._check_length(num_characters(messages), max_len, "messages")
+            await self._check_length(num_bytes(texts_in(messages)), max_len, "messages")
         try:
             async with self._media.load(sources) as pictures:
                 given = (
@@ -105,7 +105,7 @@ class PromptBuilder:
         """Of a text, whose author writes special tokens as he likes, or of token ids. Raises ``ApiError``."""
         if isinstance(prompt, str):
             if max_len is not None:
-                await self._check_length(len(prompt), max_len, "prompt")
+                await self._check_length(num_bytes([prompt]), max_len, "prompt")
             token_ids = await self.in_pool(self._processor.encode, prompt, add_special_tokens)
         else:
             token_ids = prompt
@@ -129,13 +129,14 @@ class PromptBuilder:
         """Run work of the tokenizer off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, call, *args)
 
-    async def _check_length(self, num_chars: int, max_len: int, param: str) -> None:
-        if num_chars <= max_len:
+    async def _check_length(self, size: int, max_len: int, param: str) -> None:
+        """``size``, in bytes: a rare character is a token for each of its own."""
+        if size <= max_len:
             return
         if self._longest_token is None:
             self._longest_token = await self.in_pool(longest_token, self._processor)
-        if num_chars > max_len * self._longest_token:
-            raise context_overflow(max_len, param, num_chars // self._longest_token, at_least=True)
+        if size > max_len * self._longest_token:
+            raise context_overflow(max_len, param, size // self._longest_token, at_least=True)
 
     def _sources(self, found: Sequence[ImageUrl | VideoUrl], max_of_model: int | None) -> list[str | Video]:
         """What is to be loaded. Every frame counts as a picture; animations share the room that is left."""
@@ -154,13 +155,18 @@ class PromptBuilder:
 
 
 def longest_token(processor: Processor) -> int:
-    """In bytes; no token stands for more characters."""
+    """In bytes."""
     return max(len(processor.token_bytes(token_id)) for token_id in range(processor.vocab_size))
 
 
-def num_characters(messages: Sequence[Message]) -> int:
-    """Of all that a template may print; pictures are not texts."""
-    return sum(len(text) for message in messages for text in texts_of(message))
+def num_bytes(texts: Iterable[str]) -> int:
+    """In UTF-8."""
+    return sum(len(text.encode()) for text in texts)
+
+
+def texts_in(messages: Sequence[Message]) -> Iterator[str]:
+    """All that a template may print; pictures are not texts."""
+    return chain.from_iterable(map(texts_of, messages))
 
 
 def texts_of(message: Message) -> Iterator[str]:

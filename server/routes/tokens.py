@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -12,9 +12,10 @@ from fastapi import APIRouter
 from processing.tools.request import OutputRequest
 from server.body import StrictRoute
 from server.errors import bad_request
-from server.prompts import num_characters
+from server.prompts import num_bytes, texts_in
 from server.schemas.tokens import (
-    MAX_CHARACTERS,
+    MAX_BYTES,
+    MAX_TOKENS,
     DetokenizeAnswer,
     DetokenizeRequest,
     TokenizeAnswer,
@@ -33,18 +34,33 @@ router = APIRouter(route_class=StrictRoute)
 async def tokenize(body: TokenizeRequest, state: State) -> TokenizeAnswer:
     """The token ids of a text, or of a conversation with its pictures' placeholders."""
     processor, prompts = state.parts.processor, state.parts.prompts
+    field = "messages" if isinstance(body, TokenizeChat) else "prompt"
     with admitted(state, body.model):
         if isinstance(body, TokenizeChat):
-            if num_characters(body.messages) > MAX_CHARACTERS:
-                raise bad_request(f"At most {MAX_CHARACTERS} characters can be tokenized.", param="messages")
+            refuse_long(texts_in(body.messages), field)
             plan = processor.tools.plan(OutputRequest())  # as of a chat without tools
             tokens = (await prompts.build(body.messages, plan)).token_ids
         else:
+            refuse_long([body.prompt], field)
             tokens = await prompts.in_pool(processor.encode, body.prompt, body.add_special_tokens)
+        if len(tokens) > MAX_TOKENS:
+            raise bad_request(
+                f"'{field}' takes {len(tokens)} tokens; at most {MAX_TOKENS} are told. Send it in parts.",
+                param=field,
+            )
         strings = await prompts.in_pool(texts_of, processor, tokens) if body.return_token_strs else None
     return TokenizeAnswer(
         count=len(tokens), max_model_len=state.max_model_len, tokens=tokens, token_strs=strings
     )
+
+
+def refuse_long(texts: Iterable[str], field: str) -> None:
+    """Before they are tokenized."""
+    if (size := num_bytes(texts)) > MAX_BYTES:
+        raise bad_request(
+            f"'{field}' has {size} bytes of text; at most {MAX_BYTES} are tokenized. Send it in parts.",
+            param=field,
+        )
 
 
 @router.post("/detokenize")

@@ -10,13 +10,16 @@ from server.schemas.base import AnswerModel, ClientModel
 from server.schemas.messages import Message
 from server.schemas.sampling import TokenId
 
-MAX_CHARACTERS: Final = 4_000_000
-"""Of one request. Seconds of a thread that others wait for."""
+MAX_BYTES: Final = 4_000_000
+"""Of the texts of one request, in UTF-8: no more tokens, and seconds of a thread that others wait for."""
+
+MAX_TOKENS: Final = 1_000_000
+"""That are told, and that are taken back."""
 
 
 class TokenizeText(ClientModel):
     model: str | None = None
-    prompt: str = Field(max_length=MAX_CHARACTERS)
+    prompt: str
     add_special_tokens: bool = True
     return_token_strs: bool | None = None
 
@@ -47,7 +50,7 @@ class TokenizeAnswer(AnswerModel):
 
 class DetokenizeRequest(ClientModel):
     model: str | None = None
-    tokens: list[TokenId] = Field(max_length=1_000_000)
+    tokens: list[TokenId] = Field(max_length=MAX_TOKENS)
 
 
 class DetokenizeAnswer(AnswerModel):

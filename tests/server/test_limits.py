@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from server.schemas.tokens import MAX_CHARACTERS
+from server.schemas.tokens import MAX_BYTES, MAX_TOKENS
 from tests.server.background import Background
 from tests.server.conftest import MODEL, Live, StartServer, wait_until
 from tests.server.fakes import MAX_MODEL_LEN
@@ -80,13 +80,26 @@ def called(id: str = "c", arguments: str = "{}") -> dict[str, Any]:
 
 
 def test_endless_texts_are_not_tokenized(live: Live) -> None:
-    text = "x" * (MAX_CHARACTERS + 1)
-    assert ask(live, "/tokenize", prompt=text).json()["error"]["param"] == "prompt"
+    """However few its characters are: a rare one is a token for each of its bytes."""
+    live.engine.processor.applied = ([], None)
+    text = "\U00020000" * (MAX_BYTES // 4 + 1)
     messages = [{"role": "user", "content": text}]
-    assert ask(live, "/tokenize", messages=messages).json()["error"]["param"] == "messages"
+    for fields in ({"prompt": text}, {"messages": messages}):
+        error = ask(live, "/tokenize", **fields).json()["error"]
+        assert error["param"] == min(fields)
+        assert f"has {len(text) * 4} bytes of text; at most {MAX_BYTES}" in error["message"]
+    assert live.engine.processor.applied == ([], None)
 
 
-LONG = "x" * (MAX_CHARACTERS + 1)
+def test_as_many_tokens_are_told_as_are_taken_back(live: Live) -> None:
+    error = ask(live, "/tokenize", prompt="x" * (MAX_TOKENS + 1)).json()["error"]
+    assert error["param"] == "prompt"
+    assert f"takes {MAX_TOKENS + 1} tokens; at most {MAX_TOKENS}" in error["message"]
+    tokens = ask(live, "/tokenize", prompt="x" * MAX_TOKENS).json()["tokens"]
+    assert ask(live, "/detokenize", tokens=tokens).json() == {"prompt": "x" * MAX_TOKENS}
+
+
+LONG = "x" * (MAX_BYTES + 1)
 
 
 @pytest.mark.parametrize(
