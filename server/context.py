@@ -14,6 +14,8 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.schemas.base import MAX_SHOWN
+
 HEADER = "X-Request-Id"
 ALLOWED_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -66,8 +68,8 @@ class RequestContextMiddleware:
             write = log.debug if quiet else log.info
             write(
                 "request",
-                method=scope["method"],
-                path=path,
+                method=scope["method"][:MAX_SHOWN],
+                path=path[:MAX_SHOWN],
                 status=status,
                 seconds=round(time.monotonic() - start, 4),
                 request_id=state["request_id"],

@@ -12,6 +12,9 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 JsonObject = dict[str, Any]
 
+MAX_SHOWN: Final = 100
+"""Of a value that a client may have made long, in a complaint or in the log."""
+
 MAX_FIELDS: Final = 1024
 """Of an object whose fields or values are checked."""
 

@@ -10,12 +10,11 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import AliasChoices, Discriminator, Field, Tag
 
-from server.schemas.base import NO_EFFECT, ClientModel, JsonObject, Refused
+from server.schemas.base import MAX_SHOWN, NO_EFFECT, ClientModel, JsonObject, Refused
 from server.schemas.generation import CommonFields
 from server.schemas.labels import Label, Metadata
 from server.schemas.messages import ImageDetail
 from server.schemas.sampling import MaxTokens
-from server.schemas.tools import MAX_SHOWN
 from server.schemas.visual_compression import PictureFields
 
 LOGPROBS: Final = "message.output_text.logprobs"

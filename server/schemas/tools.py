@@ -9,15 +9,13 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator, mod
 from pydantic_core import PydanticCustomError
 
 from processing.tools.request import ChoiceFormat, Format, JsonFormat, RegexFormat, Tool
-from server.schemas.base import NO_EFFECT, ClientModel, JsonObject
+from server.schemas.base import MAX_SHOWN, NO_EFFECT, ClientModel, JsonObject
 
 MAX_SCHEMA_SIZE: Final = 100_000
 """Of one schema, in characters, about. Together they make a grammar, which the engine bounds."""
 MAX_SCHEMA_DEPTH: Final = 64
 MAX_TOOLS: Final = 128
 MAX_TOOLS_SIZE: Final = 400_000
-MAX_SHOWN: Final = 100
-"""Of a wrong value, in a complaint."""
 
 
 def check_schema(schema: JsonObject) -> JsonObject:

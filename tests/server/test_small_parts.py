@@ -57,6 +57,14 @@ def test_probes_and_parts_of_the_page_are_logged_for_debugging_alone(
     assert levels == quiet | {"/": "info", "/page/nowhere.js": "info"}
 
 
+def test_what_a_client_made_long_is_not_logged_at_length(live: Live, json_logs: io.StringIO) -> None:
+    with live.http() as http:
+        assert http.request("X" * 20_000, "/" + "x" * 30_000).status_code == 404
+    [line] = json_logs.getvalue().splitlines()
+    logged = json.loads(line)
+    assert (logged["method"], logged["path"]) == ("X" * 100, "/" + "x" * 99)
+
+
 def test_libraries_log_in_the_same_way(json_logs: io.StringIO) -> None:
     try:
         raise ValueError("inside")
