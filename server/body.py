@@ -13,6 +13,8 @@ from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 
+from server.errors import BodyRefused, body_too_large, too_many_containers
+
 BODY_SECONDS: Final = 120.0
 """For all of a body, so that a client which drips does not hold its connection for ever."""
 
@@ -31,12 +33,12 @@ class StrictRequest(Request):
             raise HTTPException(415)
         limit: int = self.app.state.max_request_size
         if int(self.headers.get("content-length", 0)) > limit:
-            raise HTTPException(413)
+            raise BodyRefused(body_too_large(limit))
         size = 0
         async for chunk in super().stream():
             size += len(chunk)
             if size > limit:
-                raise HTTPException(413)
+                raise BodyRefused(body_too_large(limit))
             yield chunk
 
     async def body(self) -> bytes:
@@ -49,8 +51,8 @@ class StrictRequest(Request):
     async def json(self) -> Any:
         body = await self.body()
         # Brackets in texts count, too: no prompt that fits a model comes near.
-        if body.count(b"[") + body.count(b"{") > MAX_CONTAINERS:
-            raise HTTPException(413)
+        if (count := body.count(b"[") + body.count(b"{")) > MAX_CONTAINERS:
+            raise BodyRefused(too_many_containers(count, MAX_CONTAINERS))
         return from_json(body, allow_inf_nan=False)
 
 

@@ -30,7 +30,6 @@ HTTP_TEXTS: Final = {
     404: ("There is nothing at this address.", "not_found"),
     405: ("This address does not take this method.", "method_not_allowed"),
     408: ("The request body did not arrive in time.", "request_timeout"),
-    413: ("The request body is too large.", "request_too_large"),
     415: ("Send the request body as it is, without 'Content-Encoding'.", "unsupported_media_type"),
 }
 
@@ -82,6 +81,14 @@ class ApiError(Exception):
 
     def response(self) -> Response:
         return JSONResponse(self.answer.model_dump(), self.status, self.headers)
+
+
+class BodyRefused(HTTPException):
+    """``error`` while a body is read, where the framework makes one of its own of all other exceptions."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.status)
+        self.error = error
 
 
 class ClientGone(Exception):
@@ -142,6 +149,23 @@ def engine_unavailable() -> ApiError:
     return ApiError(503, "The model is not ready to answer; try again soon.", code="engine_unavailable")
 
 
+def body_too_large(max_size: int) -> ApiError:
+    return ApiError(
+        413,
+        f"The request body has more than {max_size} bytes, the '--max-request-size' here. Send less at once.",
+        code="request_too_large",
+    )
+
+
+def too_many_containers(count: int, most: int) -> ApiError:
+    return ApiError(
+        413,
+        f"The request body has {count} lists and objects (its '[' and '{{', in texts too); at most {most} "
+        "are taken. Send fewer messages, parts or prompts at once.",
+        code="request_too_large",
+    )
+
+
 def queue_full() -> ApiError:
     return ApiError(503, "Too many requests are waiting; try again soon.", code="queue_full")
 
@@ -188,6 +212,8 @@ def install_error_handlers(app: FastAPI) -> None:
 
     async def on_http_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if isinstance(error, BodyRefused):
+            return error.error.response()
         message, code = HTTP_TEXTS.get(error.status_code, ("The request was refused.", "refused"))
         headers = dict(error.headers or {})
         return ApiError(error.status_code, message, code=code, headers=headers).response()

@@ -67,7 +67,10 @@ def test_more_objects_than_any_prompt_has_are_not_read(http: httpx.Client) -> No
     body = json.dumps({"messages": [USER], "metadata": {"x": 0}})
     huge = body.replace("0", "[" + "{}," * 100_000 + "0]")
     headers = {"Content-Type": "application/json"}
-    check_shape(http.post(CHAT, content=huge, headers=headers), 413, "request_too_large")
+    error = check_shape(http.post(CHAT, content=huge, headers=headers), 413, "request_too_large")
+    num_begun = huge.count("[") + huge.count("{")
+    assert f"{num_begun} lists and objects" in error["message"]
+    assert "at most 100000" in error["message"]
     told = {"content": "[{" * 40_000}
     text = json.dumps({"model": MODEL, "messages": [USER], "max_tokens": 1, "prediction": told})
     assert http.post(CHAT, content=text, headers=headers).status_code == 200
