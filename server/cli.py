@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +16,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import CliApp, CliSubCommand, SettingsError
 
 from server.listening import take_address
+from server.schemas.base import MAX_SHOWN
 from server.settings import ENV_PREFIX, ServeSettings
 
 
@@ -61,7 +64,12 @@ class DemoEval(BaseModel):
         from demo.evaluate import evaluate, evaluate_url
 
         if self.url is not None:
-            report = evaluate_url(self.url, samples=self.samples)
+            from openai import OpenAIError
+
+            try:
+                report = evaluate_url(self.url, samples=self.samples)
+            except OpenAIError as error:
+                sys.exit(f"specvlm: --url {self.url} cannot be asked: {error}")
         else:
             try:
                 report = evaluate(self.model, samples=self.samples)
@@ -135,7 +143,19 @@ def main(argv: list[str] | None = None) -> None:
         given = sys.argv[1:] if argv is None else argv
         sys.exit("\n".join(f"specvlm: {complaint(detail, given)}" for detail in error.errors()))
     except SettingsError as error:
-        sys.exit(f"specvlm: {error}")
+        sys.exit(f"specvlm: {unread(error, sys.argv[1:] if argv is None else argv) or error}")
+
+
+def unread(error: SettingsError, argv: Sequence[str]) -> str | None:
+    """Of what could not be split into a list or an object, which is told in words of Python."""
+    found = re.match(r"Parsing error encountered for (?:\w+\.)*(\w+): ", str(error))
+    if found is None:
+        return None
+    flag = f"--{found[1].replace('_', '-')}"
+    rest = list(dropwhile(lambda part: part.partition("=")[0] != flag, argv))
+    values = takewhile(lambda part: not part.startswith("--"), rest[1:])
+    value = " ".join(filter(None, ["".join(rest[:1]).partition("=")[2], *values]))
+    return f"{flag}: {value[:MAX_SHOWN]!r} cannot be read; write JSON, as '{{\"name\": 1}}' or '[1, 2]'"
 
 
 def complaint(detail: ErrorDetails, argv: Sequence[str]) -> str:

@@ -75,6 +75,14 @@ def object_in(value: Any) -> Any:
     return told
 
 
+def list_in(value: str) -> Any:
+    """Of JSON text. What it is stays unsaid: it may be a key."""
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError("""this begins with '[' and is no JSON list, as '["a", "b"]'""") from None
+
+
 Names = Annotated[list[str], NoDecode]
 Origin = Annotated[
     str, shaped(r"\*|null|[a-z][a-z0-9+.-]*://[^/]+", "be as 'https://example.com', or '*' for all origins")
@@ -222,7 +230,7 @@ class ServeSettings(BaseSettings):
     def _split_commas(cls, value: Any) -> Any:
         if isinstance(value, str):
             if value.startswith("["):
-                return json.loads(value)
+                return list_in(value)
             return [part.strip() for part in value.split(",") if part.strip()]
         return value
 
