@@ -32,12 +32,19 @@ UNREAD_SECONDS: Final = 60.0
 
 class Reader(h11.Connection):
     """Refuses a body of two lengths: a proxy in front may have believed the other one (RFC 9112, 6.3).
-    ``refusal``: that it did.
+    ``refusal``: that it did. Passes over empty lines before a request: some clients end a body by one, which
+    is not part of it (2.2).
     """
 
     refusal = ""
 
     def next_event(self) -> Any:
+        if self.their_state is h11.IDLE:
+            unread = self._receive_buffer
+            while unread._data.startswith(b"\r\n"):
+                unread.maybe_extract_at_most(2)
+            if unread._data == b"\r":
+                return h11.NEED_DATA
         event = super().next_event()
         if isinstance(event, h11.Request):
             names = {name for name, _ in event.headers}

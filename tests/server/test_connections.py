@@ -85,6 +85,23 @@ def test_what_is_no_http_is_told_so_as_everything_else(live: Live) -> None:
     assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
 
 
+@pytest.mark.parametrize("pause", [0.0, 0.3])
+@pytest.mark.parametrize("stray", [(b"\r\n",), (b"\r\n\r\n",), (b"\r", b"\n")])
+def test_empty_lines_before_a_request_are_no_request(
+    live: Live, stray: tuple[bytes, ...], pause: float
+) -> None:
+    """Some clients end a body by one, which is not part of it (RFC 9112, 2.2)."""
+    with connect(live) as connection:
+        connection.sendall(WHOLE + b"\r\n" + BODY)
+        for part in stray:
+            time.sleep(pause)
+            connection.sendall(part)
+        time.sleep(pause)
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answers = rest(connection)
+    assert (answers.count(b"HTTP/1.1 "), answers.count(b"HTTP/1.1 200 OK")) == (2, 2)
+
+
 def test_what_breaks_in_its_body_is_refused_by_its_own_name(live: Live) -> None:
     with connect(live) as connection:
         connection.sendall(POST + b"X-Request-Id: mine\r\nTransfer-Encoding: chunked\r\n\r\n")
