@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError
 from server.schemas.base import NO_EFFECT, JsonObject, Refused
 from server.schemas.generation import GenerationFields
 from server.schemas.labels import Label, Metadata
-from server.schemas.messages import ImageDetail, ImageUrl, Message, media_in
+from server.schemas.messages import Conversation, ImageDetail, ImageUrl, media_in
 from server.schemas.output import OutputFields
 from server.schemas.sampling import MaxTokens
 from server.schemas.visual_compression import PictureFields
@@ -29,7 +29,7 @@ USE_TOOLS: Final = "Send 'tools' and 'tool_choice'."
 class ChatRequest(PictureFields, GenerationFields, OutputFields, VllmChatFields):
     prompt_field: ClassVar[str] = "messages"
 
-    messages: list[Message] = Field(min_length=1, max_length=4096)
+    messages: Conversation
     max_completion_tokens: MaxTokens | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)

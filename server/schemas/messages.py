@@ -7,12 +7,17 @@ assistant messages, because clients send those back as they got them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from server.schemas.base import NO_EFFECT, ClientModel, JsonObject
 from server.schemas.tools import MAX_TOOLS, CalledTool
+
+MAX_MESSAGES: Final = 4096
+MAX_PARTS: Final = 8192
+"""Of a conversation, and calls of functions with them: each takes ten microseconds of the event loop."""
 
 ImageDetail = Literal["auto", "low", "high", "original"]
 
@@ -97,6 +102,27 @@ class ToolMessage(ClientModel):
 
 
 Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
+
+
+def few_parts(messages: Any) -> Any:
+    """A validator for what comes before all others of a conversation, or of the items of an input."""
+    told = (
+        [message for message in messages if isinstance(message, dict)] if isinstance(messages, list) else []
+    )
+    lists = [message.get(name) for message in told for name in ("content", "tool_calls", "output")]
+    count = sum(len(one) for one in lists if isinstance(one, list))
+    if count > MAX_PARTS:
+        raise PydanticCustomError(
+            "too_many_parts",
+            "{count} parts and calls; at most {limit} are taken. Join texts, or send fewer messages.",
+            {"count": count, "limit": MAX_PARTS},
+        )
+    return messages
+
+
+Conversation = Annotated[
+    list[Message], Field(min_length=1, max_length=MAX_MESSAGES), BeforeValidator(few_parts)
+]
 
 
 def media_in(messages: Sequence[Message]) -> list[ImageUrl | VideoUrl]:

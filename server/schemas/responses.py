@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AliasChoices, Discriminator, Field, Tag
+from pydantic import AliasChoices, BeforeValidator, Discriminator, Field, Tag
 
 from server.schemas.base import MAX_SHOWN, NO_EFFECT, ClientModel, JsonObject, Refused
 from server.schemas.generation import CommonFields
 from server.schemas.labels import Label, Metadata
-from server.schemas.messages import ImageDetail
+from server.schemas.messages import MAX_MESSAGES, ImageDetail, few_parts
 from server.schemas.sampling import MaxTokens
 from server.schemas.visual_compression import PictureFields
 
@@ -103,6 +103,9 @@ InputItem = Annotated[
 ]
 
 
+Items = Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES), BeforeValidator(few_parts)]
+
+
 class TextConfig(ClientModel):
     format: JsonObject | None = Field(None, description="As 'response_format' of a chat, one level flatter.")
     verbosity: Annotated[Label | None, NO_EFFECT] = None
@@ -113,7 +116,7 @@ class ResponseStreamOptions(ClientModel):
 
 
 class ResponsesRequest(PictureFields, CommonFields):
-    input: str | Annotated[list[InputItem], Field(min_length=1, max_length=4096)]
+    input: str | Items
     instructions: str | None = Field(None, description="A system message before the input.")
     max_output_tokens: MaxTokens | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)

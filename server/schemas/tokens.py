@@ -7,7 +7,7 @@ from typing import Annotated, Final
 from pydantic import Discriminator, Field, Tag
 
 from server.schemas.base import AnswerModel, ClientModel
-from server.schemas.messages import Message
+from server.schemas.messages import Conversation
 from server.schemas.sampling import TokenId
 
 MAX_BYTES: Final = 4_000_000
@@ -26,7 +26,7 @@ class TokenizeText(ClientModel):
 
 class TokenizeChat(ClientModel):
     model: str | None = None
-    messages: list[Message] = Field(min_length=1, max_length=4096)
+    messages: Conversation
     return_token_strs: bool | None = None
 
 

@@ -76,6 +76,33 @@ def test_more_objects_than_any_prompt_has_are_not_read(http: httpx.Client) -> No
     assert http.post(CHAT, content=text, headers=headers).status_code == 200
 
 
+PART, CALL = (
+    {"type": "text", "text": ""},
+    {"id": "c", "type": "function", "function": {"name": "f", "arguments": ""}},
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "messages"),
+    [
+        (CHAT, "messages", [{"role": "user", "content": [PART] * 5000}] * 2),
+        (CHAT, "messages", [{"role": "assistant", "tool_calls": [CALL] * 100}] * 100),
+        ("/tokenize", "messages", [{"role": "system", "content": [PART] * 10_000}]),
+        (RESPONSES, "input", [{"role": "user", "content": [{"type": "input_text", "text": ""}] * 10_000}]),
+        (RESPONSES, "input", [{"type": "function_call_output", "call_id": "c", "output": [PART] * 10_000}]),
+    ],
+)
+def test_parts_of_a_conversation_are_counted(
+    live: Live, http: httpx.Client, path: str, field: str, messages: list[Any]
+) -> None:
+    """Of all its messages together: each takes its microseconds of the event loop."""
+    live.engine.processor.applied = ([], None)
+    error = check_shape(http.post(path, json={"model": MODEL, field: messages}), 400)
+    assert error["param"] == field
+    assert "10000 parts and calls; at most 8192 are taken" in error["message"]
+    assert live.engine.processor.applied == ([], None)
+
+
 def test_digits_of_a_schema_count(http: httpx.Client) -> None:
     """A template prints them."""
     schema = {"type": "object", "enum": [10**4200] * 30}
