@@ -6,7 +6,7 @@ Knows counts and states only.
 from __future__ import annotations
 
 from engine.client import EngineClient
-from server.errors import ApiError, engine_unavailable, queue_full, shutting_down
+from server.errors import ApiError, engine_unavailable, queue_full, shutting_down, too_many_tokens
 from server.metrics import Metrics
 
 
@@ -54,8 +54,11 @@ class Admission:
         if needs_engine and self._client.state != "ready":
             raise self._rejection("engine_unavailable", engine_unavailable())
 
-    def wait(self, num_tokens: int) -> None:
-        """A queue without tokens takes any prompt."""
+    def wait(self, prompt_lens: list[int]) -> None:
+        """A queue without tokens takes any prompt, but not any number of them."""
+        num_tokens = sum(prompt_lens)
+        if len(prompt_lens) > 1 and num_tokens > self._max_waiting_tokens:
+            raise too_many_tokens(num_tokens, len(prompt_lens), self._max_waiting_tokens)
         if self._num_waiting_tokens and self._num_waiting_tokens + num_tokens > self._max_waiting_tokens:
             raise self._rejection("queued_tokens", queue_full())
         self._num_waiting_tokens += num_tokens
@@ -83,7 +86,7 @@ class Ticket:
 
     def wait(self, prompt_lens: list[int]) -> None:
         """Count the tokens of all prompts as waiting. Raises ``ApiError`` where they are too many."""
-        self._admission.wait(sum(prompt_lens))
+        self._admission.wait(prompt_lens)
         self._waiting = list(prompt_lens)
 
     def started(self, prompt: int) -> None:

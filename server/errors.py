@@ -166,6 +166,15 @@ def too_many_containers(count: int, most: int) -> ApiError:
     )
 
 
+def too_many_tokens(num_tokens: int, num_prompts: int, most: int) -> ApiError:
+    return bad_request(
+        f"'prompt' has {num_tokens} tokens in {num_prompts} prompts; at most {most} may wait here at once "
+        "('--max-num-queued-tokens'). Send fewer prompts at once.",
+        param="prompt",
+        code="too_many_tokens",
+    )
+
+
 def queue_full() -> ApiError:
     return ApiError(503, "Too many requests are waiting; try again soon.", code="queue_full")
 

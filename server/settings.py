@@ -176,7 +176,10 @@ class ServeSettings(BaseSettings):
     max_num_batched_tokens: int | None = Field(None, ge=1, description="most tokens in one forward pass")
     max_num_queued_reqs: int = Field(256, ge=0, description="answers that may wait; more get a 503")
     max_num_queued_tokens: int = Field(
-        2**20, ge=0, description="tokens of prompts that may wait for an answer to begin; more get a 503"
+        2**20,
+        ge=0,
+        description="tokens of prompts that may wait for an answer to begin; more get a 503, or a 400 where "
+        "the prompts of one request have more",
     )
     scheduling_policy: Literal["fcfs", "priority"] = Field(
         "fcfs", description="who goes first: the first to come, or the lowest 'priority' of a request"

@@ -51,6 +51,17 @@ def test_the_queue_is_bounded_by_tokens_too(start_server: StartServer) -> None:
     wait_until(lambda: admission(live).num_waiting_tokens == admission(live).num_open == 0)
 
 
+def test_prompts_that_no_queue_holds_are_refused_for_good(start_server: StartServer) -> None:
+    """They would shut out everybody else, and be told to try again whenever the server is not idle."""
+    live = start_server(max_num_queued_tokens=100)
+    error = ask(live, "/v1/completions", prompt=["x" * 50, "y" * 51]).json()["error"]
+    assert (error["code"], error["param"]) == ("too_many_tokens", "prompt")
+    assert "101 tokens in 2 prompts; at most 100 may wait" in error["message"]
+    assert live.engine.requests == []
+    for prompt in (["x" * 50, "y" * 50], "x" * 101):
+        assert ask(live, "/v1/completions", prompt=prompt).status_code == 200
+
+
 def test_a_prompt_waits_until_its_answer_begins(start_server: StartServer) -> None:
     live = start_server(max_num_queued_tokens=PROMPT_TOKENS)
     live.engine.answer = live.engine.says("x" * 100, pause=0.02)
