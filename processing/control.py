@@ -47,14 +47,14 @@ class TokenSet:
 
         Templates trim, so what counts as the first or last character is tried with and without white space.
         """
-        ranges = {match.span() for match in self.pattern.finditer(text)}
+        ranges = [match.span() for match in self.pattern.finditer(text)]  # in order, which sorts at once
         left, right = len(text) - len(text.lstrip()), len(text.rstrip())
         for at, rest in ((0, text), (left, text[left:right])):
             if rest and (rest.startswith(self._ends) or any(rest in token for token in self.tokens)):
-                ranges.add((at, at + 1))
+                ranges.append((at, at + 1))
         for at, rest in ((len(text), text), (right, text[:right])):
             if rest.endswith(self._starts):
-                ranges.add((at - 1, at))
+                ranges.append((at - 1, at))
         return _merged(ranges)
 
 
