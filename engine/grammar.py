@@ -159,6 +159,7 @@ def reason_of(matcher: LLMatcher) -> str | None:
     error = matcher.get_error()
     if error.startswith("NoExtension"):
         return "nothing satisfies it"
+    error = re.sub(r"; either increase limits\..*", ": its patterns are too complex", error)
     at = re.match(r"at (\d+)\(\d+\): ", error)
     rule = at and re.search(rf"^ *{at[1]} \| (\w+)\b.*:", error, re.MULTILINE)
     place = f"in '{rule[1]}': " if rule else ""

@@ -175,6 +175,13 @@ def test_a_rule_that_is_refused_is_named_and_the_grammar_not_shown(schema: Any) 
     assert message.endswith('["not"]' if "not" in schema else "unclosed group")
 
 
+def test_what_is_too_complex_is_told_without_the_librarys_advice() -> None:
+    """Its limits are ours to set, and no client's."""
+    with pytest.raises(GrammarError) as caught:
+        Grammar(LL, f"start: /{'.*' * 4000}/")
+    assert str(caught.value) == "lexer precomputation failed: its patterns are too complex"
+
+
 HARD: dict[str, Any] = {
     "repetitions": {"type": "string", "pattern": "^((a{1,100}){1,100}){1,100}$"},
     "a subset construction": {"type": "string", "pattern": "^(a|b)*a(a|b){25}$", "maxLength": 1000},
