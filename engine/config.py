@@ -73,8 +73,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ``draft``: ``none``, ``ngram``, a folder or hub id of draft weights, or ``auto``: the model's own draft
     (folder ``draft`` inside the model's), else ``ngram``. ``cpu_kernels``: compile and use our own kernels
     where they apply (a CPU, a C++ compiler); they compute in float32, from weights rounded to ``dtype``.
-    ``triton_kernels``: Triton's attention on CUDA. ``target_visual_compression``: of requests that do not
-    say; ``None`` refuses those that do.
+    ``triton_kernels``: Triton's attention on CUDA; ``cuda_graphs``: of steps of few rows with it.
+    ``target_visual_compression``: of requests that do not say; ``None`` refuses those that do.
     """
 
     model: str
@@ -96,4 +96,5 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     num_threads: int | None = None
     cpu_kernels: bool = True
     triton_kernels: bool = True
+    cuda_graphs: bool = True
     trust_remote_code: bool = False

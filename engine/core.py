@@ -8,6 +8,7 @@ from functools import partial
 
 from engine.adapters.base import Encoded
 from engine.admission import Admission, Rejected
+from engine.capturing import capture_steps
 from engine.checkpoint import read_eos_token_ids
 from engine.config import CompressorName, EngineConfig
 from engine.draft_pages import PictureCounts
@@ -70,6 +71,7 @@ class EngineCore:
         cache = KVCache(target.kv_shape, sizes.num_pages, config.page_size, target.device, target.attention)
         self._runner = Runner(target, cache, self._embeddings, config.page_size)
         drafter = make_drafter(config, target, sizes)
+        capture_steps(config, target, cache, drafter, sizes)
         # With kernels, what is left to torch is too little to share, but for what takes more threads itself.
         self._small_threads = target.num_threads if target.kernels is None else 1
         with torch_threads(self._small_threads):

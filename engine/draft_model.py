@@ -17,11 +17,12 @@ from torch import nn
 from compressors.elastic import Elastic
 from engine.attention import ATTENTION_NAME, AttentionContext
 from engine.draft_files import DraftConfig, fingerprint
+from engine.graphs import Capture, RowGraphs
 from engine.host_cpus import torch_threads
 from engine.kernels.grow import Grower
 from engine.kernels.install import install
 from engine.kernels.modules import KernelLinear
-from engine.kv_cache import KVShape
+from engine.kv_cache import KVCache, KVShape
 from engine.packing import can_pack, pack_linears
 from engine.published import load_any_draft
 from engine.target import TargetModel
@@ -48,7 +49,7 @@ class DraftModel:
     ) -> None:
         self.device, self.dtype = target.device, target.dtype
         self._num_threads = target.num_threads
-        self.feature_size = int(module.feature_size)
+        self.feature_size, self.state_size = int(module.feature_size), int(module.config.hidden_size)
         self.vocabulary = None if vocabulary is None else vocabulary.to(self.device)
         self._module = module.to(self.device).eval().requires_grad_(False)
         # Weights alone: a rotary embedding's frequencies in half precision are whole turns off far behind.
@@ -60,6 +61,7 @@ class DraftModel:
         self.num_weights = sum(parameter.numel() for parameter in self._module.parameters())
         self.kernels, self.attention = target.kernels, target.attention
         self.grower: Grower | None = None
+        self._graphs: RowGraphs | None = None
         if self.kernels is not None:
             install(self._module, self.kernels)
             if isinstance(self._head, nn.Linear):
@@ -107,9 +109,30 @@ class DraftModel:
         joined: torch.Tensor = self._module.join(states, embeddings)
         return joined
 
+    def capture(self, cache: KVCache, max_num_seqs: int, max_pages: int, axes: int, capture: Capture) -> None:
+        """Run few rows over ``cache`` as CUDA graphs from here on. Raises ``RuntimeError``."""
+        nothing = torch.zeros(1, self.state_size, device=self.device, dtype=self.dtype)
+        graphs = RowGraphs(
+            lambda joined, context: [self.run(context, joined)],
+            cache,
+            max_pages,
+            axes,
+            width=self.join(nothing, nothing).shape[1],
+            dtype=self.dtype,
+            capture=capture,
+        )
+        graphs.prepare(max_num_seqs)
+        self._graphs = graphs
+
     @torch.inference_mode()
     def forward(self, context: AttentionContext, joined: torch.Tensor) -> torch.Tensor:
         """Next states ``[N, hidden]`` of a row; writes its KV."""
+        found = None if self._graphs is None else self._graphs.forward(context, joined)
+        return self.run(context, joined) if found is None else found[0]
+
+    @torch.inference_mode()
+    def run(self, context: AttentionContext, joined: torch.Tensor) -> torch.Tensor:
+        """``forward``, launched kernel by kernel."""
         positions = context.batch.positions.unsqueeze(-2)
         with torch_threads(self._num_threads) if context.groups else nullcontext():
             out: torch.Tensor = self._module.run(joined[None], positions, context=context)

@@ -4,7 +4,7 @@ A round first lets the draft see what the target has computed since, with the ta
 also rebuilds the KV of accepted drafts; what a tree had written behind is overwritten. The last state of
 each sequence gives the children of its root. Then, level by level, the best nodes of every sequence run in
 one batched forward and give their children. One copy to the host, at the end; or, where a draft runs on our
-CPU kernels, all of it in one call of theirs.
+CPU kernels, all of it in one call of theirs; or from CUDA graphs.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from engine.attention import prepare
@@ -28,43 +26,15 @@ from engine.draft_pages import DraftPages, spare_pages
 from engine.drafter import NgramSource
 from engine.features import FeatureStore
 from engine.follower import Follower, can_follow, draft_of, num_behind, reserve
+from engine.graphs import Capture, captured
 from engine.kernels.grow import Roots
 from engine.kv_cache import KVCache
+from engine.level_graphs import LevelGraphs, Trees
+from engine.levels import Grown, Ints, children, first_level, next_frontier, to_host
 from engine.pages import PagePool
 from engine.runner import Outcome
 from engine.scheduler import Span
 from engine.sequence import Sequence
-
-Ints = npt.NDArray[np.int64]
-Grown = tuple[Ints, Ints, npt.NDArray[np.float32], int]
-"""Token ids, parents and scores of candidates ``[S, C]``, level by level, and the children of a root."""
-
-
-@dataclass(slots=True)
-class _Level:
-    """Candidates of one depth, K frontier nodes (or the root) times their children: ``[S, K * K]``.
-
-    ``parents``: index of the parent among all candidates of its sequence. On the device.
-    """
-
-    token_ids: torch.Tensor
-    parents: torch.Tensor
-    scores: torch.Tensor
-
-
-@dataclass(slots=True)
-class _Frontier:
-    """The K best candidates of the last level, about to run: all ``[S, K]``, ``states`` ``[S, K, hidden]``.
-
-    ``states`` are their parents'; ``indices``: which candidates they are; ``masks``: their ancestors among
-    the nodes that have run, themselves included (their own bit: K times the runs before, plus their column).
-    """
-
-    token_ids: torch.Tensor
-    states: torch.Tensor
-    scores: torch.Tensor
-    indices: torch.Tensor
-    masks: torch.Tensor
 
 
 class EagleDrafter:
@@ -109,6 +79,29 @@ class EagleDrafter:
         )
         self._page_size = page_size
         self._embed = embed
+        self.graphs: LevelGraphs | None = None
+
+    def capture(
+        self, max_num_seqs: int, max_pages: int, axes: int, settings: SpeculativeConfig, capture: Capture
+    ) -> None:
+        """On CUDA: launch what is small as graphs from here on. ``max_pages``: of a sequence; ``axes``: of
+        positions.
+        """
+
+        def make() -> LevelGraphs:
+            self.model.capture(self.cache, max_num_seqs, max_pages, axes, capture)
+            graphs = LevelGraphs(
+                *(self.model, self.cache, self._embed, capture),
+                max_num_seqs=max_num_seqs,
+                max_pages=max_pages,
+                axes=axes,
+                num_steps=settings.num_steps,
+                topk=settings.topk,
+            )
+            graphs.prepare()
+            return graphs
+
+        self.graphs = captured("the draft", make)
 
     def keep(self, spans: Seq[Span], outcome: Outcome) -> None:
         self._follower.features.keep(
@@ -145,7 +138,11 @@ class EagleDrafter:
 
     def _grow(self, sequences: Seq[Sequence], num_steps: int, topk: int) -> Candidates:
         states = self._follower.catch_up(sequences)
-        grow = self._level_by_level if self.model.grower is None else self._in_one_call
+        grow = self._level_by_level
+        if self.model.grower is not None:
+            grow = self._in_one_call
+        elif self.graphs is not None:
+            grow = self._by_graphs
         token_ids, parents, scores, width = grow(sequences, states, num_steps, topk)
         for sequence in sequences:
             draft = draft_of(sequence)
@@ -166,8 +163,7 @@ class EagleDrafter:
         assert grower is not None
         tables = padded([draft.table.pages for draft in drafts])
         slots = tables[:, :, None] * self._page_size + np.arange(self._page_size)
-        ahead = [s.positions(s.num_tokens, s.num_tokens + num_steps - 1) for s in sequences]
-        positions = np.stack(ahead, axis=-1)  # [..., levels that run, S]
+        positions = _positions(sequences, num_steps)
         roots = Roots(
             states,
             limits=np.array([s.limits.topk for s in sequences], np.int64),
@@ -179,56 +175,34 @@ class EagleDrafter:
         kv = self.cache.keys[0], self.cache.values[0]
         return *grower.grow(roots, angles, kv, width, num_steps), width
 
+    def _by_graphs(self, sequences: Seq[Sequence], states: torch.Tensor, num_steps: int, topk: int) -> Grown:
+        drafts = [draft_of(sequence) for sequence in sequences]
+        trees = Trees(
+            states,
+            limits=np.array([s.limits.topk for s in sequences], np.int64),
+            starts=np.array([draft.num_slots for draft in drafts], np.int64),
+            table=padded([draft.table.pages for draft in drafts]),
+            positions=_positions(sequences, num_steps),
+        )
+        assert self.graphs is not None
+        if not self.graphs.takes(trees, num_steps, topk):
+            return self._level_by_level(sequences, states, num_steps, topk)
+        return self.graphs.grow(trees, num_steps)
+
     def _level_by_level(
         self, sequences: Seq[Sequence], states: torch.Tensor, num_steps: int, topk: int
     ) -> Grown:
         rank_limits = torch.tensor([s.limits.topk for s in sequences], device=states.device)
-        levels, frontier = self._first_level(states, topk, rank_limits)
+        levels, frontier = first_level(self.model, states, topk, rank_limits)
         for run in range(1, num_steps):
             batch = self._level_batch(sequences, run, frontier.masks)
             joined = self.model.join(frontier.states.flatten(0, 1), self._embed(frontier.token_ids.flatten()))
             out = self.model.forward(prepare(batch, self.cache), joined)
             out = out.unflatten(0, (-1, frontier.token_ids.shape[1]))
-            levels.append(self._children(frontier, out, rank_limits))
+            levels.append(children(self.model, frontier, out, rank_limits))
             if run + 1 < num_steps:
-                frontier = _next_frontier(frontier, out, levels, run)
-        return *_to_host(levels), levels[0].scores.shape[1]
-
-    def _first_level(
-        self, states: torch.Tensor, topk: int, rank_limits: torch.Tensor
-    ) -> tuple[list[_Level], _Frontier]:
-        scores, indices = self._best(states, topk, rank_limits)
-        token_ids = self.model.token_ids(indices)
-        columns = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
-        frontier = _Frontier(
-            token_ids,
-            states[:, None].expand(-1, scores.shape[1], -1),
-            scores,
-            columns,
-            torch.ones_like(columns) << columns,
-        )
-        return [_Level(token_ids, torch.full_like(columns, -1), scores)], frontier
-
-    def _children(self, frontier: _Frontier, out: torch.Tensor, rank_limits: torch.Tensor) -> _Level:
-        width = frontier.token_ids.shape[1]
-        scores, indices = self._best(out.flatten(0, 1), width, rank_limits.repeat_interleave(width))
-        scores = scores.unflatten(0, (-1, width)) + frontier.scores[:, :, None]
-        return _Level(
-            self.model.token_ids(indices).unflatten(0, (-1, width)).flatten(1),
-            frontier.indices.repeat_interleave(width, dim=1),
-            scores.flatten(1),
-        )
-
-    def _best(
-        self, states: torch.Tensor, topk: int, rank_limits: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities and head rows of the likeliest continuations ``[R, K]``; -inf beyond a row's
-        limit, and where a broken draft gives no number.
-        """
-        log_probs = self.model.log_probs(states)
-        best = torch.nan_to_num(log_probs, nan=float("-inf")).topk(min(topk, log_probs.shape[1]), dim=1)
-        beyond = torch.arange(best.values.shape[1], device=states.device) >= rank_limits[:, None]
-        return best.values.masked_fill(beyond, float("-inf")), best.indices
+                frontier = next_frontier(frontier, out, levels, run)
+        return to_host(levels, len(sequences))
 
     def _level_batch(self, sequences: Seq[Sequence], run: int, masks: torch.Tensor) -> Batch:
         """Rows of one frontier. Its masks are on the device and stay there."""
@@ -250,26 +224,7 @@ class EagleDrafter:
         return dataclasses.replace(batch, tree_masks=masks.flatten())
 
 
-def _next_frontier(frontier: _Frontier, out: torch.Tensor, levels: list[_Level], run: int) -> _Frontier:
-    """The K best of the newest level, whichever parents they have."""
-    newest, width = levels[-1], frontier.token_ids.shape[1]
-    best = newest.scores.topk(width, dim=1)
-    row = best.indices // width  # of the parent in the frontier that just ran
-    first = sum(level.scores.shape[1] for level in levels[:-1])
-    own = torch.arange(width, device=row.device) + run * width
-    return _Frontier(
-        newest.token_ids.gather(1, best.indices),
-        out.gather(1, row[:, :, None].expand(-1, -1, out.shape[-1])),
-        best.values,
-        best.indices + first,
-        frontier.masks.gather(1, row) | (torch.ones_like(row) << own),
-    )
-
-
-def _to_host(levels: Seq[_Level]) -> tuple[Ints, Ints, npt.NDArray[np.float32]]:
-    """All levels as one table, in one copy. Floats travel as the bits of integers."""
-    scores = torch.cat([level.scores for level in levels], dim=1).contiguous()
-    token_ids = torch.cat([level.token_ids for level in levels], dim=1).int()
-    parents = torch.cat([level.parents for level in levels], dim=1).int()
-    host = torch.stack([token_ids, parents, scores.view(torch.int32)]).cpu().numpy()
-    return host[0].astype(np.int64), host[1].astype(np.int64), host[2].view(np.float32)
+def _positions(sequences: Seq[Sequence], num_steps: int) -> Ints:
+    """Of the levels that run, ``[num_steps - 1, S]`` or ``[3, num_steps - 1, S]``."""
+    ahead = [s.positions(s.num_tokens, s.num_tokens + num_steps - 1) for s in sequences]
+    return np.stack(ahead, axis=-1)

@@ -33,8 +33,8 @@ class KVShape:
 
 
 class KVCache:
-    """Keys and values, one tensor ``[num_slots, num_kv_heads, head_dim]`` a layer. ``attention``: what
-    reads them, besides torch.
+    """Keys and values, one tensor ``[num_slots + 1, num_kv_heads, head_dim]`` a layer. ``attention``: what
+    reads them, besides torch. The last slot, ``num_slots``, is of no page: rows that only pad write there.
 
     One tensor a layer, never slices of a stack: a compiler would clone those.
     """
@@ -48,7 +48,8 @@ class KVCache:
         attention: AttentionKernels | None = None,
     ) -> None:
         self.attention = attention
-        size = (num_pages * page_size, shape.num_kv_heads, shape.head_dim)
+        self.num_slots, self.page_size, self.device = num_pages * page_size, page_size, device
+        size = (self.num_slots + 1, shape.num_kv_heads, shape.head_dim)
         self.keys = [_zeros(size, shape.dtype, device) for _ in range(shape.num_layers)]
         self.values = [_zeros(size, shape.dtype, device) for _ in range(shape.num_layers)]
 

@@ -85,7 +85,7 @@ def _draft_costs(
     def grow(rows: int) -> None:
         """In one call, with a first level, which is a small part of it: that of one root."""
         assert model.grower is not None
-        first = _CONTEXT if _CONTEXT + rows <= cache.keys[0].shape[0] else 0
+        first = _CONTEXT if _CONTEXT + rows <= cache.num_slots else 0
         roots = Roots(
             torch.zeros(1, model.feature_size),
             limits=np.array([rows]),
@@ -96,8 +96,16 @@ def _draft_costs(
         width = min(rows, model.grower.num_outputs)
         model.grower.grow(roots, angles, (cache.keys[0], cache.values[0]), width, levels=2)
 
+    def replay(rows: int) -> None:
+        assert drafter.graphs is not None
+        drafter.graphs.pretend(-(-rows // topk))
+
     what = f"draft of {model.num_weights} weights, topk {topk}"
-    level = tables.get(what, run if model.grower is None else grow)
+    if model.grower is not None:
+        run = grow
+    elif drafter.graphs is not None:
+        run = replay
+    level = tables.get(what, run)
     return DraftCosts(extend=CostTable(level.points), level=level)
 
 
@@ -107,7 +115,7 @@ class _Tables:
     def __init__(self, config: EngineConfig, target: TargetModel, cache: KVCache) -> None:
         self._path = cache_folder() / "costs.json"
         self._found = load_tables(self._path)
-        self._key, self._room = _key(config, target), cache.keys[0].shape[0]
+        self._key, self._room = _key(config, target), cache.num_slots
 
     def get(self, what: str, run: Callable[[int], None]) -> CostTable:
         """``run`` does what costs."""
@@ -158,8 +166,7 @@ def _seconds(run: Callable[[int], None], rows: int) -> float:
 
 
 def _batch(rows: int, cache: KVCache, page_size: int, device: torch.device) -> Batch:
-    room = cache.keys[0].shape[0]
-    first = _CONTEXT if _CONTEXT + rows <= room else 0
+    first = _CONTEXT if _CONTEXT + rows <= cache.num_slots else 0
     pages = range(-(-(first + rows) // page_size))
     positions = np.arange(first, first + rows, dtype=np.int64)
     return build_batch([Part(np.zeros(rows, np.int64), positions, pages, first)], page_size, device)

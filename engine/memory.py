@@ -93,7 +93,7 @@ def _largest_image(config: EngineConfig) -> ImageInput:
 def forward_most(config: EngineConfig, target: TargetModel, cache: KVCache, rows: int) -> torch.Size:
     """Run one sequence of ``rows`` tokens, and the logits of as many rows as can be drawn from in a step."""
     order = np.arange(rows)
-    pages = range(len(cache.keys[0]) // config.page_size)
+    pages = range(cache.num_slots // config.page_size)
     part = Part(np.zeros(rows, np.int64), order, pages, first=0)
     hidden = target.forward(prepare(build_batch([part], config.page_size, target.device), cache)).hidden
     drawn = min(rows, config.max_num_seqs * (1 + config.speculative.num_draft_tokens))

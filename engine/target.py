@@ -29,6 +29,7 @@ from engine.checkpoint import (
 )
 from engine.config import EngineConfig
 from engine.errors import ModelLoadError
+from engine.graphs import Capture, RowGraphs, captured
 from engine.host_cpus import torch_threads
 from engine.kernels.choose import attention_kernels
 from engine.kernels.cpu import Kernels
@@ -36,10 +37,10 @@ from engine.kernels.install import install
 from engine.kernels.modules import KernelLinear
 from engine.kernels.spans import AttentionKernels
 from engine.kernels.stack import KernelStack
-from engine.kv_cache import KVShape
+from engine.kv_cache import KVCache, KVShape
 from engine.packing import PackedLinear, can_pack, pack_linears, packing_pays
 from engine.visual_compression import compress, whole_of
-from processing.prompt import ImageInput
+from processing.prompt import ImageInput, Prompt
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ class TargetModel:
         self._text_model = adapter.text_model
         self._stack = None if kernels is None else KernelStack.of(adapter.text_model, kernels)
         self._taps: list[Tap] = []
+        self._graphs: RowGraphs | None = None
         self._embed: torch.nn.Module = model.get_input_embeddings()
         self._head: torch.nn.Module = model.get_output_embeddings()
         if kernels is not None:
@@ -136,6 +138,12 @@ class TargetModel:
         return int(self.adapter.text_config.vocab_size)
 
     @property
+    def position_axes(self) -> int:
+        """How many rotary positions a token has."""
+        positions = self.adapter.positions(Prompt(token_ids=[0]))
+        return 1 if positions is None else len(positions)
+
+    @property
     def embedding(self) -> torch.nn.Module:
         """What ``embed`` calls."""
         return self._embed
@@ -171,12 +179,39 @@ class TargetModel:
             rows, values = (torch.cat(parts) for parts in zip(*images, strict=True))
             embeddings.index_copy_(0, rows, values[:, : embeddings.shape[1]])
             more = self.adapter.image_inputs(rows, values, torch.Size([1, len(embeddings)]))
-        hidden = self._run(embeddings, context, more)
-        features = torch.cat([tap.taken[0] for tap in self._taps], dim=-1) if self._taps else hidden
-        return TargetOutput(hidden, embeddings, features)
+        found = None if more or self._graphs is None else self._graphs.forward(context, embeddings)
+        if found is None:
+            found = self._run(embeddings, context, more)
+        return TargetOutput(found[0], embeddings, found[-1])
 
-    def _run(self, embeddings: torch.Tensor, context: AttentionContext, more: dict[str, Any]) -> torch.Tensor:
-        """Hidden states ``[N, hidden]``, after the final norm."""
+    def capture(self, cache: KVCache, max_num_seqs: int, max_pages: int, capture: Capture) -> None:
+        """On CUDA: run few rows over ``cache`` as graphs from here on. ``max_pages``: of a sequence."""
+
+        def make() -> RowGraphs:
+            graphs = RowGraphs(
+                lambda embeddings, context: self._run(embeddings, context, {}),
+                cache,
+                max_pages,
+                self.position_axes,
+                width=int(self.adapter.text_config.hidden_size),
+                dtype=self.dtype,
+                capture=capture,
+            )
+            graphs.prepare(max_num_seqs)
+            return graphs
+
+        self._graphs = captured("the model", make)
+
+    def _run(
+        self, embeddings: torch.Tensor, context: AttentionContext, more: dict[str, Any]
+    ) -> list[torch.Tensor]:
+        """Hidden states ``[N, hidden]`` after the final norm, and the features where layers are tapped."""
+        hidden = self._hidden(embeddings, context, more)
+        return [hidden, torch.cat([tap.taken[0] for tap in self._taps], dim=-1)] if self._taps else [hidden]
+
+    def _hidden(
+        self, embeddings: torch.Tensor, context: AttentionContext, more: dict[str, Any]
+    ) -> torch.Tensor:
         if self._stack is not None and not more:
             hidden = self._stack.forward(embeddings, context)
             if hidden is not None:

@@ -197,6 +197,7 @@ class ServeSettings(BaseSettings):
         True, description="on a CPU in float32, compile our own kernels at the first start and use them"
     )
     triton_kernels: bool = Field(True, description="on CUDA, use our Triton attention where it works")
+    cuda_graphs: bool = Field(True, description="on CUDA, launch steps of few rows as graphs")
 
     limit_mm_per_prompt: Limits = Field({"image": 16}, description="most pictures in one request, as JSON")
     max_image_pixels: int = Field(
@@ -310,6 +311,7 @@ class ServeSettings(BaseSettings):
             enable_prefix_caching=self.enable_prefix_caching,
             cpu_kernels=self.cpu_kernels,
             triton_kernels=self.triton_kernels,
+            cuda_graphs=self.cuda_graphs,
             trust_remote_code=self.trust_remote_code,
         )
 

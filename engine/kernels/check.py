@@ -79,8 +79,8 @@ def difference(
     outs = []
     for kind, where, chosen in ((own, device, kernels), (exact, torch.device("cpu"), None)):
         cache = KVCache(kind, num_pages, _PAGE_SIZE, where, chosen)
-        cache.keys[0].copy_(keys)
-        cache.values[0].copy_(values)
+        cache.keys[0][: cache.num_slots] = keys
+        cache.values[0][: cache.num_slots] = values
         context = prepare(build_batch(parts, _PAGE_SIZE, where), cache)
         out = attend(context, 0, query.to(where, kind.dtype), None, window)
         outs.append(out.to("cpu", torch.float64))

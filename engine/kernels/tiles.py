@@ -17,6 +17,7 @@ Plain torch on any device; knows no kernel.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -35,12 +36,28 @@ class Seen:
     masks: Tensor
 
 
+class Tiling(Protocol):
+    """``tiles`` int64 ``[T, 5]``: sequence, first row, number of rows, ``tree_start``, and a logical slot
+    from which on none of its rows sees any. ``limit`` int64 ``[N]``. ``longest``: the most slots that a tile
+    may look at.
+    """
+
+    @property
+    def tiles(self) -> Tensor: ...
+
+    @property
+    def limit(self) -> Tensor: ...
+
+    @property
+    def longest(self) -> int: ...
+
+    def visible(self, window: int | None) -> Seen:
+        """By a window of so many positions, if any."""
+
+
 @dataclass(slots=True)
 class Tiles:
-    """``tiles`` int64 ``[T, 5]``: sequence, first row, number of rows, ``tree_start``, and a logical slot
-    from which on none of its rows sees any. ``limit``, ``positions`` (of trees: their start) and ``in_tree``
-    (0 or 1) int64 ``[N]``. ``longest``: the most slots that a tile may look at.
-    """
+    """Those of one batch. ``positions`` (of trees: their start) and ``in_tree`` (0 or 1) int64 ``[N]``."""
 
     batch: Batch
     tiles: Tensor
@@ -50,9 +67,6 @@ class Tiles:
     longest: int
     seen: dict[int | None, Seen] = field(default_factory=dict)
 
-    def __len__(self) -> int:
-        return len(self.tiles)
-
     def visible(self, window: int | None) -> Seen:
         """Computed on the device, when a layer first asks for this window."""
         if window not in self.seen:
@@ -60,8 +74,43 @@ class Tiles:
         return self.seen[window]
 
 
-def cut(batch: Batch, rows_per_tile: int) -> Tiles:
-    """No tile holds rows of two sequences. One copy to the device, no loop over rows."""
+@dataclass(slots=True)
+class FixedTiles:
+    """Room for the tiles of any batch of at most N rows, always in the same memory: what a CUDA graph reads.
+    Tiles without rows see nothing and cost next to nothing.
+    """
+
+    rows_per_tile: int
+    tiles: Tensor
+    limit: Tensor
+    longest: int = 1 << 40  # of any batch to come
+    seen: dict[int | None, Seen] = field(default_factory=dict)
+
+    @classmethod
+    def room(cls, num_rows: int, rows_per_tile: int, device: torch.device) -> FixedTiles:
+        tiles = torch.zeros(num_rows, 5, dtype=torch.int64, device=device)
+        return cls(rows_per_tile, tiles, tiles.new_zeros(num_rows))
+
+    def visible(self, window: int | None) -> Seen:
+        """Windows that are asked for before the first :meth:`load` are loaded from then on."""
+        if window not in self.seen:
+            self.seen[window] = Seen(torch.zeros_like(self.limit), torch.zeros_like(self.limit))
+        return self.seen[window]
+
+    def load(self, batch: Batch) -> None:
+        own = cut(batch, self.rows_per_tile, num_tiles=len(self.tiles))
+        self.tiles.copy_(own.tiles)
+        self.limit[: batch.num_rows] = own.limit
+        for window, room in self.seen.items():
+            seen = own.visible(window)
+            room.first[: batch.num_rows] = seen.first
+            room.masks[: batch.num_rows] = seen.masks
+
+
+def cut(batch: Batch, rows_per_tile: int, num_tiles: int = 0) -> Tiles:
+    """No tile holds rows of two sequences. One copy to the device, no loop over rows. ``num_tiles``: at
+    least so many, the last ones without rows.
+    """
     rows, tiles = [], []
     for sequence in range(batch.num_sequences):
         start, length = batch.span_starts[sequence], batch.query_len(sequence)
@@ -78,6 +127,8 @@ def cut(batch: Batch, rows_per_tile: int) -> Tiles:
         sequences = np.full(len(firsts), sequence)
         tiles.append(np.stack([sequences, start + firsts, counts, starts, ends], axis=1))
     by_row, by_tile = np.concatenate(rows, axis=1), np.concatenate(tiles)
+    if len(by_tile) < num_tiles:
+        by_tile = np.pad(by_tile, ((0, num_tiles - len(by_tile)), (0, 0)))
     own_rows, own_tiles = to_device([by_row, by_tile], batch.slots.device)
     positions, limit, in_tree = own_rows.unbind()
     if batch.visible_ends is not None:

@@ -7,8 +7,10 @@ No GPU has run this: it was checked in Triton's interpreter (``docs/cuda.md``).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import triton
@@ -16,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from engine.batch import Batch
-from engine.kernels.tiles import Tiles, cut
+from engine.kernels.tiles import Tiling, cut
 
 _FEW = 16  # query rows times heads of a tile; a matrix unit takes no less
 _TILE_BYTES = 16 << 10  # of queries, and of keys at a time: keys and values twice buffered fit any GPU
@@ -36,17 +38,30 @@ class TritonAttention:
         return cls(torch.cuda.get_device_properties(device).multi_processor_count)
 
     def plan(self, batch: Batch) -> TritonSpans:
-        return TritonSpans(batch, self.processors)
+        most_rows = max(batch.query_len(sequence) for sequence in range(batch.num_sequences))
+        return TritonSpans(
+            range(batch.num_sequences),
+            batch.page_table,
+            batch.page_size,
+            most_rows,
+            self.processors,
+            partial(cut, batch),
+        )
 
 
+@dataclass
 class TritonSpans:
-    """All spans of one step. Tiles depend on how heads share keys: they are cut when a layer first asks."""
+    """All spans of one step. ``most_rows``: of a sequence. ``cut``: its rows as tiles of at most so many
+    each. That depends on how heads share keys: tiles are cut when a layer first asks.
+    """
 
-    def __init__(self, batch: Batch, processors: int) -> None:
-        self.sequences: Seq[int] = range(batch.num_sequences)
-        self._batch, self._processors = batch, processors
-        self._most_rows = max(map(batch.query_len, self.sequences))
-        self._tiles: dict[int, Tiles] = {}
+    sequences: Seq[int]
+    page_table: Tensor
+    page_size: int
+    most_rows: int
+    processors: int
+    cut: Callable[[int], Tiling]
+    _tiles: dict[int, Tiling] = field(default_factory=dict)
 
     def attend(
         self,
@@ -65,10 +80,10 @@ class TritonSpans:
         most = max(
             _FEW, min(_LINE_BYTES // query.element_size(), _TILE_BYTES // (padded_dim * query.element_size()))
         )
-        block = max(padded_share, _FEW if self._most_rows * padded_share <= _FEW else most)
+        block = max(padded_share, _FEW if self.most_rows * padded_share <= _FEW else most)
         rows_per_tile = block // padded_share
         if rows_per_tile not in self._tiles:
-            self._tiles[rows_per_tile] = cut(self._batch, rows_per_tile)
+            self._tiles[rows_per_tile] = self.cut(rows_per_tile)
         tiles = self._tiles[rows_per_tile]
         seen = tiles.visible(sliding_window)
         splits = self._splits(tiles, kv_heads, sliding_window)
@@ -76,8 +91,7 @@ class TritonSpans:
         parts = out.new_empty((splits, num_rows, heads, dim), dtype=torch.float32) if splits > 1 else out
         sums = out.new_empty((splits, num_rows, heads) if splits > 1 else 1, dtype=torch.float32)
         query = query if query.stride(-1) == 1 else query.contiguous()
-        table = self._batch.page_table
-        _attend[(len(tiles), kv_heads, splits)](
+        _attend[(len(tiles.tiles), kv_heads, splits)](
             query,
             keys,
             values,
@@ -87,13 +101,13 @@ class TritonSpans:
             tiles.limit,
             seen.masks,
             tiles.tiles,
-            table,
-            table.stride(0),
+            self.page_table,
+            self.page_table.stride(0),
             query.stride(0),
             query.stride(1),
             num_rows,
             (dim**-0.5 if scaling is None else scaling) * 1.4426950408889634,  # exp(x) is exp2(x / log(2))
-            PAGE_SIZE=self._batch.page_size,
+            PAGE_SIZE=self.page_size,
             DIM=dim,
             BLOCK_D=padded_dim,
             SHARE=share,
@@ -107,10 +121,10 @@ class TritonSpans:
         if splits > 1:
             _join[(num_rows, heads)](parts, sums, out, splits, DIM=dim, BLOCK_D=padded_dim, num_warps=1)
 
-    def _splits(self, tiles: Tiles, kv_heads: int, window: int | None) -> int:
+    def _splits(self, tiles: Tiling, kv_heads: int, window: int | None) -> int:
         """Twice as many programs as processors, if contexts are long enough; one where there are plenty."""
-        span = tiles.longest if window is None else min(tiles.longest, window + self._most_rows)
-        wanted = -(-2 * self._processors // (len(tiles) * kv_heads))
+        span = tiles.longest if window is None else min(tiles.longest, window + self.most_rows)
+        wanted = -(-2 * self.processors // (len(tiles.tiles) * kv_heads))
         return max(1, min(wanted, span // _SPLIT_SLOTS, _MOST_SPLITS))
 
 
