@@ -19,6 +19,7 @@ from engine.attention import ATTENTION_NAME, AttentionContext
 from engine.draft_files import DraftConfig, fingerprint
 from engine.graphs import Capture, RowGraphs
 from engine.host_cpus import torch_threads
+from engine.kernels.choose import install_parts
 from engine.kernels.grow import Grower
 from engine.kernels.install import install
 from engine.kernels.modules import KernelLinear
@@ -67,6 +68,8 @@ class DraftModel:
             if isinstance(self._head, nn.Linear):
                 self._head = KernelLinear(self._head.weight, self._head.bias, self.kernels)
             self.grower = Grower.of(self._module, self._head, target.embedding, self.vocabulary, self.kernels)
+        elif self.attention is not None:
+            install_parts(self._module, self.attention)
         elif can_pack(self.device, self.dtype):
             pack_linears(self._module)
 

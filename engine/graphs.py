@@ -23,7 +23,7 @@ from engine.kv_cache import KVCache
 
 log = logging.getLogger(__name__)
 
-ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Rows of a step are padded to the next of these; one with more is not worth a graph."""
 
 Run = Callable[[], Seq[Tensor]]

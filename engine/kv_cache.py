@@ -35,8 +35,7 @@ class KVShape:
 class KVCache:
     """Keys and values, one tensor ``[num_slots + 1, num_kv_heads, head_dim]`` a layer. ``attention``: what
     reads them, besides torch. The last slot, ``num_slots``, is of no page: rows that only pad write there.
-
-    One tensor a layer, never slices of a stack: a compiler would clone those.
+    All lie in one tensor, so that slots are moved in all layers at once.
     """
 
     def __init__(
@@ -49,17 +48,16 @@ class KVCache:
     ) -> None:
         self.attention = attention
         self.num_slots, self.page_size, self.device = num_pages * page_size, page_size, device
-        size = (self.num_slots + 1, shape.num_kv_heads, shape.head_dim)
-        self.keys = [_zeros(size, shape.dtype, device) for _ in range(shape.num_layers)]
-        self.values = [_zeros(size, shape.dtype, device) for _ in range(shape.num_layers)]
+        size = (2 * shape.num_layers, self.num_slots + 1, shape.num_kv_heads, shape.head_dim)
+        self._all = _zeros(size, shape.dtype, device)
+        self.keys, self.values = list(self._all[0::2]), list(self._all[1::2])
 
     def move(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
         """Copy slots ``sources`` to ``targets``, both int64 ``[M]``, in every layer; they may overlap."""
-        for tensor in [*self.keys, *self.values]:
-            tensor.index_copy_(0, targets, tensor.index_select(0, sources))
+        self._all.index_copy_(1, targets, self._all.index_select(1, sources))
 
 
-def _zeros(size: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Zeros: unwritten slots are read under a mask, where garbage could be NaN.
 
     On a CPU the memory comes from numpy, which leaves zeroed pages to the operating system: it is committed

@@ -34,6 +34,7 @@ from engine.target import TargetModel
 log = logging.getLogger(__name__)
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_MORE_ROWS = (128, 256, 512, 640)  # a GPU's steps are larger; the last one is of more rows than a graph has
 _CONTEXT = 256  # tokens in KV before the rows, where there is room for them
 _REPEATS = 3
 _CHECKED_ROWS, _CHECKS = 8, 6
@@ -116,6 +117,7 @@ class _Tables:
         self._path = cache_folder() / "costs.json"
         self._found = load_tables(self._path)
         self._key, self._room = _key(config, target), cache.num_slots
+        self._sizes = ROWS if target.device.type == "cpu" else ROWS + _MORE_ROWS
 
     def get(self, what: str, run: Callable[[int], None]) -> CostTable:
         """``run`` does what costs."""
@@ -138,7 +140,7 @@ class _Tables:
 
     def _measured(self, what: str, run: Callable[[int], None]) -> CostTable:
         started = time.monotonic()
-        sizes = [rows for rows in ROWS if rows <= self._room]
+        sizes = [rows for rows in self._sizes if rows <= self._room]
         best = _best(run, sizes, _REPEATS)
         # What more rows took is enough for fewer: those were disturbed. A processor on which that is not so
         # is learned from what runs.

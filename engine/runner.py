@@ -24,6 +24,7 @@ from engine.messages import RejectCode, TokenLogprobs
 from engine.scheduler import Span
 from engine.scoring import score_prompts
 from engine.target import TargetModel
+from engine.transfer import to_device
 from engine.verify import Walk, walk
 from processing.prompt import ImageInput
 
@@ -120,7 +121,8 @@ class Runner:
             rows = np.concatenate(
                 [np.arange(ends[i] - spans[i].num_rows + spans[i].length - 1, ends[i]) for i in drawing]
             )
-            logits = self._target.logits(hidden[torch.from_numpy(rows).to(hidden.device)])
+            (drawn,) = to_device([rows], hidden.device)
+            logits = self._target.logits(hidden[drawn])
             if logits.is_cuda:  # which is at work; a CPU is not, so there the walk asks for what it needs
                 event = torch.cuda.Event()
                 event.record()
@@ -133,7 +135,7 @@ class Runner:
 
     def _compact(self, spans: Seq[Span], walks: Iterable[Walk | None]) -> None:
         """Bring the KV of accepted nodes into logical order: node ``path[i]`` becomes token ``i + 1`` after
-        the root. One gather and one scatter a layer for all sequences; nothing where paths are dense.
+        the root. One gather and one scatter for all layers and sequences; nothing where paths are dense.
         """
         sources: list[np.ndarray] = []
         targets: list[np.ndarray] = []
@@ -147,11 +149,8 @@ class Runner:
                 at = span.end + logical
                 found.append(table[at // self._page_size] * self._page_size + at % self._page_size)
         if sources and any(map(len, sources)):
-            device = self._target.device
-            self._cache.move(
-                torch.from_numpy(np.concatenate(sources)).to(device),
-                torch.from_numpy(np.concatenate(targets)).to(device),
-            )
+            joined = [np.concatenate(sources), np.concatenate(targets)]
+            self._cache.move(*to_device(joined, self._target.device))
 
     def _encode_alone(self, image: ImageInput) -> Encoded | Failure:
         try:

@@ -31,7 +31,7 @@ from engine.config import EngineConfig
 from engine.errors import ModelLoadError
 from engine.graphs import Capture, RowGraphs, captured
 from engine.host_cpus import torch_threads
-from engine.kernels.choose import attention_kernels
+from engine.kernels.choose import attention_kernels, install_parts
 from engine.kernels.cpu import Kernels
 from engine.kernels.install import install
 from engine.kernels.modules import KernelLinear
@@ -120,6 +120,8 @@ class TargetModel:
             log.info("packed %d linear layers of the text model", pack_linears(adapter.text_model))
         shape, heads = KVShape.of(adapter.text_config, dtype), adapter.text_config.num_attention_heads
         chosen = attention_kernels(device, shape, heads, kernels, triton=config.triton_kernels)
+        if device.type == "cuda" and chosen is not None:
+            install_parts(adapter.text_model, chosen)
         target = cls(adapter, model, device, dtype, kernels, chosen)
         target.load_seconds = time.monotonic() - started
         return target

@@ -32,6 +32,16 @@ def attention_kernels(
     return _checked(device, shape, num_heads)
 
 
+def install_parts(model: torch.nn.Module, attention: AttentionKernels) -> None:
+    """Where Triton attends, put its parts in the place of a model's own, as far as they are like them."""
+    try:
+        from engine.kernels.triton_install import install
+
+        log.info("Triton kernels in place of %s", install(model, attention))
+    except Exception as error:  # the parts that are in place are whole
+        log.warning("Triton's kernels cannot be used for all layers: %s", error, exc_info=True)
+
+
 def _checked(device: torch.device, shape: KVShape, num_heads: int) -> AttentionKernels | None:
     """Triton's, if they compile here (that takes a C compiler) and give the right numbers for these sizes. A
     few seconds the first time; what was compiled stays on disk.
