@@ -1,7 +1,6 @@
 """How much of a GPU's memory serving takes besides weights and KV, found by running the largest step once.
 
-The rest can go to KV pages. Nothing here is used on a CPU, where KV has a share of what is free. No GPU has
-run this (``docs/cuda.md``); the step itself is run by the tests on a CPU.
+The rest can go to KV pages. Nothing here is used on a CPU, where KV has a share of what is free.
 """
 
 from __future__ import annotations

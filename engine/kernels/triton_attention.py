@@ -2,7 +2,7 @@
 
 After FlashAttention-2 (arXiv 2307.08691) and, where few rows meet a long context, Flash-Decoding: the context
 is split over several programs, whose parts are joined by a second launch. Imported where it is used only.
-No GPU has run this: it was checked in Triton's interpreter (``docs/cuda.md``).
+Checked in Triton's interpreter and on one GPU (``docs/cuda.md``).
 """
 
 from __future__ import annotations
