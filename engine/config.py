@@ -73,7 +73,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ``draft``: ``none``, ``ngram``, a folder or hub id of draft weights, or ``auto``: the model's own draft
     (folder ``draft`` inside the model's), else ``ngram``. ``cpu_kernels``: compile and use our own kernels
     where they apply (a CPU, a C++ compiler); they compute in float32, from weights rounded to ``dtype``.
-    ``triton_kernels``: Triton's attention on CUDA; ``cuda_graphs``: of steps of few rows with it.
+    ``triton_kernels``: ours, on CUDA; ``cuda_graphs``: of steps of few rows, with those kernels.
     ``target_visual_compression``: of requests that do not say; ``None`` refuses those that do.
     """
 

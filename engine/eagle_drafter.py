@@ -89,7 +89,6 @@ class EagleDrafter:
         """
 
         def make() -> LevelGraphs:
-            self.model.capture(self.cache, max_num_seqs, max_pages, axes, capture)
             graphs = LevelGraphs(
                 *(self.model, self.cache, self._embed, capture),
                 max_num_seqs=max_num_seqs,
@@ -99,6 +98,7 @@ class EagleDrafter:
                 topk=settings.topk,
             )
             graphs.prepare()
+            self.model.capture(self.cache, max_num_seqs, max_pages, axes, capture)
             return graphs
 
         self.graphs = captured("the draft", make)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,13 +37,12 @@ class Capture(Protocol):
 
 
 class CudaCapture:
-    """Graphs that share the memory for what lies between inputs and results. So results are to be used before
-    any graph runs that was not captured later.
+    """Graphs that share the memory for what lies between inputs and results. A replay may overwrite the
+    results of every graph that was captured later: read them first.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream(device)
+        self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
     def __call__(self, run: Run) -> tuple[Seq[Tensor], Callable[[], None]]:
         """Runs once before, for what is compiled or allocated at the first use."""
@@ -51,9 +50,14 @@ class CudaCapture:
         with torch.cuda.stream(self._stream):
             run()
         graph = torch.cuda.CUDAGraph()
-        # Threads that compile grammars or read pictures do not touch the GPU, and may allocate meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            results = run()
+        how: Any = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
+        try:
+            # A capture that fails leaves its stream the current one.
+            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, **how):
+                results = run()
+        except Exception:
+            self._pool = torch.cuda.graph_pool_handle()  # what is in the old one is not to be relied on
+            raise
         graph.replay()  # what the next capture reads must not be memory that nothing has written
         return results, graph.replay
 
@@ -99,9 +103,10 @@ class RowGraphs:
     def prepare(self, max_num_seqs: int) -> None:
         """Capture all sizes, largest first: the smaller ones fit into their memory."""
         started = time.monotonic()
+        most_single = next((rows for rows in ROWS if rows >= max_num_seqs), ROWS[-1])
         for rows in reversed(ROWS):
             self._captured[rows, False] = self._make(rows, single=False)
-            if rows <= max_num_seqs:
+            if rows <= most_single:
                 self._captured[rows, True] = self._make(rows, single=True)
         log.info("captured %d CUDA graphs in %.1f s", len(self._captured), time.monotonic() - started)
 
@@ -143,7 +148,8 @@ class RowGraphs:
 
         def cut(rows_per_tile: int) -> FixedTiles:
             if rows_per_tile not in tiles:  # at the run before the capture
-                tiles[rows_per_tile] = FixedTiles.room(rows, rows_per_tile, device)
+                busy = rows if single else -(-rows // rows_per_tile)
+                tiles[rows_per_tile] = FixedTiles.room(rows, rows_per_tile, busy, device)
             return tiles[rows_per_tile]
 
         table, page_size = self._table[:rows], self.cache.page_size
@@ -165,6 +171,6 @@ def captured(what: str, make: Callable[[], T]) -> T | None:
     """What ``make`` captures; ``None``, with a line in the log, where a model does what no graph holds."""
     try:
         return make()
-    except RuntimeError as error:
+    except Exception as error:  # of a capture, of a compiler, of a model: kernel by kernel it runs
         log.warning("no CUDA graphs of %s, which is slower: %s", what, error, exc_info=True)
         return None

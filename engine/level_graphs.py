@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -71,6 +72,10 @@ class _LevelTiles:
     masks: Tensor
     longest: int = 1 << 40
 
+    @property
+    def busy(self) -> int:
+        return len(self.tiles)
+
     def visible(self, window: int | None) -> Seen:
         if window is not None:
             raise RuntimeError("a sliding window over a tree that is partly in KV")
@@ -97,9 +102,9 @@ class LevelGraphs:
     ) -> None:
         self._model, self._cache, self._embed, self._capture = model, cache, embed, capture
         self._num_steps, self._topk = num_steps, topk
-        self._sizes = [n for n in SEQUENCES if n < max_num_seqs]
-        self._sizes.append(next((n for n in SEQUENCES if n >= max_num_seqs), SEQUENCES[-1]))
-        most, device = self._sizes[-1], cache.device
+        self.most = next((n for n in SEQUENCES if n >= max_num_seqs), SEQUENCES[-1])
+        self._sizes = [n for n in SEQUENCES if n <= self.most]
+        most, device = self.most, cache.device
         self._states = torch.zeros(most, model.state_size, dtype=model.dtype, device=device)
         self._starts = torch.full((most,), _NO_ROOT, device=device)
         self._limits = torch.full((most,), topk, device=device)
@@ -116,7 +121,7 @@ class LevelGraphs:
 
     def takes(self, trees: Trees, num_steps: int, topk: int) -> bool:
         """Whether such trees have graphs."""
-        few = len(trees.starts) <= self._sizes[-1] and trees.table.shape[1] <= self._table.shape[1]
+        few = len(trees.starts) <= self.most and trees.table.shape[1] <= self._table.shape[1]
         return few and num_steps <= self._num_steps and topk == self._topk
 
     @torch.inference_mode()
@@ -136,8 +141,8 @@ class LevelGraphs:
 
     @torch.inference_mode()
     def pretend(self, count: int) -> None:
-        """Grow two levels of ``count`` trees that only pad: as long as it takes, and nothing is changed."""
-        size = next(n for n in self._sizes if n >= min(count, self._sizes[-1]))
+        """Grow two levels of ``count`` trees that only pad, at most ``most``: it takes as long."""
+        size = next(n for n in self._sizes if n >= count)
         self._starts.fill_(_NO_ROOT)
         self._replayed(size, size, 2)
 
@@ -159,23 +164,21 @@ class LevelGraphs:
         chain = _Chain([replay], [Level(*results[:3])])
         frontier = Frontier(*results[3:])
         for run in range(1, self._num_steps):
-
-            def level(run: int = run, frontier: Frontier = frontier) -> Seq[Tensor]:
-                found, ahead = self._level(frontier, chain.levels[:run], run, size)
-                return *found, *ahead
-
-            results, replay = self._capture(level)
+            results, replay = self._capture(partial(self._level, frontier, chain.levels[:], run, size))
             chain.replays.append(replay)
             chain.levels.append(Level(*results[:3]))
-            frontier = Frontier(*results[3:])
+            frontier = Frontier(*results[3:]) if run + 1 < self._num_steps else frontier
         return chain
 
-    def _level(self, frontier: Frontier, levels: Seq[Level], run: int, size: int) -> tuple[Level, Frontier]:
+    def _level(self, frontier: Frontier, levels: Seq[Level], run: int, size: int) -> Seq[Tensor]:
+        """The level, and the frontier after it unless it is the last."""
         joined = self._model.join(frontier.states.flatten(0, 1), self._embed(frontier.token_ids.flatten()))
         out = self._model.run(self._context(frontier, run, size), joined)
         out = out.unflatten(0, (size, -1))
         found = children(self._model, frontier, out, self._limits[:size])
-        return found, next_frontier(frontier, out, [*levels, found], run)
+        if run + 1 == self._num_steps:
+            return found
+        return *found, *next_frontier(frontier, out, [*levels, found], run)
 
     def _context(self, frontier: Frontier, run: int, size: int) -> AttentionContext:
         """Of rows that are the ``run``-th level of each tree that has KV; those that pad write into the spare

@@ -98,15 +98,15 @@ def _draft_costs(
         model.grower.grow(roots, angles, (cache.keys[0], cache.values[0]), width, levels=2)
 
     def replay(rows: int) -> None:
-        assert drafter.graphs is not None
-        drafter.graphs.pretend(-(-rows // topk))
+        count = -(-rows // topk)
+        if drafter.graphs is not None and count <= drafter.graphs.most:
+            drafter.graphs.pretend(count)
+        else:
+            run(rows)
 
     what = f"draft of {model.num_weights} weights, topk {topk}"
-    if model.grower is not None:
-        run = grow
-    elif drafter.graphs is not None:
-        run = replay
-    level = tables.get(what, run)
+    what += "" if drafter.graphs is None else ", graphs"
+    level = tables.get(what, replay if model.grower is None else grow)
     return DraftCosts(extend=CostTable(level.points), level=level)
 
 
@@ -117,13 +117,15 @@ class _Tables:
         self._path = cache_folder() / "costs.json"
         self._found = load_tables(self._path)
         self._key, self._room = _key(config, target), cache.num_slots
-        self._sizes = ROWS if target.device.type == "cpu" else ROWS + _MORE_ROWS
+        sizes = ROWS if target.device.type == "cpu" else ROWS + _MORE_ROWS
+        self._sizes = [rows for rows in sizes if rows <= self._room]
 
     def get(self, what: str, run: Callable[[int], None]) -> CostTable:
         """``run`` does what costs."""
         key = f"{self._key} | {what}"
         found = self._found.get(key)
-        table = None if found is None else self._checked(found, run)
+        fits = found is not None and list(found.points) == self._sizes
+        table = self._checked(found, run) if found is not None and fits else None
         if table is None:
             table = self._measured(what, run)
             self._keep(key, table)
@@ -140,13 +142,12 @@ class _Tables:
 
     def _measured(self, what: str, run: Callable[[int], None]) -> CostTable:
         started = time.monotonic()
-        sizes = [rows for rows in self._sizes if rows <= self._room]
-        best = _best(run, sizes, _REPEATS)
+        best = _best(run, self._sizes, _REPEATS)
         # What more rows took is enough for fewer: those were disturbed. A processor on which that is not so
         # is learned from what runs.
         never_falling = np.minimum.accumulate(best[::-1])[::-1]
         log.info("measured what a forward of the %s costs, in %.1f s", what, time.monotonic() - started)
-        return CostTable(dict(zip(sizes, never_falling.tolist(), strict=True)))
+        return CostTable(dict(zip(self._sizes, never_falling.tolist(), strict=True)))
 
     def _keep(self, key: str, table: CostTable) -> None:
         try:
@@ -185,6 +186,8 @@ def _key(config: EngineConfig, target: TargetModel) -> str:
     own = f"specvlm {_own_version()} {_products(target)}"
     if target.attention is not None:
         own += f" {type(target.attention).__name__}"
+    if target.has_graphs:
+        own += " graphs"
     return f"{machine} | torch {torch.__version__} | {own} | {model} {target.dtype}"
 
 

@@ -19,6 +19,7 @@ from engine.draft_pages import spare_pages
 from engine.errors import ModelLoadError
 from engine.features import MAX_WAITING_IN_ALL
 from engine.kv_cache import KVCache
+from engine.level_graphs import SEQUENCES
 from engine.scheduler import Limits
 from engine.target import TargetModel
 from processing.chat import ChatMessage, ImagePart, TextPart
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _SIDES = (1024, 1536, 2048, 3072, 4096)  # pixels, of pictures that are tried
 _WAITING_STATES = 4  # of a token: the three that EAGLE-3 reads, and its embedding
+_LEVEL_BYTES = 16  # of a row and token in the graphs of a draft's levels: logits and three steps in float32
 _DRAFT_LAYERS = 2  # of the target's, in weights: a draft's one and what joins its inputs
 
 
@@ -101,8 +103,9 @@ def forward_most(config: EngineConfig, target: TargetModel, cache: KVCache, rows
 
 def draft_bytes(config: EngineConfig, target: TargetModel) -> int:
     """Of a draft of the target's kind, at most: its weights, a head of its own as large as the target's, KV
-    for the trees of all sequences, and what waits for it. Its KV of every page is part of the page's price
-    (:mod:`engine.sizing`); the feature that stays beside each page, a hundredth of that, is not counted.
+    for the trees of all sequences, what waits for it, and the graphs of its levels. Its KV of every page is
+    part of the page's price (:mod:`engine.sizing`); the feature that stays beside each page, a hundredth of
+    that, is not counted.
     """
     layer: Any = target.adapter.text_model.layers[0]  # type: ignore[index]
     weights = sum(parameter.numel() * parameter.element_size() for parameter in layer.parameters())
@@ -110,4 +113,7 @@ def draft_bytes(config: EngineConfig, target: TargetModel) -> int:
     pages = spare_pages(config.max_num_seqs, config.page_size)
     shape = target.kv_shape
     kv = pages * config.page_size * shape.bytes_per_token // shape.num_layers
-    return _DRAFT_LAYERS * weights + (target.vocab_size + MAX_WAITING_IN_ALL * _WAITING_STATES) * state + kv
+    rows = min(config.max_num_seqs, SEQUENCES[-1]) * config.speculative.topk if config.cuda_graphs else 0
+    levels = rows * target.vocab_size * _LEVEL_BYTES
+    waiting = MAX_WAITING_IN_ALL * _WAITING_STATES * state
+    return _DRAFT_LAYERS * weights + target.vocab_size * state + waiting + kv + levels

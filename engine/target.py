@@ -146,6 +146,11 @@ class TargetModel:
         return 1 if positions is None else len(positions)
 
     @property
+    def has_graphs(self) -> bool:
+        """Whether steps of few rows are CUDA graphs."""
+        return self._graphs is not None
+
+    @property
     def embedding(self) -> torch.nn.Module:
         """What ``embed`` calls."""
         return self._embed

@@ -114,6 +114,7 @@ def golden(
         "largest_gap": max(gaps),
         "epsilon": epsilon,
         "trees_verified": rounds,
+        "cuda_graphs": engine.core.target.has_graphs,
     }
 
 

@@ -196,8 +196,10 @@ class ServeSettings(BaseSettings):
     cpu_kernels: bool = Field(
         True, description="on a CPU in float32, compile our own kernels at the first start and use them"
     )
-    triton_kernels: bool = Field(True, description="on CUDA, use our Triton attention where it works")
-    cuda_graphs: bool = Field(True, description="on CUDA, launch steps of few rows as graphs")
+    triton_kernels: bool = Field(True, description="on CUDA, use our Triton kernels where they work")
+    cuda_graphs: bool = Field(
+        True, description="on CUDA with our Triton kernels, launch steps of few rows as graphs"
+    )
 
     limit_mm_per_prompt: Limits = Field({"image": 16}, description="most pictures in one request, as JSON")
     max_image_pixels: int = Field(

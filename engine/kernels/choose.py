@@ -38,6 +38,8 @@ def install_parts(model: torch.nn.Module, attention: AttentionKernels) -> None:
         from engine.kernels.triton_install import install
 
         log.info("Triton kernels in place of %s", install(model, attention))
+        if torch.cuda.is_available():  # what was freed is not taken: KV gets what the GPU calls free
+            torch.cuda.empty_cache()
     except Exception as error:  # the parts that are in place are whole
         log.warning("Triton's kernels cannot be used for all layers: %s", error, exc_info=True)
 

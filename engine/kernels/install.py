@@ -7,6 +7,8 @@ numbers for random input. What differs in anything stays as it is, and its parts
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,12 +37,27 @@ def install(model: nn.Module, kernels: Kernels) -> str:
     done: Counter[str] = Counter()
     # The whole before its parts, but a layer is made of parts that are ours.
     for like in (attention_like, mlp_like, norm_like, linear_like, layer_like):
-        for parent in list(model.modules()):
-            for name, child in list(parent.named_children()):
-                made = like(child, kernels)
-                if made is not None:
-                    setattr(parent, name, made)
-                    done[type(child).__name__] += 1
+        done += replace_below(model, partial(like, kernels=kernels))
+    return listed(done)
+
+
+def replace_below(module: nn.Module, like: Callable[[nn.Module], nn.Module | None]) -> Counter[str]:
+    """Put what ``like`` makes of modules in their place, and look no further below those; how many of each
+    type. Nothing holds on to a module that was replaced.
+    """
+    done: Counter[str] = Counter()
+    for name in [name for name, _ in module.named_children()]:
+        child = getattr(module, name)
+        made = like(child)
+        if made is None:
+            done += replace_below(child, like)
+        else:
+            done[type(child).__name__] += 1
+            setattr(module, name, made)
+    return done
+
+
+def listed(done: Counter[str]) -> str:
     return ", ".join(f"{count} {name}" for name, count in sorted(done.items()))
 
 

@@ -51,6 +51,10 @@ class Tiling(Protocol):
     @property
     def longest(self) -> int: ...
 
+    @property
+    def busy(self) -> int:
+        """How many tiles have rows, about."""
+
     def visible(self, window: int | None) -> Seen:
         """By a window of so many positions, if any."""
 
@@ -67,6 +71,10 @@ class Tiles:
     longest: int
     seen: dict[int | None, Seen] = field(default_factory=dict)
 
+    @property
+    def busy(self) -> int:
+        return len(self.tiles)
+
     def visible(self, window: int | None) -> Seen:
         """Computed on the device, when a layer first asks for this window."""
         if window not in self.seen:
@@ -81,15 +89,16 @@ class FixedTiles:
     """
 
     rows_per_tile: int
+    busy: int
     tiles: Tensor
     limit: Tensor
     longest: int = 1 << 40  # of any batch to come
     seen: dict[int | None, Seen] = field(default_factory=dict)
 
     @classmethod
-    def room(cls, num_rows: int, rows_per_tile: int, device: torch.device) -> FixedTiles:
+    def room(cls, num_rows: int, rows_per_tile: int, busy: int, device: torch.device) -> FixedTiles:
         tiles = torch.zeros(num_rows, 5, dtype=torch.int64, device=device)
-        return cls(rows_per_tile, tiles, tiles.new_zeros(num_rows))
+        return cls(rows_per_tile, busy, tiles, tiles.new_zeros(num_rows))
 
     def visible(self, window: int | None) -> Seen:
         """Windows that are asked for before the first :meth:`load` are loaded from then on."""

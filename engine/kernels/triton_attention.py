@@ -124,7 +124,7 @@ class TritonSpans:
     def _splits(self, tiles: Tiling, kv_heads: int, window: int | None) -> int:
         """Twice as many programs as processors, if contexts are long enough; one where there are plenty."""
         span = tiles.longest if window is None else min(tiles.longest, window + self.most_rows)
-        wanted = -(-2 * self.processors // (len(tiles.tiles) * kv_heads))
+        wanted = -(-2 * self.processors // (tiles.busy * kv_heads))
         return max(1, min(wanted, span // _SPLIT_SLOTS, _MOST_SPLITS))
 
 

@@ -7,10 +7,10 @@ families. Compared in float32, where another activation, or a norm that adds one
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence as Seq
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from engine.attention import prepare
 from engine.batch import Batch, Part, build_batch
-from engine.kernels.install import same
+from engine.kernels.install import listed, replace_below, same
 from engine.kernels.spans import AttentionKernels, PlannedSpans
-from engine.kernels.triton_layers import TritonMLP, TritonNorm, TritonSelfAttention
+from engine.kernels.triton_layers import TritonMLP, TritonNorm, TritonSelfAttention, eps_of
 from engine.kv_cache import KVCache, KVShape
 
 log = logging.getLogger(__name__)
@@ -33,14 +33,7 @@ def install(model: nn.Module, attention: AttentionKernels) -> str:
     """Replace what can be below ``model``; says what was replaced. One part at a time, so that a plain weight
     is freed before the next joined one is made.
     """
-    done: Counter[str] = Counter()
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            made = _like(child, attention)
-            if made is not None:
-                setattr(parent, name, made)
-                done[type(child).__name__] += 1
-    return ", ".join(f"{count} {name}" for name, count in sorted(done.items()))
+    return listed(replace_below(model, partial(_like, attention=attention)))
 
 
 @torch.inference_mode()
@@ -56,7 +49,7 @@ def _like(child: nn.Module, attention: AttentionKernels) -> nn.Module | None:
 
 def _norm_like(layer: nn.Module) -> TritonNorm | None:
     weight = getattr(layer, "weight", None)
-    if not isinstance(weight, Tensor):
+    if not isinstance(weight, Tensor) or eps_of(layer) is None:
         return None
     plain, sample = deepcopy(layer).float(), _sample(len(weight), weight.device)
     made = TritonNorm(plain)
@@ -84,15 +77,17 @@ def _attention_like(layer: Any, attention: AttentionKernels) -> TritonSelfAttent
         return None
     if len({part.bias is None for part in parts[:3]}) > 1 or layer.head_dim % 2:
         return None
+    if parts[1].out_features != parts[2].out_features:
+        return None
     noting, plain = _Noting(attention), deepcopy(layer).float()
     given = _given(layer, noting)
     try:
         wanted, _ = plain(**given)
+        (window,) = noting.windows
+        found, _ = TritonSelfAttention(plain, window)(**given)
     except Exception as error:  # wants positions of another shape, or to be told more
         log.debug("%s stays as it is: %s", type(layer).__name__, error)
         return None
-    (window,) = noting.windows
-    found, _ = TritonSelfAttention(plain, window)(**given)
     return TritonSelfAttention(layer, window) if same(found, wanted) else None
 
 

@@ -2,7 +2,7 @@
 
 Between the products of a layer most families launch some thirty small kernels, each of which reads and writes
 all rows. Here they are three: a norm, the rotation with the write to KV, and the gate of the MLP. Numbers are
-rounded where the modules of transformers round them. Imported where it is used only.
+rounded where the norms and gates of Llama's kin round them. Imported where it is used only.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ class TritonNorm(nn.Module):
     def __init__(self, norm: Any) -> None:
         super().__init__()
         self.weight: Tensor = norm.weight
-        eps = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", None)
-        self.eps = float(torch.finfo(norm.weight.dtype).eps if eps is None else eps)
+        eps = eps_of(norm)
+        assert eps is not None
+        self.eps = eps
 
     def forward(self, inputs: Tensor) -> Tensor:
         dense, size = inputs.contiguous(), inputs.shape[-1]
@@ -100,6 +101,12 @@ class TritonSelfAttention(nn.Module):
         return self.o_proj(out.reshape(1, rows, -1)), None
 
 
+def eps_of(norm: Any) -> float | None:
+    """What a norm adds to the mean of squares; ``None`` if that depends on its type."""
+    eps = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", None)
+    return None if eps is None else float(eps)
+
+
 @triton.jit
 def _norm(inputs, weight, out, eps, SIZE: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """``inputs`` ``[N, SIZE]``, one program a row."""
@@ -125,7 +132,7 @@ def _gate(inputs, out, SIZE: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore
     tl.store(out + row * SIZE + column, (opened * up).to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=("slots",))  # a view of one tensor, wherever it begins there
 def _rotate_and_write(  # type: ignore[no-untyped-def]
     qkv,  # [N, HEADS + 2 * KV_HEADS, DIM]
     cos,  # [N, DIM]

@@ -2,15 +2,14 @@
 
 Attention is Triton's, in its interpreter. This shows that all a step needs is copied to where a graph reads
 it, that padding is read by nobody, and that the device reckons what the host plans; not that graphs are
-captured (``specvlm selftest --device cuda`` does).
+captured (``specvlm selftest --device cuda`` says so, and compares answers).
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
-from typing import Any
 
 import pytest
 import torch
@@ -18,17 +17,16 @@ import torch
 from engine.attention import prepare
 from engine.batch import Part, build_batch
 from engine.capturing import pages_of
-from engine.config import EngineConfig, SpeculativeConfig
+from engine.config import SpeculativeConfig
 from engine.core import EngineCore
 from engine.eagle_drafter import EagleDrafter
 from engine.graphs import Run
 from engine.kv_cache import KVCache
 from engine.messages import SpeculativeParams
-from engine.target import TargetModel
 from tests.conftest import BuildCheckpoint
 from tests.engine.test_eagle_drafter import NUM_TOKENS, SMALL, ask, check, watched
-from tests.golden.reference import load_golden
-from tests.golden.speculating import prompts_of, run_all, target_of
+from tests.golden.reference import Golden, load_golden
+from tests.golden.speculating import draft_model_of, prompts_of, run_all, target_of
 from tests.models import Family
 
 pytest.importorskip("triton", reason="Triton is not installed (it exists for Linux; see extra dev)")
@@ -39,50 +37,62 @@ FEW = TritonAttention(processors=1)
 
 
 class Again:
-    """A capture whose replays run the same once more."""
+    """A capture whose replays run the same once more, and spoil what they may: the results of all that was
+    captured later. The ``refused``-th capture is refused.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, refused: int | None = None) -> None:
         self.num_replays = 0
+        self._refused, self._results = refused, list[Seq[torch.Tensor]]()
 
     def __call__(self, run: Run) -> tuple[Seq[torch.Tensor], Callable[[], None]]:
+        own = len(self._results)
+        if own == self._refused:
+            raise RuntimeError("operation not permitted when stream is capturing")
         run()
         results = [result.clone() for result in run()]
+        self._results.append(results)
 
         def replay() -> None:
             self.num_replays += 1
             for fixed, found in zip(results, run(), strict=True):
                 fixed.copy_(found)
+            for later in self._results[own + 1 :]:
+                for tensor in later:
+                    tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
 
         return results, replay
 
 
-@pytest.fixture
-def few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def few_sizes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """And models of this file's own: the shared ones have neither these parts nor graphs."""
     monkeypatch.setattr("engine.graphs.ROWS", (1, 4, 24))
     monkeypatch.setattr("engine.level_graphs.SEQUENCES", (1, 4))
+    for shared in (target_of, draft_model_of):
+        shared.cache_clear()
+    yield
+    for shared in (target_of, draft_model_of):
+        shared.cache_clear()
 
 
-def without_kernels(family: str, tiny: BuildCheckpoint, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A golden model whose shared target attends by Triton for the length of the test."""
+def without_kernels(family: str, tiny: BuildCheckpoint) -> Golden:
+    """A golden model whose target attends by Triton."""
     golden = load_golden(tiny(family))
     target, _ = target_of(golden.folder, False)
-    monkeypatch.setattr(target, "attention", FEW)
-    monkeypatch.setattr(target, "_graphs", None)
+    target.attention = FEW
     return golden
 
 
-def capture(core: EngineCore, page_size: int, limits: SpeculativeConfig) -> tuple[Again, Again]:
-    """The target's and the draft's."""
-    own, drafts = Again(), Again()
+def capture(core: EngineCore, page_size: int, limits: SpeculativeConfig, again: Again) -> EagleDrafter:
     pages = pages_of(core.info.max_model_len, page_size)
-    core.target.capture(core._runner._cache, 4, pages, own)
+    core.target.capture(core._runner._cache, 4, pages, again)
     drafter = core._speculator.drafter
     assert isinstance(drafter, EagleDrafter)
-    drafter.capture(4, pages, core.target.position_axes, limits, drafts)
-    return own, drafts
+    drafter.capture(4, pages, core.target.position_axes, limits, again)
+    return drafter
 
 
-@pytest.mark.usefixtures("few_sizes")
 @pytest.mark.parametrize(
     ("family", "vocabulary", "page_size"),
     [("qwen2_vl", None, 5), ("mistral_sliding", 40, 3)],
@@ -94,11 +104,16 @@ def test_answers_and_drafts_are_those_of_dense_models(
     tiny: BuildCheckpoint,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    golden = without_kernels(family, tiny, monkeypatch)
+    golden = without_kernels(family, tiny)
     prompts = prompts_of(golden)
     core, notes = watched(golden, prompts, vocabulary, page_size=page_size, cpu_kernels=False)
-    own, drafts = capture(core, page_size, SMALL)
-    own.num_replays = drafts.num_replays = 0
+    again = Again()
+    drafter = capture(core, page_size, SMALL, again)
+    assert core.target.has_graphs
+    assert drafter.graphs is not None
+    again.num_replays, grown = 0, []
+    grow = drafter.graphs.grow
+    monkeypatch.setattr(drafter.graphs, "grow", lambda *how: grown.append(how) or grow(*how))
     asked = [SpeculativeParams(), SpeculativeParams(topk=2), SpeculativeParams(num_steps=2)]
     arrivals = [(2 * i, ask(str(i), prompts[i], speculative=how)) for i, how in enumerate(asked)]
     arrivals.append((0, ask("3", prompts[3], speculative=SpeculativeParams(enabled=False))))
@@ -106,18 +121,18 @@ def test_answers_and_drafts_are_those_of_dense_models(
     for i, prompt in enumerate(prompts):
         golden.compare(stories[str(i)].token_ids, prompt, NUM_TOKENS, f"{family}, prompt {i}")
     check(golden, notes, vocabulary)
-    assert own.num_replays > NUM_TOKENS / 2
-    assert drafts.num_replays > len(notes), "levels and what the draft had to see"
+    assert grown
+    assert again.num_replays > NUM_TOKENS / 2 + SMALL.num_steps * len(grown), "rows, too"
 
 
-@pytest.mark.usefixtures("few_sizes")
-def test_what_was_there_before_leaves_no_trace(
-    tiny: BuildCheckpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A small row after a large one gives the very numbers that it gives without graphs."""
-    golden = without_kernels("llava", tiny, monkeypatch)
+@pytest.mark.parametrize("attention", [FEW, TritonAttention(processors=3)])
+def test_what_was_there_before_leaves_no_trace(attention: TritonAttention, tiny: BuildCheckpoint) -> None:
+    """A small row after a large one gives the very numbers that it gives without graphs; with contexts in one
+    piece and in many.
+    """
+    golden = without_kernels("llava", tiny)
     target, _ = target_of(golden.folder, False)
-    cache = KVCache(target.kv_shape, 40, 4, target.device, FEW)
+    cache = KVCache(target.kv_shape, 40, 4, target.device, attention)
 
     def hidden(rows: int, first: int) -> torch.Tensor:
         parts = []
@@ -141,19 +156,19 @@ def test_what_was_there_before_leaves_no_trace(
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_a_model_that_no_graph_holds_runs_without(
-    tiny: BuildCheckpoint, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("refused", [0, 3, 7])
+def test_what_no_graph_holds_runs_without(
+    refused: int, tiny: BuildCheckpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = EngineConfig(model=str(tiny("llama")), device="cpu", cpu_kernels=False)
-    target = TargetModel.load(config)
-    target.attention = FEW
-    cache = KVCache(target.kv_shape, 8, 4, target.device, FEW)
-
-    def refuse(run: Run) -> Any:
-        raise RuntimeError("operation not permitted when stream is capturing")
-
+    """The model at its first or a later size, or a level of the draft."""
+    golden = without_kernels("llava", tiny)
+    prompts = prompts_of(golden)[:1]
+    core, notes = watched(golden, prompts, 40, page_size=4, cpu_kernels=False)
     with caplog.at_level(logging.WARNING):
-        target.capture(cache, 4, 8, refuse)
-    assert "no CUDA graphs of the model" in caplog.text
-    batch = build_batch([Part(*(torch.arange(3).numpy(),) * 2, [0], 0)], 4, target.device)
-    assert target.forward(prepare(batch, cache)).hidden.isfinite().all()
+        drafter = capture(core, 4, SMALL, Again(refused))
+    assert "no CUDA graphs of the " in caplog.text
+    assert core.target.has_graphs == (refused == 7)
+    assert drafter.graphs is None
+    stories = run_all(core, [(0, ask("0", prompts[0]))])
+    golden.compare(stories["0"].token_ids, prompts[0], NUM_TOKENS, f"{refused}")
+    check(golden, notes, 40)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP, Llam
 from engine.checkpoint import read_eos_token_ids
 from engine.config import EngineConfig
 from engine.core import EngineCore
+from engine.kernels.install import replace_below
 from engine.target import TargetModel
 from tests.conftest import BuildCheckpoint
 from tests.golden.drafts import Scattered, mixed
@@ -62,7 +64,8 @@ def test_only_what_computes_the_same_is_replaced() -> None:
             "biased": mlp(bias=True),
             "norm": LlamaRMSNorm(24),
             "gemma": GemmaRMSNorm(24),  # multiplies by one plus its weight
-            "plain": nn.RMSNorm(24),
+            "plain": nn.RMSNorm(24, eps=1e-5),
+            "typed": nn.RMSNorm(24),  # adds what its type is exact to
             "linear": nn.Linear(24, 9),
         }
     ).requires_grad_(False)
@@ -74,13 +77,29 @@ def test_only_what_computes_the_same_is_replaced() -> None:
         for name, module in model.items():
             torch.testing.assert_close(module(x), before[name], rtol=1e-4, atol=1e-4)
     kinds = [type(module) for module in model.values()]
-    assert kinds == [TritonMLP, LlamaMLP, LlamaMLP, TritonNorm, GemmaRMSNorm, TritonNorm, nn.Linear]
+    assert kinds == [
+        TritonMLP,
+        LlamaMLP,
+        LlamaMLP,
+        TritonNorm,
+        GemmaRMSNorm,
+        TritonNorm,
+        nn.RMSNorm,
+        nn.Linear,
+    ]
     assert said == "1 LlamaMLP, 1 LlamaRMSNorm, 1 RMSNorm"
 
 
 @pytest.mark.parametrize(
     ("family", "with_attention"),
-    [("llava", True), ("qwen2", True), ("mistral_sliding", True), ("qwen3", False), ("gemma3", False)],
+    [
+        ("llava", True),
+        ("qwen2_vl", True),
+        ("qwen2", True),
+        ("mistral_sliding", True),
+        ("qwen3", False),
+        ("gemma3", False),
+    ],
 )
 def test_a_model_of_these_parts_says_the_same(
     family: Any, with_attention: bool, tiny: BuildCheckpoint
@@ -112,3 +131,17 @@ def test_a_model_of_these_parts_says_the_same(
     run = run_core(core, [(i, request(str(i), prompt, max_tokens=6)) for i, prompt in enumerate(prompts)])
     for i, prompt in enumerate(prompts):
         golden.compare(run.token_ids[str(i)], prompt, 6, f"{family}, prompt {i}")
+
+
+def test_what_is_replaced_is_freed_before_the_next() -> None:
+    """Or a large model would need its weights twice while it is loaded."""
+    model: Any = nn.Sequential(*(nn.Sequential(mlp()) for _ in range(3)))
+    old = [weakref.ref(block[0]) for block in model]
+    alive = []
+
+    def like(child: nn.Module) -> nn.Module | None:
+        alive.append(sum(ref() is not None for ref in old))
+        return TritonMLP(child) if isinstance(child, LlamaMLP) else None
+
+    replace_below(model, like)
+    assert alive == [3, 3, 2, 2, 1, 1]
