@@ -198,7 +198,7 @@ class ServeSettings(BaseSettings):
     )
     triton_kernels: bool = Field(True, description="on CUDA, use our Triton kernels where they work")
     cuda_graphs: bool = Field(
-        True, description="on CUDA with our Triton kernels, launch steps of few rows as graphs"
+        True, description="on CUDA with these kernels, launch steps of few rows as graphs"
     )
 
     limit_mm_per_prompt: Limits = Field({"image": 16}, description="most pictures in one request, as JSON")
