@@ -22,7 +22,7 @@ from processing.tools.support import FREE, OutputPlan
 from server.admission import Admission, Ticket
 from server.choice import Choice, Piece
 from server.deadline import deadline_after, until
-from server.errors import bad_request, engine_unavailable
+from server.errors import bad_request, engine_unavailable, too_many_scores
 from server.generation import Generation
 from server.logprobs import LogprobFormatter
 from server.metrics import Metrics
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from processing.processor import Processor
 
 BuildPrompts = Callable[[EngineInfo], Awaitable[list[Prompt]]]
+
+MAX_SCORES = 1_000_000
+"""Log-probabilities of prompts in one answer, alternatives among them: some 600 MB while it is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +126,7 @@ async def open_answer(
             raise engine_unavailable()
         async with until(deadline):
             prompts = await build(info)
+        check_scores(request, prompts)
         choices = make_choices(
             parts, request, prompts, plan, info, ticket, request_id=request_id, arrival=arrival
         )
@@ -131,8 +135,20 @@ async def open_answer(
     except BaseException:
         ticket.release()
         raise
-    generation = Generation([choice.pieces() for choice in choices], ticket.release, deadline)
+    generation = Generation(
+        [choice.pieces() for choice in choices], ticket.release, deadline, weight=lambda piece: piece.weight
+    )
     return OpenAnswer(prompts, choices, generation, system_fingerprint(info))
+
+
+def check_scores(request: GenerationFields, prompts: list[Prompt]) -> None:
+    """Raises ``ApiError`` where the scores of prompts, which are told in one piece, would be too many."""
+    if request.num_prompt_logprobs is None:
+        return
+    tokens = sum(len(prompt.token_ids) for prompt in prompts)
+    count = tokens * request.num_choices * (1 + request.num_prompt_logprobs)
+    if count > MAX_SCORES:
+        raise too_many_scores(count, MAX_SCORES)
 
 
 def make_choices(

@@ -6,6 +6,7 @@ are those of plain decoding. The token that stopped the engine is counted and no
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -37,6 +38,11 @@ class Piece:
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     rounds: list[TracedRound] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+
+    @property
+    def weight(self) -> int:
+        """How much of it is told: itself, tokens and alternatives. What prompts have is bounded by itself."""
+        return 1 + sum(1 + len(token.top_logprobs) for token in self.logprobs)
 
     def __bool__(self) -> bool:
         told = self.logprobs or self.prompt_logprobs or self.rounds
@@ -92,7 +98,7 @@ class Choice:
                     self._timeline.on_output(output)
                     if output.token_ids and not self.num_tokens:
                         self._on_first_token()
-                    piece = self._take(output)
+                    piece = self._take(output, await self._of_prompt(output))
                     if self._reader is not None:
                         self._read_calls(self._reader, piece)
                     end = piece.finish_reason or end
@@ -114,18 +120,22 @@ class Choice:
         finally:
             self._timeline.on_end(end)
 
-    def _take(self, output: RequestOutput) -> Piece:
+    async def _of_prompt(self, output: RequestOutput) -> list[TokenLogprob]:
+        """In a thread: it may be hundreds of thousands of spellings."""
+        if self._logprobs is None or output.prompt_logprobs is None:
+            return []
+        token_ids = self._request.prompt.token_ids
+        return await asyncio.to_thread(self._logprobs.format_prompt, token_ids, output.prompt_logprobs)
+
+    def _take(self, output: RequestOutput, of_prompt: list[TokenLogprob]) -> Piece:
         if output.finish_reason in ("abort", "error"):
             raise shutting_down()
         self.num_cached = max(self.num_cached, output.num_cached_tokens)
         self.num_spared = output.num_spared_tokens
         self.speculation = output.speculation or self.speculation
-        piece = Piece(self._index)
+        piece = Piece(self._index, prompt_logprobs=of_prompt)
         if self._trace is not None and output.rounds is not None:
             piece.rounds += self._trace.format(output.rounds, self.num_tokens)
-        if self._logprobs is not None and output.prompt_logprobs is not None:
-            prompt_ids = self._request.prompt.token_ids
-            piece.prompt_logprobs += self._logprobs.format_prompt(prompt_ids, output.prompt_logprobs)
         for position, token_id in enumerate(output.token_ids):
             self.num_tokens += 1
             is_stop_token = output.stop_token_id is not None and position == len(output.token_ids) - 1

@@ -175,6 +175,18 @@ def too_many_tokens(num_tokens: int, num_prompts: int, most: int) -> ApiError:
     )
 
 
+def too_many_scores(count: int, most: int) -> ApiError:
+    return bad_request(
+        f"The log-probabilities of all prompts and choices are {count}; at most {most} are told at once. "
+        "Ask for fewer choices, prompts or alternatives.",
+        code="too_many_logprobs",
+    )
+
+
+def too_much_unread() -> ApiError:
+    return ApiError(503, "The answer was read too slowly; too much of it waited.", code="too_much_unread")
+
+
 def queue_full() -> ApiError:
     return ApiError(503, "Too many requests are waiting; try again soon.", code="queue_full")
 

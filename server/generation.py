@@ -7,19 +7,27 @@ again, and the engine's iterators still need a moment to say goodbye. ``close`` 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Generic, TypeVar
 
 from server.deadline import until
+from server.errors import too_much_unread
 
 T = TypeVar("T")
+
+MAX_UNREAD = 200_000
+"""Tokens and log-probabilities of an answer that may wait for who reads it: some hundred megabytes."""
+
+_PAUSE_SECONDS = 0.01  # others run at least so often
 
 
 class Generation(Generic[T]):
     """Starts at once. Iterate over it once; call ``close`` in any case. ``on_end`` runs when all is quiet.
 
-    ``deadline``, in the event loop's time: what is open then ends with an error.
+    ``deadline``, in the event loop's time: what is open then ends with an error. So does what is read so
+    slowly that items of more ``weight`` than ``MAX_UNREAD`` wait.
     """
 
     def __init__(
@@ -27,8 +35,11 @@ class Generation(Generic[T]):
         choices: Sequence[AsyncGenerator[T, None]],
         on_end: Callable[[], None],
         deadline: float | None = None,
+        *,
+        weight: Callable[[T], int],
     ) -> None:
-        self._deadline = deadline
+        self._deadline, self._weight, self._unread = deadline, weight, 0
+        self._pause_at = 0.0
         self._queue: asyncio.Queue[T | Exception | None] = asyncio.Queue()
         self._ahead: list[T] = []
         self._num_open = len(choices)
@@ -55,11 +66,15 @@ class Generation(Generic[T]):
     async def _next(self) -> T | None:
         """The next item of any choice; ``None`` when all have ended."""
         while self._num_open:
+            if time.monotonic() > self._pause_at:  # a backlog would be read, and formatted, without a pause
+                await asyncio.sleep(0)
+                self._pause_at = time.monotonic() + _PAUSE_SECONDS
             item = await self._queue.get()
             if isinstance(item, Exception):
                 self.close()
                 raise item
             if item is not None:
+                self._unread -= self._weight(item)
                 return item
             self._num_open -= 1
         return None
@@ -72,6 +87,9 @@ class Generation(Generic[T]):
         try:
             async with until(self._deadline), aclosing(choice):
                 async for item in choice:
+                    if self._unread > MAX_UNREAD:
+                        raise too_much_unread()
+                    self._unread += self._weight(item)
                     self._queue.put_nowait(item)
         except Exception as error:
             self._queue.put_nowait(error)

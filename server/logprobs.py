@@ -33,10 +33,10 @@ class LogprobFormatter:
 
     def format_prompt(
         self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]
-    ) -> Iterator[TokenLogprob]:
+    ) -> list[TokenLogprob]:
         """``logprobs``: of all tokens but the first, which counts as certain."""
         certain = TokenLogprobs(logprob=0.0, top_ids=[], top_logprobs=[])
-        return map(self.format, token_ids, (certain, *logprobs))
+        return list(map(self.format, token_ids, (certain, *logprobs)))
 
     def _top(self, token_id: int, logprob: float) -> TopLogprob:
         """JSON has no infinity, so impossible tokens get the number that the OpenAI API uses."""

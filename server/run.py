@@ -52,11 +52,17 @@ class DrainingServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:
-            await super().startup(sockets)
-        except OSError as error:  # two servers may have taken the same address; the first to listen has it
+            # Two servers may have taken the same address; the first to listen has it. Asked here, because
+            # uvloop goes on without a word.
+            for one in sockets or ():
+                one.listen(self.config.backlog)
+        except OSError as error:
             log.error("cannot_listen", host=self.config.host, port=self.config.port, reason=str(error))
             self._failure, self.should_exit = str(error), True
+            await self.lifespan.startup()  # what it would have owned is ended by its end
             await self.lifespan.shutdown()
+            return
+        await super().startup(sockets)
         if self.started:
             self._watching = asyncio.create_task(self._watch())
 

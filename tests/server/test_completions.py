@@ -249,3 +249,15 @@ def test_one_failing_prompt_fails_the_request_once(live: Live, http: httpx.Clien
     text = http.post(URL, json=body | {"stream": True}).text
     assert text.count('"error"') == 1
     assert "[DONE]" not in text
+
+
+def test_scores_of_prompts_that_would_fill_the_memory_are_refused(
+    live: Live, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are told in one piece for each choice: 4,000 tokens, 48 choices and 20 alternatives took 2.4 GB."""
+    monkeypatch.setattr("server.answering.MAX_SCORES", 3 * 5 * 4)
+    assert len(ask(client, "abcde", logprobs=3, echo=True, n=3).choices) == 3
+    with pytest.raises(openai.BadRequestError, match=r"are 72; at most 60 are told at once") as refused:
+        ask(client, ["abcde", "f"], logprobs=3, echo=True, n=3)
+    assert refused.value.code == "too_many_logprobs"
+    assert len(ask(client, "abcde", logprobs=3, echo=True, n=3).choices) == 3

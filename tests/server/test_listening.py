@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from typing import Any
 
 import pytest
+import uvloop
 
 from server import cli
 from server.app import create_app
@@ -56,7 +58,8 @@ def test_every_address_of_a_name_is_taken() -> None:
     assert {("127.0.0.1", port)} <= told <= {("127.0.0.1", port), ("::1", port)}
 
 
-def test_of_two_servers_that_load_at_once_the_first_to_listen_has_the_address() -> None:
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_of_two_servers_that_load_at_once_the_first_to_listen_has_the_address(run: Any) -> None:
     processor = ByteProcessor()
     engine = FakeEngineClient(processor)
     app = create_app(ServeSettings(), client=engine, processor=processor, media=FakeMedia())
@@ -65,7 +68,7 @@ def test_of_two_servers_that_load_at_once_the_first_to_listen_has_the_address() 
     late = take_address(*first.getsockname())
     with first:
         first.listen()
-        asyncio.run(server.serve(late))
+        run(asyncio.wait_for(server.serve(late), 20))
     assert server.exit_code == 1
     assert engine.state == "stopped"
     assert not server.started
