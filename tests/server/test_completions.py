@@ -254,7 +254,7 @@ def test_one_failing_prompt_fails_the_request_once(live: Live, http: httpx.Clien
 def test_scores_of_prompts_that_would_fill_the_memory_are_refused(
     live: Live, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are told in one piece for each choice: 4,000 tokens, 48 choices and 20 alternatives took 2.4 GB."""
+    """In one piece for each choice: 4,000 tokens, 48 choices and 20 alternatives took 2.4 GB."""
     monkeypatch.setattr("server.answering.MAX_SCORES", 3 * 5 * 4)
     assert len(ask(client, "abcde", logprobs=3, echo=True, n=3).choices) == 3
     with pytest.raises(openai.BadRequestError, match=r"are 72; at most 60 are told at once") as refused:
