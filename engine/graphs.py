@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engine.attention import AttentionContext
 from engine.batch import Batch
-from engine.kernels.tiles import FixedTiles
+from engine.kernels.tiles import FixedTiles, Tiling
 from engine.kv_cache import KVCache
 
 log = logging.getLogger(__name__)
@@ -140,10 +140,7 @@ class RowGraphs:
     @torch.inference_mode()
     def _make(self, rows: int, *, single: bool) -> _Captured:
         """``single``: each row is of a sequence of its own, for which tiles are smaller."""
-        from engine.kernels.triton_attention import TritonAttention, TritonSpans
-
-        kernels, device = self.cache.attention, self.cache.device
-        assert isinstance(kernels, TritonAttention)
+        device = self.cache.device
         tiles: dict[int, FixedTiles] = {}
 
         def cut(rows_per_tile: int) -> FixedTiles:
@@ -152,19 +149,31 @@ class RowGraphs:
                 tiles[rows_per_tile] = FixedTiles.room(rows, rows_per_tile, busy, device)
             return tiles[rows_per_tile]
 
-        table, page_size = self._table[:rows], self.cache.page_size
-        spans = TritonSpans(range(rows), table, page_size, 1 if single else rows, kernels.processors, cut)
-        batch = carrier(self._slots[:rows], self._positions[..., :rows], table, page_size)
-        context = AttentionContext(batch, self.cache, [], spans)
+        where = self._slots[:rows], self._positions[..., :rows], self._table[:rows]
+        context = fixed_context(self.cache, *where, 1 if single else rows, cut)
         self._slots.fill_(self.cache.num_slots)
         results, replay = self.capture(lambda: self.run(self._inputs[:rows], context))
         return _Captured(rows, tiles, results, replay)
 
 
-def carrier(slots: Tensor, positions: Tensor, table: Tensor, page_size: int) -> Batch:
-    """A batch of which only these are read, where attention has been planned."""
+def fixed_context(
+    cache: KVCache,
+    slots: Tensor,
+    positions: Tensor,
+    table: Tensor,
+    most_rows: int,
+    cut: Callable[[int], Tiling],
+) -> AttentionContext:
+    """Of rows that are described in fixed memory, by ``cut`` for Triton's kernel: see ``TritonSpans``."""
+    from engine.kernels.triton_attention import TritonAttention, TritonSpans
+
+    assert isinstance(cache.attention, TritonAttention)
+    size, processors = cache.page_size, cache.attention.processors
+    spans = TritonSpans(range(len(table)), table, size, most_rows, processors, cut)
     nothing = torch.empty(0, dtype=torch.int64, device=slots.device)
-    return Batch(nothing, positions, slots, table, (0, len(slots)), (0,), page_size)
+    # Where attention is planned, no more of a batch is read than slots and positions.
+    batch = Batch(nothing, positions, slots, table, (0, len(slots)), (0,), size)
+    return AttentionContext(batch, cache, [], spans)
 
 
 def captured(what: str, make: Callable[[], T]) -> T | None:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from engine.attention import AttentionContext
 from engine.draft_model import DraftModel
-from engine.graphs import Capture, carrier
-from engine.kernels.tiles import Seen
+from engine.graphs import Capture, fixed_context
+from engine.kernels.tiles import ANY_LENGTH, Seen
 from engine.kv_cache import KVCache
 from engine.levels import (
     Frontier,
@@ -70,7 +70,7 @@ class _LevelTiles:
     tiles: Tensor
     limit: Tensor
     masks: Tensor
-    longest: int = 1 << 40
+    longest: int = ANY_LENGTH
 
     @property
     def busy(self) -> int:
@@ -184,11 +184,7 @@ class LevelGraphs:
         """Of rows that are the ``run``-th level of each tree that has KV; those that pad write into the spare
         slot and see nothing.
         """
-        from engine.kernels.triton_attention import TritonAttention, TritonSpans
-
-        kernels, page_size = self._cache.attention, self._cache.page_size
-        assert isinstance(kernels, TritonAttention)
-        width = frontier.token_ids.shape[1]
+        page_size, width = self._cache.page_size, frontier.token_ids.shape[1]
         table, starts = self._table[:size], self._starts[:size]
         is_real, first = starts != _NO_ROOT, starts.clamp(min=0)
         end = torch.where(is_real, first + run * width, 0)
@@ -213,5 +209,4 @@ class LevelGraphs:
                 torch.stack(columns, dim=1), repeated(first, width), frontier.masks.flatten().contiguous()
             )
 
-        spans = TritonSpans(range(size), table, page_size, width, kernels.processors, cut)
-        return AttentionContext(carrier(slots, positions, table, page_size), self._cache, [], spans)
+        return fixed_context(self._cache, slots, positions, table, width, cut)

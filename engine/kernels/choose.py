@@ -35,8 +35,10 @@ def attention_kernels(
 def install_parts(model: torch.nn.Module, attention: AttentionKernels) -> None:
     """Where Triton attends, put its parts in the place of a model's own, as far as they are like them."""
     try:
+        from engine.kernels.triton_attention import TritonAttention
         from engine.kernels.triton_install import install
 
+        assert isinstance(attention, TritonAttention)
         log.info("Triton kernels in place of %s", install(model, attention))
         if torch.cuda.is_available():  # what was freed is not taken: KV gets what the GPU calls free
             torch.cuda.empty_cache()

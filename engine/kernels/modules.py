@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.kernels.cpu import Kernels, Product, narrowest
+from engine.kernels.likeness import eps_of
 
 
 class KernelLinear(nn.Module):
@@ -37,8 +38,8 @@ class KernelNorm(nn.Module):
     def __init__(self, norm: Any, kernels: Kernels) -> None:
         super().__init__()
         self._kernels, self.weight = kernels, norm.weight.detach().float().contiguous()
-        eps = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", None)
-        self.eps = float(torch.finfo(torch.float32).eps if eps is None else eps)
+        eps = eps_of(norm)
+        self.eps = torch.finfo(torch.float32).eps if eps is None else eps
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self._kernels.rms_norm(inputs, self.weight, self.eps)

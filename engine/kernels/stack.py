@@ -14,8 +14,8 @@ from torch import Tensor
 
 from engine.attention import AttentionContext
 from engine.kernels.cpu import Kernels
-from engine.kernels.install import same
 from engine.kernels.layer import KernelLayer
+from engine.kernels.likeness import same
 from engine.kernels.rows import FewRows
 
 log = logging.getLogger(__name__)

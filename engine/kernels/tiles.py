@@ -36,6 +36,10 @@ class Seen:
     masks: Tensor
 
 
+ANY_LENGTH = 1 << 40
+"""``longest`` of batches to come."""
+
+
 class Tiling(Protocol):
     """``tiles`` int64 ``[T, 5]``: sequence, first row, number of rows, ``tree_start``, and a logical slot
     from which on none of its rows sees any. ``limit`` int64 ``[N]``. ``longest``: the most slots that a tile
@@ -92,7 +96,7 @@ class FixedTiles:
     busy: int
     tiles: Tensor
     limit: Tensor
-    longest: int = 1 << 40  # of any batch to come
+    longest: int = ANY_LENGTH
     seen: dict[int | None, Seen] = field(default_factory=dict)
 
     @classmethod

@@ -52,7 +52,8 @@ class TritonAttention:
 @dataclass
 class TritonSpans:
     """All spans of one step. ``most_rows``: of a sequence. ``cut``: its rows as tiles of at most so many
-    each. That depends on how heads share keys: tiles are cut when a layer first asks.
+    each. That depends on how heads share keys: tiles are cut when a layer first asks. ``windows``: that were
+    asked for.
     """
 
     sequences: Seq[int]
@@ -61,6 +62,7 @@ class TritonSpans:
     most_rows: int
     processors: int
     cut: Callable[[int], Tiling]
+    windows: set[int | None] = field(default_factory=set)
     _tiles: dict[int, Tiling] = field(default_factory=dict)
 
     def attend(
@@ -73,6 +75,7 @@ class TritonSpans:
         sliding_window: int | None,
     ) -> None:
         """See :class:`engine.kernels.spans.PlannedSpans`. bfloat16, float16 or float32; sums are float32."""
+        self.windows.add(sliding_window)
         num_rows, heads, dim = query.shape
         kv_heads = keys.shape[1]
         share = heads // kv_heads

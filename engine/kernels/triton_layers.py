@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from engine.attention import AttentionContext, attend, honoured
+from engine.kernels.likeness import eps_of
 
 _GATE_BLOCK = 1024
 
@@ -99,12 +100,6 @@ class TritonSelfAttention(nn.Module):
         )
         out = attend(context, self.layer_idx, query, self._scaling, self._window)
         return self.o_proj(out.reshape(1, rows, -1)), None
-
-
-def eps_of(norm: Any) -> float | None:
-    """What a norm adds to the mean of squares; ``None`` if that depends on its type."""
-    eps = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", None)
-    return None if eps is None else float(eps)
 
 
 @triton.jit

@@ -17,19 +17,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.checkpoint import read_eos_token_ids
-from engine.config import EngineConfig
-from engine.core import EngineCore
 from engine.kernels.check import CLOSE, Spans, difference
 from engine.kernels.choose import attention_kernels
 from engine.kernels.rows import CpuAttention
 from engine.kv_cache import KVShape
-from engine.target import TargetModel
 from tests.conftest import BuildCheckpoint
 from tests.engine.own_kernels import own_kernels
 from tests.engine.test_attention import Scene
-from tests.golden.drafts import Scattered, mixed
-from tests.golden.reference import load_golden, request, run_core
+from tests.engine.whole_models import check_answers, loaded
+from tests.golden.reference import load_golden
 from tests.imports import ROOT
 
 pytest.importorskip("triton", reason="Triton is not installed (it exists for Linux; see extra dev)")
@@ -231,22 +227,4 @@ def test_is_chosen_by_device_and_falls_back_with_a_word(caplog: pytest.LogCaptur
 def test_a_model_says_the_same(family: str, tiny: BuildCheckpoint) -> None:
     """Prompts in chunks, pictures and trees, through the whole engine."""
     golden = load_golden(tiny(family))
-    prompts = [golden.prompt("What is this?", (1,) if golden.sees else ()), golden.prompt("Why?")]
-    config = EngineConfig(
-        model=str(golden.folder),
-        device="cpu",
-        page_size=4,
-        max_num_seqs=4,
-        max_num_batched_tokens=23,
-        kv_cache_memory=1 << 21,
-        cpu_kernels=False,
-    )
-    target = TargetModel.load(config)
-    target.attention = FEW
-    answers = {str(i): golden.expected(prompt, 6).token_ids for i, prompt in enumerate(prompts)}
-    drafter = Scattered(mixed, target.vocab_size, answers)
-    core = EngineCore(config, target, read_eos_token_ids(config), lambda *_: drafter)
-    run = run_core(core, [(i, request(str(i), prompt, max_tokens=6)) for i, prompt in enumerate(prompts)])
-    for i, prompt in enumerate(prompts):
-        golden.compare(run.token_ids[str(i)], prompt, 6, f"{family}, prompt {i}")
-    assert core.stats.spec_accepted_tokens > 0
+    check_answers(golden, *loaded(golden, FEW, max_num_batched_tokens=23))

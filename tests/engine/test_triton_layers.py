@@ -11,14 +11,10 @@ from torch import nn
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaConfig, LlamaMLP, LlamaRMSNorm
 
-from engine.checkpoint import read_eos_token_ids
-from engine.config import EngineConfig
-from engine.core import EngineCore
-from engine.kernels.install import replace_below
-from engine.target import TargetModel
+from engine.kernels.likeness import replace_below
 from tests.conftest import BuildCheckpoint
-from tests.golden.drafts import Scattered, mixed
-from tests.golden.reference import load_golden, request, run_core
+from tests.engine.whole_models import check_answers, loaded
+from tests.golden.reference import load_golden
 
 pytest.importorskip("triton", reason="Triton is not installed (it exists for Linux; see extra dev)")
 
@@ -104,33 +100,17 @@ def test_only_what_computes_the_same_is_replaced() -> None:
 def test_a_model_of_these_parts_says_the_same(
     family: Any, with_attention: bool, tiny: BuildCheckpoint
 ) -> None:
-    """Prompts in chunks, pictures, windows and trees, through the whole engine. A family with other parts
+    """Pictures, windows and trees, through the whole engine. A family with other parts
     (norms of heads) keeps them.
     """
     golden = load_golden(tiny(family))
-    prompts = [golden.prompt("What is this?", (1,) if golden.sees else ()), golden.prompt("Why?")]
-    config = EngineConfig(
-        model=str(golden.folder),
-        device="cpu",
-        page_size=4,
-        max_num_seqs=4,
-        kv_cache_memory=1 << 21,
-        cpu_kernels=False,
-    )
-    target = TargetModel.load(config)
-    target.attention = FEW
-    install(target.adapter.text_model, FEW)
-    parts = [type(module) for module in target.adapter.text_model.modules()]
-    assert parts.count(TritonSelfAttention) == (
-        len(target.adapter.text_model.layers) if with_attention else 0
-    )
+    config, target = loaded(golden, FEW)
+    model: Any = target.adapter.text_model
+    install(model, FEW)
+    parts = [type(module) for module in model.modules()]
+    assert parts.count(TritonSelfAttention) == (len(model.layers) if with_attention else 0)
     assert TritonNorm in parts or family == "gemma3"
-    answers = {str(i): golden.expected(prompt, 6).token_ids for i, prompt in enumerate(prompts)}
-    drafter = Scattered(mixed, target.vocab_size, answers)
-    core = EngineCore(config, target, read_eos_token_ids(config), lambda *_: drafter)
-    run = run_core(core, [(i, request(str(i), prompt, max_tokens=6)) for i, prompt in enumerate(prompts)])
-    for i, prompt in enumerate(prompts):
-        golden.compare(run.token_ids[str(i)], prompt, 6, f"{family}, prompt {i}")
+    check_answers(golden, config, target)
 
 
 def test_what_is_replaced_is_freed_before_the_next() -> None:
