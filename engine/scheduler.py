@@ -37,11 +37,13 @@ class Limits:
     longest_block: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_num_seqs <= self.max_num_batched_tokens - self.longest_block:
+        if self.max_num_seqs < 1:
+            raise ValueError(f"max_num_seqs is {self.max_num_seqs}; it must be at least 1")
+        if self.max_num_seqs > self.max_num_batched_tokens - self.longest_block:
             also = f" and the {self.longest_block} tokens of a picture" if self.longest_block else ""
             raise ValueError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least "
-                f"max_num_seqs ({self.max_num_seqs}){also}; max_num_seqs must be at least 1"
+                f"max_num_seqs ({self.max_num_seqs}){also}, which run together"
             )
 
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 BuildPrompts = Callable[[EngineInfo], Awaitable[list[Prompt]]]
 
 MAX_SCORES = 1_000_000
-"""Log-probabilities of prompts in one answer, alternatives among them: some 600 MB while it is written."""
+"""Log-probabilities of prompts in one answer, alternatives among them: some 400 MB while it is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,11 @@ async def open_answer(
         ticket.release()
         raise
     generation = Generation(
-        [choice.pieces() for choice in choices], ticket.release, deadline, weight=lambda piece: piece.weight
+        [choice.pieces() for choice in choices],
+        ticket.release,
+        deadline,
+        weight=lambda piece: piece.weight,
+        keeps_all=not request.stream,
     )
     return OpenAnswer(prompts, choices, generation, system_fingerprint(info))
 

@@ -12,6 +12,7 @@ from fastapi.security import HTTPBearer
 from engine.client import EngineClient
 from server.admission import Admission
 from server.answering import AnswerParts
+from server.body import OpenBodies
 from server.context import RequestContextMiddleware
 from server.errors import ERROR_RESPONSES, install_error_handlers
 from server.metrics import Metrics
@@ -81,6 +82,7 @@ def create_app(
         dependencies=[Depends(HTTPBearer(auto_error=False))] if keys else [],
     )
     app.state.max_request_size = settings.max_request_size
+    app.state.open_bodies = OpenBodies()
     app.state.server = ServerState(settings=settings, client=client, parts=parts, metrics=metrics)
     for module in (chat, completions, responses, models, tokens, status):
         app.include_router(module.router, responses=ERROR_RESPONSES)

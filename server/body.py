@@ -6,14 +6,22 @@ The framework's own limit answers in plain text, ours in the shape of every othe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
+from starlette.requests import ClientDisconnect
 
-from server.errors import BodyRefused, body_too_large, too_many_containers
+from server.errors import (
+    CLIENT_CLOSED_REQUEST,
+    BodyRefused,
+    body_too_large,
+    shutting_down,
+    too_many_containers,
+)
 
 BODY_SECONDS: Final = 120.0
 """For all of a body, so that a client which drips does not hold its connection for ever."""
@@ -25,8 +33,31 @@ seconds for a million parts of a message.
 """
 
 
+class OpenBodies:
+    """Those that are on their way. ``close`` gives them up, and any that begins later."""
+
+    def __init__(self) -> None:
+        self._limits: set[asyncio.Timeout] = set()
+        self.is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
+        for limit in self._limits:
+            limit.reschedule(0)
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[None]:
+        """Raises ``TimeoutError`` where a body takes too long."""
+        async with asyncio.timeout(0 if self.is_closed else BODY_SECONDS) as limit:
+            self._limits.add(limit)
+            try:
+                yield
+            finally:
+                self._limits.discard(limit)
+
+
 class StrictRequest(Request):
-    """Finds its limit, ``max_request_size`` in bytes, in the state of the app."""
+    """Finds its limit, ``max_request_size`` in bytes, and the ``open_bodies`` in the state of the app."""
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         if any(one.lower() != "identity" for one in self.headers.getlist("content-encoding")):
@@ -42,11 +73,16 @@ class StrictRequest(Request):
             yield chunk
 
     async def body(self) -> bytes:
+        bodies: OpenBodies = self.app.state.open_bodies
         try:
-            async with asyncio.timeout(BODY_SECONDS):
+            async with bodies.reading():
                 return await super().body()
         except TimeoutError:
+            if bodies.is_closed:
+                raise BodyRefused(shutting_down()) from None
             raise HTTPException(408, headers={"Connection": "close"}) from None
+        except ClientDisconnect:
+            raise HTTPException(CLIENT_CLOSED_REQUEST) from None
 
     async def json(self) -> Any:
         body = await self.body()

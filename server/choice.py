@@ -41,8 +41,9 @@ class Piece:
 
     @property
     def weight(self) -> int:
-        """How much of it is told: itself, tokens and alternatives. What prompts have is bounded by itself."""
-        return 1 + sum(1 + len(token.top_logprobs) for token in self.logprobs)
+        """Tokens, alternatives and nodes it tells of. What it tells of the prompt is bounded by itself."""
+        scores = sum(1 + len(token.top_logprobs) for token in self.logprobs)
+        return scores + sum(1 + len(one.token_ids) for one in self.rounds)
 
     def __bool__(self) -> bool:
         told = self.logprobs or self.prompt_logprobs or self.rounds

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from itertools import chain
+from typing import Final
 
 from engine.messages import EngineInfo
 from processing.prompt import Prompt
@@ -14,6 +16,9 @@ from server.schemas.answers import FinishReason, TokenLogprob, Usage
 from server.schemas.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from server.schemas.speculation import AnswerMetrics, TracedRound
 from server.sse import Event, chunk_events
+
+FEW: Final = 100
+"""Tokens whose log-probabilities are told at once; more take a thread, and milliseconds."""
 
 
 class CompletionAnswer:
@@ -52,7 +57,7 @@ class CompletionAnswer:
             CompletionChoice(
                 index=index,
                 text=text,
-                logprobs=self._format(index, logprobs[index], prompts[index]),
+                logprobs=await self._format(index, logprobs[index], prompts[index]),
                 finish_reason=reasons[index],
             )
             for index, text in enumerate(texts)
@@ -77,7 +82,7 @@ class CompletionAnswer:
             choice = CompletionChoice(
                 index=piece.index,
                 text=self._echoes[piece.index] + piece.text if piece.prompt_logprobs else piece.text,
-                logprobs=self._format(piece.index, piece.logprobs, piece.prompt_logprobs),
+                logprobs=await self._format(piece.index, piece.logprobs, piece.prompt_logprobs),
                 finish_reason=piece.finish_reason,
             )
             metrics = self.opened.metrics() if is_last else None
@@ -105,10 +110,14 @@ class CompletionAnswer:
             speculative_trace=trace,
         )
 
-    def _format(
+    async def _format(
         self, index: int, logprobs: Sequence[TokenLogprob], prompt: Sequence[TokenLogprob]
     ) -> CompletionLogprobs | None:
-        return None if self._request.logprobs is None else self._logprobs[index].format(logprobs, prompt)
+        if self._request.logprobs is None:
+            return None
+        if len(logprobs) + len(prompt) <= FEW:
+            return self._logprobs[index].format(logprobs, prompt)
+        return await asyncio.to_thread(self._logprobs[index].format, logprobs, prompt)
 
 
 async def begin_completion(

@@ -9,14 +9,16 @@ answers HTTP/1.0 in chunks. Its price is microseconds a chunk.
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
+from http import HTTPStatus
 from typing import Any, Final
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.context import HEADER
-from server.errors import bad_request
+from server.errors import ApiError, bad_request, head_too_large
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 
@@ -30,13 +32,16 @@ UNREAD_SECONDS: Final = 60.0
 """For a client to go on reading, once all that is between us is full."""
 
 
+ORIGIN: Final = re.compile(rb"https?://[^/?]*", re.IGNORECASE)
+
+
 class Reader(h11.Connection):
     """Refuses a body of two lengths: a proxy in front may have believed the other one (RFC 9112, 6.3).
-    ``refusal``: that it did. Passes over empty lines before a request: some clients end a body by one, which
-    is not part of it (2.2).
+    ``refusal``: of what it refused, where that can be told better than h11 does. Passes over empty lines
+    before a request: some clients end a body by one, which is not part of it (2.2). Takes whole URLs (3.2.2).
     """
 
-    refusal = ""
+    refusal: ApiError | None = None
 
     def next_event(self) -> Any:
         if self.their_state is h11.IDLE:
@@ -45,13 +50,29 @@ class Reader(h11.Connection):
                 unread.maybe_extract_at_most(2)
             if unread._data == b"\r":
                 return h11.NEED_DATA
-        event = super().next_event()
-        if isinstance(event, h11.Request):
-            names = {name for name, _ in event.headers}
-            if {b"content-length", b"transfer-encoding"} <= names:
-                self.refusal = "Send 'Content-Length' or 'Transfer-Encoding', not both."
-                raise h11.RemoteProtocolError(self.refusal)
-        return event
+        try:
+            event = super().next_event()
+        except h11.RemoteProtocolError as error:
+            if error.error_status_hint == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
+                self.refusal = head_too_large(MAX_HEAD_BYTES)
+            raise
+        return self._accepted(event) if isinstance(event, h11.Request) else event
+
+    def _accepted(self, request: h11.Request) -> h11.Request:
+        names = {name for name, _ in request.headers}
+        if {b"content-length", b"transfer-encoding"} <= names:
+            told = "Send 'Content-Length' or 'Transfer-Encoding', not both."
+            self.refusal = bad_request(told, code="invalid_http")
+            raise h11.RemoteProtocolError(told)
+        if not (origin := ORIGIN.match(request.target)):
+            return request
+        path = request.target[origin.end() :]
+        return h11.Request(
+            method=request.method,
+            headers=list(request.headers),
+            target=path if path.startswith(b"/") else b"/" + path,
+            http_version=request.http_version,
+        )
 
 
 class Connection(H11Protocol):
@@ -110,7 +131,7 @@ class Connection(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """In the shape of every other error, unless an answer has begun."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            refusal = bad_request(self.conn.refusal or msg, code="invalid_http")
+            refusal = self.conn.refusal or bad_request(msg, code="invalid_http")
             error = refusal.answer.model_dump_json().encode()
             headers = [
                 ("Content-Type", "application/json"),
@@ -118,7 +139,8 @@ class Connection(H11Protocol):
                 (HEADER, self._request_id()),
                 ("Connection", "close"),
             ]
-            head = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+            reason = HTTPStatus(refusal.status).phrase.encode()
+            head = h11.Response(status_code=refusal.status, headers=headers, reason=reason)
             for event in (head, h11.Data(data=error), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()

@@ -157,6 +157,14 @@ def body_too_large(max_size: int) -> ApiError:
     )
 
 
+def head_too_large(max_size: int) -> ApiError:
+    return ApiError(
+        431,
+        f"The request line and the headers, cookies among them, have more than {max_size} bytes.",
+        code="headers_too_large",
+    )
+
+
 def too_many_containers(count: int, most: int) -> ApiError:
     return ApiError(
         413,
@@ -179,6 +187,14 @@ def too_many_scores(count: int, most: int) -> ApiError:
     return bad_request(
         f"The log-probabilities of all prompts and choices are {count}; at most {most} are told at once. "
         "Ask for fewer choices, prompts or alternatives.",
+        code="too_many_logprobs",
+    )
+
+
+def too_many_scores_kept(most: int) -> ApiError:
+    return bad_request(
+        f"The answer tells of more than {most} tokens, alternatives and traced nodes, the most that is told "
+        "at once. Ask for fewer of them, or for a stream of a chat or completion.",
         code="too_many_logprobs",
     )
 

@@ -13,12 +13,15 @@ from contextlib import aclosing
 from typing import Generic, TypeVar
 
 from server.deadline import until
-from server.errors import too_much_unread
+from server.errors import ApiError, too_many_scores_kept, too_much_unread
 
 T = TypeVar("T")
 
 MAX_UNREAD = 200_000
-"""Tokens and log-probabilities of an answer that may wait for who reads it: some hundred megabytes."""
+"""Pieces and what they tell of tokens, of a streamed answer, that may wait for who reads it: tens of MB."""
+
+MAX_KEPT = 1_000_000
+"""What an answer that is told as a whole may tell of its tokens: some 300 MB while it is written."""
 
 _PAUSE_SECONDS = 0.01  # others run at least so often
 
@@ -26,8 +29,9 @@ _PAUSE_SECONDS = 0.01  # others run at least so often
 class Generation(Generic[T]):
     """Starts at once. Iterate over it once; call ``close`` in any case. ``on_end`` runs when all is quiet.
 
-    ``deadline``, in the event loop's time: what is open then ends with an error. So does what is read so
-    slowly that items of more ``weight`` than ``MAX_UNREAD`` wait.
+    ``deadline``, in the event loop's time: what is open then ends with an error. So does one of which too
+    much is held: items that nobody has read, and what was in them, if who reads ``keeps_all`` of it. An item
+    counts as one, and what is in it by its ``weight``.
     """
 
     def __init__(
@@ -37,8 +41,10 @@ class Generation(Generic[T]):
         deadline: float | None = None,
         *,
         weight: Callable[[T], int],
+        keeps_all: bool,
     ) -> None:
-        self._deadline, self._weight, self._unread = deadline, weight, 0
+        self._deadline, self._weight, self._keeps_all = deadline, weight, keeps_all
+        self._held = 0
         self._pause_at = 0.0
         self._queue: asyncio.Queue[T | Exception | None] = asyncio.Queue()
         self._ahead: list[T] = []
@@ -74,10 +80,13 @@ class Generation(Generic[T]):
                 self.close()
                 raise item
             if item is not None:
-                self._unread -= self._weight(item)
+                self._held -= 1 + (0 if self._keeps_all else self._weight(item))
                 return item
             self._num_open -= 1
         return None
+
+    def _too_much(self) -> ApiError:
+        return too_many_scores_kept(MAX_KEPT) if self._keeps_all else too_much_unread()
 
     def close(self) -> None:
         for task in self._tasks:
@@ -87,9 +96,9 @@ class Generation(Generic[T]):
         try:
             async with until(self._deadline), aclosing(choice):
                 async for item in choice:
-                    if self._unread > MAX_UNREAD:
-                        raise too_much_unread()
-                    self._unread += self._weight(item)
+                    if self._held > (MAX_KEPT if self._keeps_all else MAX_UNREAD):
+                        raise self._too_much()
+                    self._held += 1 + self._weight(item)
                     self._queue.put_nowait(item)
         except Exception as error:
             self._queue.put_nowait(error)

@@ -20,16 +20,13 @@ class LogprobFormatter:
     def __init__(self, processor: Processor, num_top: int) -> None:
         self._processor = processor
         self._num_top = num_top
+        self._spelled: dict[int, tuple[str, list[int]]] = {}  # shared by all that tell of a token
 
     def format(self, token_id: int, logprobs: TokenLogprobs) -> TokenLogprob:
         likeliest = list(zip(logprobs.top_ids, logprobs.top_logprobs, strict=True))[: self._num_top]
         chosen = self._top(token_id, logprobs.logprob)
-        return TokenLogprob(
-            token=chosen.token,
-            logprob=chosen.logprob,
-            bytes=chosen.bytes,
-            top_logprobs=[self._top(top_id, logprob) for top_id, logprob in likeliest],
-        )
+        alternatives = [self._top(top_id, logprob) for top_id, logprob in likeliest]
+        return TokenLogprob(chosen.token, chosen.logprob, chosen.bytes, alternatives)
 
     def format_prompt(
         self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]
@@ -40,10 +37,12 @@ class LogprobFormatter:
 
     def _top(self, token_id: int, logprob: float) -> TopLogprob:
         """JSON has no infinity, so impossible tokens get the number that the OpenAI API uses."""
-        raw = self._processor.token_bytes(token_id)
-        return TopLogprob(
-            token=self._processor.token_text(token_id), logprob=max(logprob, LOWEST_LOGPROB), bytes=list(raw)
-        )
+        spelled = self._spelled.get(token_id)
+        if spelled is None:
+            raw = list(self._processor.token_bytes(token_id))
+            spelled = self._spelled[token_id] = self._processor.token_text(token_id), raw
+        text, raw = spelled
+        return TopLogprob(text, max(logprob, LOWEST_LOGPROB), raw)
 
 
 class CompletionLogprobFormatter:

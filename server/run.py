@@ -70,6 +70,7 @@ class DrainingServer(uvicorn.Server):
         if self._watching is not None:
             self._watching.cancel()
         self._app.state.server.parts.admission.close()
+        self._app.state.open_bodies.close()
         draining = asyncio.create_task(self._drain())
         hanging_up = asyncio.create_task(self._hang_up())
         try:

@@ -36,14 +36,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from engine.config import (
-    Device,
-    DType,
-    EngineConfig,
-    LogFormat,
-    SpeculativeConfig,
-    VisualCompression,
-)
+from engine.config import Device, DType, EngineConfig, LogFormat, SpeculativeConfig, VisualCompression
 
 ENV_PREFIX = "SPECVLM_"
 CONFIG_ENV = ENV_PREFIX + "CONFIG"
@@ -253,6 +246,13 @@ class ServeSettings(BaseSettings):
         if "api_key" in self.model_fields_set and not any(self.api_keys_given()):
             raise ValueError("--api-key is empty; leave it out to serve everybody")
         self.api_keys()
+        return self
+
+    @model_validator(mode="after")
+    def _a_pass_holds_all_answers(self) -> ServeSettings:
+        most, answers = self.max_num_batched_tokens, self.max_num_seqs
+        if most is not None and most < answers:
+            raise ValueError(f"--max-num-batched-tokens {most} is less than --max-num-seqs {answers}")
         return self
 
     @model_validator(mode="after")

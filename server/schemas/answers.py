@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
@@ -12,12 +13,16 @@ from server.schemas.speculation import AnswerMetrics, TracedRound
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
-class TopLogprob(AnswerModel):
+@dataclass(slots=True)
+class TopLogprob:
+    """No ``AnswerModel``: there may be a million in an answer, and one of those takes 6 times as much."""
+
     token: str
     logprob: float
     bytes: list[int]
 
 
+@dataclass(slots=True)
 class TokenLogprob(TopLogprob):
     top_logprobs: list[TopLogprob]
 

@@ -225,6 +225,13 @@ def test_unknown_keys_fail_wherever_they_come_from(monkeypatch: pytest.MonkeyPat
         ServeSettings()
 
 
+def test_a_pass_must_hold_a_token_of_each_answer() -> None:
+    """Known before a model is loaded."""
+    with pytest.raises(ValidationError, match="--max-num-batched-tokens 32 is less than --max-num-seqs 64"):
+        ServeSettings(max_num_batched_tokens=32)
+    assert ServeSettings(max_num_batched_tokens=32, max_num_seqs=32).max_num_seqs == 32
+
+
 def test_keys_are_not_shown() -> None:
     assert "hunter2" not in repr(ServeSettings(api_key=["hunter2"]))
 

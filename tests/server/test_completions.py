@@ -261,3 +261,18 @@ def test_scores_of_prompts_that_would_fill_the_memory_are_refused(
         ask(client, ["abcde", "f"], logprobs=3, echo=True, n=3)
     assert refused.value.code == "too_many_logprobs"
     assert len(ask(client, "abcde", logprobs=3, echo=True, n=3).choices) == 3
+
+
+def test_an_answer_of_too_many_scores_can_be_streamed(
+    client: openai.OpenAI, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is kept until it is whole: 128 choices of 8,000 tokens with 20 alternatives would fill gigabytes."""
+    monkeypatch.setattr("server.generation.MAX_KEPT", 50)
+    asked: dict[str, Any] = {"max_tokens": 10, "n": 3, "logprobs": 4}
+    assert len(ask(client, "Hi", **asked | {"n": 1}).choices) == 1
+    assert len(ask(client, "Hi", **asked | {"logprobs": None}).choices) == 3
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(client, "Hi", **asked)
+    assert refused.value.code == "too_many_logprobs"
+    body = {"model": MODEL, "prompt": "Hi", "stream": True} | asked
+    assert http.post(URL, json=body).text.endswith("data: [DONE]\n\n")

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from server.connection import MAX_HEAD_BYTES
 from tests.server.conftest import MODEL, Live
 
 BODY = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}).encode()
@@ -74,6 +75,33 @@ def flood(connection: socket.socket, head: bytes, kilobytes: bytes) -> None:
     connection.sendall(head)
     for _ in range(4096):
         connection.sendall(kilobytes)
+
+
+def test_cookies_that_are_too_long_are_told_so(live: Live) -> None:
+    with connect(live) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nCookie: ")
+        connection.sendall(
+            b"a=b; " * (MAX_HEAD_BYTES // 5)
+        )  # what is sent behind it may reset the connection
+        head, _, body = rest(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
+    assert json.loads(body)["error"]["code"] == "headers_too_large"
+
+
+@pytest.mark.parametrize(
+    ("target", "status"),
+    [
+        (b"http://x/health", b"200"),
+        (b"HTTPS://x:443/health?a=http://y/z", b"200"),
+        (b"http://x", b"200"),
+        (b"http://x/health/http://x/health", b"404"),
+    ],
+)
+def test_whole_urls_are_taken_as_servers_must(live: Live, target: bytes, status: bytes) -> None:
+    """RFC 9112, 3.2.2. The last but one is the page."""
+    with connect(live) as connection:
+        connection.sendall(b"GET " + target + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert rest(connection).split(b" ", 2)[1] == status
 
 
 def test_what_is_no_http_is_told_so_as_everything_else(live: Live) -> None:

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from server.errors import ApiError
-from server.generation import MAX_UNREAD, Generation
+from server.generation import MAX_KEPT, MAX_UNREAD, Generation
 
 
 async def numbers(count: int, weight: int = 1) -> AsyncGenerator[int, None]:
@@ -18,8 +18,8 @@ async def numbers(count: int, weight: int = 1) -> AsyncGenerator[int, None]:
         await asyncio.sleep(0)
 
 
-def generation(*choices: AsyncGenerator[int, None]) -> Generation[int]:
-    return Generation(choices, lambda: None, weight=lambda item: item)
+def generation(*choices: AsyncGenerator[int, None], keeps_all: bool = False) -> Generation[int]:
+    return Generation(choices, lambda: None, weight=lambda item: item, keeps_all=keeps_all)
 
 
 def test_a_backlog_lets_others_run_between_its_items() -> None:
@@ -62,3 +62,16 @@ def test_what_nobody_reads_ends_with_an_error_and_what_is_read_does_not() -> Non
         asyncio.run(unread())
     assert len(taken) < 8
     assert asyncio.run(read()) == 100
+
+
+def test_what_is_kept_is_bounded_however_it_is_read() -> None:
+    """Texts alone are small: only what is in the items counts, once they are read."""
+
+    async def read(*choices: AsyncGenerator[int, None]) -> int:
+        return len([item async for item in generation(*choices, keeps_all=True)])
+
+    heavy = MAX_KEPT // 40
+    assert asyncio.run(read(numbers(20, heavy), numbers(19, heavy))) == 39
+    assert asyncio.run(read(numbers(1000, 0))) == 1000
+    with pytest.raises(ApiError, match="more than 1000000 tokens, alternatives and traced nodes"):
+        asyncio.run(read(numbers(30, heavy), numbers(30, heavy)))

@@ -7,14 +7,18 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import structlog
 
 from tests.server.background import Background
 from tests.server.conftest import MODEL, Live, StartServer, wait_until
@@ -22,6 +26,7 @@ from tests.server.conftest import MODEL, Live, StartServer, wait_until
 CHAT = "/v1/chat/completions"
 VALID = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}]}
 STREAMED = VALID | {"stream": True}
+HALF = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
 
 
 def num_admitted(live: Live) -> int:
@@ -259,6 +264,32 @@ def test_sigterm_drains_a_real_process() -> None:
     assert sum('"content":"x"' in line for line in told) == 20
     assert process.wait(timeout=60) == -signal.SIGTERM
     process.communicate()
+
+
+def test_a_half_sent_body_holds_up_no_shutdown(start_server: StartServer) -> None:
+    """It did for `--shutdown-timeout`, and ended in a 500 in plain text."""
+    live = start_server(shutdown_timeout=30)
+    address = urlsplit(live.url)
+    with closing(socket.create_connection((address.hostname, address.port), timeout=10)) as connection:
+        connection.sendall(HALF)
+        wait_until(lambda: bool(live.server._app.state.open_bodies._limits))
+        live.server.should_exit = True
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b'"code":"shutting_down"' in answer
+    live.thread.join(timeout=10)
+    assert not live.thread.is_alive()
+
+
+def test_who_hangs_up_within_a_body_sent_no_bad_one(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = urlsplit(live.url)
+    log = structlog.testing.CapturingLogger()
+    monkeypatch.setattr("server.context.log", log)
+    with closing(socket.create_connection((address.hostname, address.port), timeout=10)) as connection:
+        connection.sendall(HALF)
+        wait_until(lambda: bool(live.server._app.state.open_bodies._limits))
+    wait_until(lambda: bool(log.calls))
+    assert [call.kwargs["status"] for call in log.calls] == [499]
 
 
 def test_a_second_ctrl_c_waits_for_nobody() -> None:
