@@ -44,18 +44,19 @@ from engine.budget_acceptance import KNOTS, AcceptanceModel, CandidateSpectrum, 
 from engine.budget_nodes import MARGIN, choose_counts
 from engine.candidates import Candidates, DraftTree, best_first
 from engine.config import SpeculativeConfig
-from engine.costs import CostTable, DraftCosts
+from engine.costs import CostTable, DraftCosts, HostCosts
 from engine.merge import DRAFT, LOOKUP
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 FREE = 0.01  # a draft that costs less than this share of a plain step is always asked
-FIRST_ROUNDS = 4  # rounds drafted before the estimates may say no
+FIRST_TREES = 4  # drafted before the estimates may say no …
+FIRST_PLAIN = 2  # … and plain steps after them, to see what the host does without trees; one is enough
 PAYING_ROUNDS = 16  # share what the draft has to read beyond what one round adds
 EAGER = 8  # so many times as often it looks where something was found, or a request is new
-LOOK_COST = 0.01  # of all time, at most, goes to looks where the costs say that nothing could win
-HOST_RATE = 1 / 32
+LOOK_COST = 0.05  # of all time, at most, goes to looks against the estimates, …
+RARE_COST = 0.01  # … and to those where by its costs nothing could win
 
 
 @dataclass(slots=True, frozen=True)
@@ -106,16 +107,8 @@ class SpeculationBudget:
         self._patience = explore_every  # decisions until the next look
         self._on_trial = False
         self._since_look = 0
-        self._num_rounds = 0
-        self._plain_host: float | None = None
-        self._tree_host: float | None = None
-
-    @property
-    def overhead(self) -> float:
-        """Seconds of work on the host that verifying trees adds to a step; 0 until both kinds were seen."""
-        if self._plain_host is None or self._tree_host is None:
-            return 0.0
-        return max(0.0, self._tree_host - self._plain_host)
+        self._num_trees = self._num_plain = 0
+        self.host = HostCosts()
 
     def plan(
         self,
@@ -176,7 +169,7 @@ class SpeculationBudget:
         """
         if candidates.num_sequences != len(plan.caps):
             raise ValueError(f"candidates of {candidates.num_sequences} sequences, not {len(plan.caps)}")
-        self._num_rounds += 1
+        self._num_trees += candidates.num_sequences
         looked_up = _looked_up(candidates)
         # A batch is drafted as deep as its deepest. What is looked up is there whatever is drafted.
         within = (candidates.depths <= plan.levels_each[:, None]) | looked_up
@@ -198,8 +191,8 @@ class SpeculationBudget:
             tokens=plan.tokens,
             rows=plan.rows,
             room=plan.room,
-            spent=plan.draft_seconds,
-            overhead=self.overhead,
+            spent=plan.draft_seconds + self.host.plain,
+            overhead=self.host.with_trees - self.host.plain,
             at_least=1 if plan.trial else 0,
         )
         chosen = np.zeros(candidates.scores.shape, np.bool_)
@@ -235,10 +228,7 @@ class SpeculationBudget:
 
     def observe_host(self, seconds: float, *, speculating: bool) -> None:
         """Seconds of a step that were neither the target's forward nor drafting."""
-        if speculating:
-            self._tree_host = _running_mean(self._tree_host, seconds)
-        else:
-            self._plain_host = _running_mean(self._plain_host, seconds)
+        self.host.observe(seconds, speculating=speculating)
 
     def forget(self, request_id: str) -> None:
         """The request ended. Ids that never speculated are fine."""
@@ -251,7 +241,7 @@ class SpeculationBudget:
         if most == 0 or batch.room == 0:
             return 0, False
         draft_seconds = self._draft_seconds(batch, most)
-        plain_seconds = self.target.seconds(batch.rows)
+        plain_seconds = self.target.seconds(batch.rows) + self.host.plain
         if draft_seconds[-1] <= FREE * plain_seconds:
             return most, False
         enough = MARGIN * batch.tokens / plain_seconds
@@ -259,11 +249,14 @@ class SpeculationBudget:
         deepest = int(ceiling.argmax()) + 1 if ceiling.max() > enough else 0
         if not deepest:
             return self._rare_look(batch, plain_seconds)
-        if self._num_rounds < FIRST_ROUNDS:
+        if self._num_trees < FIRST_TREES:
             return deepest, False
+        if not self.host.knows_plain and self._num_plain < FIRST_PLAIN:
+            self._num_plain += 1
+            return 0, False
         expected, sure = self._expected_rates(batch, draft_seconds), float(self.acceptance.curve[-1])
         levels = int(expected.argmax()) + 1 if expected.max() > enough else 0
-        patience = self._patience
+        patience: float = self._patience
         if levels:
             self._patience = patience = self._explore_every
         elif batch.new.any() and self._rates_of_chains(batch, draft_seconds, sure).max() > enough:
@@ -271,24 +264,31 @@ class SpeculationBudget:
                 patience, self._explore_every // EAGER
             )  # a new text: earlier ones say little of it
         self._since_look += 1
+        shallowest = int((ceiling > enough).argmax()) + 1
+        if not levels:
+            patience = max(patience, self._lost(batch, shallowest, plain_seconds) / LOOK_COST)
         if self._since_look < patience or levels >= deepest:
             return levels, False
         self._since_look = 0
         if levels:
             return deepest, False
         self._patience = min(2 * self._patience, 4 * self._explore_every)
-        return int((ceiling > enough).argmax()) + 1, True
+        return shallowest, True
 
     def _rare_look(self, batch: DraftPlan, plain_seconds: float) -> tuple[int, bool]:
         """By these costs no draft could pay; but they are learned from what runs, so it must run at times."""
         self._since_look += 1
-        one = _looking(batch)
-        draft_seconds = self.draft.seconds(1, int(batch.behind[one]), 1)
-        lost = draft_seconds + self.target.seconds(batch.rows + 1) + self.overhead - plain_seconds
-        if self._since_look < max(4 * self._explore_every, lost / plain_seconds / LOOK_COST):
+        if self._since_look < max(4 * self._explore_every, self._lost(batch, 1, plain_seconds) / RARE_COST):
             return 0, False
         self._since_look = 0
         return 1, True
+
+    def _lost(self, batch: DraftPlan, levels: int, plain_seconds: float) -> float:
+        """Plain steps that a look in vain takes."""
+        one = _looking(batch)
+        draft_seconds = self.draft.seconds(levels, int(batch.behind[one]), 1)
+        looking = draft_seconds + self.target.seconds(batch.rows + levels) + self.host.with_trees
+        return (looking - plain_seconds) / plain_seconds
 
     def _draft_seconds(self, batch: DraftPlan, most: int) -> Floats:
         """Seconds of drafting 1 to ``most`` levels, as far as a round must pay for them."""
@@ -306,7 +306,7 @@ class SpeculationBudget:
         gains = (nodes * chance**depths).cumsum()
         rows = nodes.cumsum()
         part = np.minimum(rows, batch.room) / np.maximum(rows, 1)
-        seconds = self.target.curve(batch.rows + rows * part) + draft_seconds + self.overhead
+        seconds = self.target.curve(batch.rows + rows * part) + draft_seconds + self.host.with_trees
         rates: Floats = (batch.tokens + gains * part) / seconds
         return rates
 
@@ -323,7 +323,7 @@ class SpeculationBudget:
         gains = (yields * self.acceptance.curve * (deep @ batch.factors)[:, None]).cumsum(axis=0)[:, ::-1]
         left = min(batch.room, int(batch.caps.sum())) - (nodes.cumsum(axis=1) - nodes)
         part = np.clip(left / np.maximum(nodes, 1e-12), 0.0, 1.0)
-        seconds = self.target.curve(batch.rows + (nodes * part).cumsum(axis=1)) + self.overhead
+        seconds = self.target.curve(batch.rows + (nodes * part).cumsum(axis=1)) + self.host.with_trees
         rates = (batch.tokens + (gains * part).cumsum(axis=1)) / (seconds + draft_seconds[:, None])
         best: Floats = rates.max(axis=1)
         return best
@@ -338,8 +338,3 @@ def _looked_up(candidates: Candidates) -> npt.NDArray[np.bool_]:
     if candidates.said is None:
         return np.zeros(candidates.scores.shape, np.bool_)
     return np.isfinite(candidates.said[:, :, LOOKUP])
-
-
-def _running_mean(mean: float | None, seconds: float) -> float:
-    """A step in which the machine was busy counts as about twice the mean at most."""
-    return seconds if mean is None else mean + HOST_RATE * (min(seconds, 2 * mean + 1e-3) - mean)

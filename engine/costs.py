@@ -24,9 +24,12 @@ import numpy.typing as npt
 
 log = logging.getLogger(__name__)
 
-SHARED_RATE = 1 / 16  # of an observed error, how much goes to all points: machines slow down at every size …
+# Of an observed error, how much goes to all points: machines slow down at every size. The first ones count
+# for more, as a mean: whoever measured saw what the device does, and not all that the host does around it …
+SHARED_RATE = 1 / 16
 LOCAL_RATE = 1 / 128  # … and how much to those beside it. More of it would make what is seen often look cheap
 STALE = 512  # … unless they were not seen for about as many observations: then what was known is old
+HOST_RATE = 1 / 32
 MAX_SURPRISE = 2.0  # an observation counts as at most this factor away from what was expected
 
 Floats = npt.NDArray[np.float64]
@@ -63,6 +66,7 @@ class CostTable:
         ordered = Points(sorted(points), [points[rows] for rows in sorted(points)])
         self._rows: Floats = np.array(ordered.rows, np.float64)
         self._seconds: Floats = np.array(ordered.seconds, np.float64)
+        self._num_seen = 0
         self._unseen: Floats = np.zeros(len(self._rows))  # observations since each point was last seen
 
     @property
@@ -95,9 +99,11 @@ class CostTable:
         expected = self.seconds(rows)
         error = min(max(seconds / expected, 1 / MAX_SURPRISE), MAX_SURPRISE) - 1
         beyond = rows > self._rows[-1]
-        self._seconds *= 1 + (LOCAL_RATE if beyond else SHARED_RATE) * error
+        self._num_seen += 1
         if beyond:
+            self._seconds *= 1 + LOCAL_RATE * error
             return
+        self._seconds *= 1 + max(SHARED_RATE, 1 / (1 + self._num_seen)) * error
         right = int(np.searchsorted(self._rows, rows))
         left = max(right - 1, 0)
         share = 1.0
@@ -139,6 +145,39 @@ class DraftCosts:
         self.extend.observe(extend_rows, ratio * self.extend.seconds(extend_rows))
         if self.level is not None and levels > 1:
             self.level.observe(frontier_rows, ratio * self.level.seconds(frontier_rows))
+
+
+class HostCosts:
+    """Seconds of a step that are neither the target's forward nor drafting: a running mean of each kind."""
+
+    def __init__(self) -> None:
+        self._plain: float | None = None
+        self._tree: float | None = None
+
+    @property
+    def knows_plain(self) -> bool:
+        return self._plain is not None
+
+    @property
+    def plain(self) -> float:
+        """Of a plain step; 0 until one was seen."""
+        return self._plain or 0.0
+
+    @property
+    def with_trees(self) -> float:
+        """Of a step that verifies trees; as of a plain one until both kinds were seen."""
+        return self.plain if self._plain is None or self._tree is None else max(self._plain, self._tree)
+
+    def observe(self, seconds: float, *, speculating: bool) -> None:
+        if speculating:
+            self._tree = _running_mean(self._tree, seconds)
+        else:
+            self._plain = _running_mean(self._plain, seconds)
+
+
+def _running_mean(mean: float | None, seconds: float) -> float:
+    """A step in which the machine was busy counts as about twice the mean at most."""
+    return seconds if mean is None else mean + HOST_RATE * (min(seconds, 2 * mean + 1e-3) - mean)
 
 
 def load_tables(path: Path) -> dict[str, CostTable]:
