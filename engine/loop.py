@@ -19,12 +19,14 @@ from engine.messages import (
     ClientMessage,
     EngineStats,
     FinishReason,
+    ForgetPictures,
     GenerateRequest,
     RequestError,
     RequestOutput,
     Shutdown,
     StepReport,
 )
+from engine.tensors_once import TensorsKept
 
 HEARTBEAT_SECONDS = 1.0
 
@@ -60,6 +62,7 @@ class EngineLoop:
         # The same as a heap: priority, number, id. Aborted ones stay until it is their turn.
         self._turns: list[tuple[int, int, str]] = []
         self._numbers = itertools.count()
+        self._tensors = TensorsKept()
         self._refusals: list[RequestOutput] = []  # of requests that the core never sees, for the next report
 
     @property
@@ -146,10 +149,10 @@ class EngineLoop:
                 case GenerateRequest(request_id=request_id) if request_id in self._open:
                     # An answer would reach the request that owns the id. Our clients never send this.
                     log.error("dropped a second request with the id %r", request_id)
-                case GenerateRequest(request_id=request_id):
-                    self._open[request_id] = None
-                    self._arrived[request_id] = msgspec.structs.replace(message, arrived_at=time.monotonic())
-                    heapq.heappush(self._turns, (message.priority, next(self._numbers), request_id))
+                case ForgetPictures(hashes=hashes):
+                    self._tensors.forget(hashes)
+                case GenerateRequest():
+                    self._arrive(message)
                 case Unreadable(request_id=str(request_id)) if request_id not in self._open:
                     self._refusals.append(_ended(request_id, "error", UNREADABLE))
             # The first message may have been waited for. What is not read stays where it is.
@@ -158,6 +161,17 @@ class EngineLoop:
                 break
         self._add_arrived(deadline or time.monotonic() + INTAKE_SECONDS)
         return True
+
+    def _arrive(self, message: GenerateRequest) -> None:
+        request_id = message.request_id
+        try:
+            request = self._tensors.complete(message)
+        except KeyError:  # what they came with could not be read
+            self._refusals.append(_ended(request_id, "error", UNREADABLE))
+            return
+        self._open[request_id] = None
+        self._arrived[request_id] = msgspec.structs.replace(request, arrived_at=time.monotonic())
+        heapq.heappush(self._turns, (request.priority, next(self._numbers), request_id))
 
     def _add_arrived(self, deadline: float) -> None:
         """At least one, and more until the ``deadline`` or while there is nothing else to do."""

@@ -69,6 +69,7 @@ class SpeculativeParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
     """One choice to generate. ``cache_salt`` separates prefix caches; lower ``priority`` runs first.
+    Pictures that the engine has travel without tensors (``engine.tensors_once``).
     ``visual_compression``: lossy; ``None`` takes the engine's setting. ``arrived_at``: monotonic seconds, as
     the engine's loop heard of it; from then on it waits.
     """
@@ -89,11 +90,17 @@ class AbortRequest(msgspec.Struct, frozen=True, kw_only=True, tag="abort"):
     request_ids: list[str]
 
 
+class ForgetPictures(msgspec.Struct, frozen=True, kw_only=True, tag="forget"):
+    """No open request has these pictures any more; see ``engine.tensors_once``."""
+
+    hashes: list[bytes]
+
+
 class Shutdown(msgspec.Struct, frozen=True, kw_only=True, tag="shutdown"):
     """Abort what runs, tell its clients, and end the process."""
 
 
-ClientMessage = GenerateRequest | AbortRequest | Shutdown
+ClientMessage = GenerateRequest | AbortRequest | ForgetPictures | Shutdown
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,11 +18,13 @@ from engine.messages import (
     ClientMessage,
     EngineInfo,
     EngineStats,
+    ForgetPictures,
     GenerateRequest,
     RequestError,
     RequestOutput,
     StepReport,
 )
+from engine.tensors_once import TensorsSent
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +37,11 @@ class _Died:
 
 
 class RequestStreams:
-    """One queue for each request that has a listener. ``abort`` tells the engine that one has left."""
+    """One queue for each request that has a listener. ``abort`` tells the engine that one has left; ``ended``
+    hears of each that has none any more."""
 
-    def __init__(self, abort: Callable[[str], None]) -> None:
-        self._abort = abort
+    def __init__(self, abort: Callable[[str], None], ended: Callable[[str], None]) -> None:
+        self._abort, self._ended = abort, ended
         self._queues: dict[str, asyncio.Queue[RequestOutput | _Died]] = {}
         self._leaving: set[str] = set()  # aborted by us, not ended by the engine yet
         self._empty = asyncio.Event()
@@ -96,7 +99,8 @@ class RequestStreams:
             await asyncio.wait_for(self._empty.wait(), timeout)
 
     def _drop_queue(self, request_id: str) -> None:
-        self._queues.pop(request_id, None)
+        if self._queues.pop(request_id, None) is not None:
+            self._ended(request_id)
         if not self._queues:
             self._empty.set()
 
@@ -109,7 +113,8 @@ class StreamingClient(ABC):
         self._info: EngineInfo | None = None
         self._stats = EngineStats()
         self._listeners: list[ReportListener] = []
-        self._streams = RequestStreams(self._abort)
+        self._streams = RequestStreams(self._abort, self._forget)
+        self._tensors = TensorsSent()
         self._stopping: asyncio.Task[None] | None = None
 
     @abstractmethod
@@ -147,11 +152,20 @@ class StreamingClient(ABC):
     def _submit(self, request: GenerateRequest) -> None:
         if self._state != "ready":
             raise EngineDeadError(f"the engine is {self._state}")
-        self._send(request)
+        try:
+            self._send(self._tensors.leave_out(request))
+        except BaseException:
+            self._tensors.release(request.request_id)
+            raise
 
     def _abort(self, request_id: str) -> None:
         with contextlib.suppress(EngineDeadError):  # then the request has ended with its engine
             self._send(AbortRequest(request_ids=[request_id]))
+
+    def _forget(self, request_id: str) -> None:
+        if hashes := self._tensors.release(request_id):
+            with contextlib.suppress(EngineDeadError):  # then nobody remembers
+                self._send(ForgetPictures(hashes=hashes))
 
     def _on_report(self, report: StepReport) -> None:
         self._stats = report.stats

@@ -11,20 +11,29 @@ from server.metrics import Metrics
 
 
 class Admission:
-    """Counts open answers, and the tokens of prompts that wait for the first token of their answer.
+    """Counts open answers, the bytes of their prepared pictures, and the tokens of prompts that wait for the
+    first token of their answer.
 
     ``admit`` and ``release`` come in pairs, see ``Ticket``.
     """
 
     def __init__(
-        self, client: EngineClient, metrics: Metrics, *, max_open: int, max_waiting_tokens: int
+        self,
+        client: EngineClient,
+        metrics: Metrics,
+        *,
+        max_open: int,
+        max_waiting_tokens: int,
+        max_picture_bytes: int,
     ) -> None:
         self._client = client
         self._metrics = metrics
         self._max_open = max_open
         self._max_waiting_tokens = max_waiting_tokens
+        self._max_picture_bytes = max_picture_bytes
         self._num_open = 0
         self._num_waiting_tokens = 0
+        self._picture_bytes = 0
         self._closed = False
 
     @property
@@ -63,13 +72,20 @@ class Admission:
             raise self._rejection("queued_tokens", queue_full())
         self._num_waiting_tokens += num_tokens
 
+    def hold(self, picture_bytes: int) -> None:
+        """Where no pictures are held any are taken."""
+        if self._picture_bytes and self._picture_bytes + picture_bytes > self._max_picture_bytes:
+            raise self._rejection("picture_memory", queue_full())
+        self._picture_bytes += picture_bytes
+
     def started(self, num_tokens: int) -> None:
         self._num_waiting_tokens -= num_tokens
         assert self._num_waiting_tokens >= 0
 
-    def release(self, num_answers: int) -> None:
+    def release(self, num_answers: int, picture_bytes: int) -> None:
         self._num_open -= num_answers
-        assert self._num_open >= 0
+        self._picture_bytes -= picture_bytes
+        assert min(self._num_open, self._picture_bytes) >= 0
 
     def _rejection(self, reason: str, error: ApiError) -> ApiError:
         self._metrics.on_rejected(reason)
@@ -83,11 +99,17 @@ class Ticket:
         self._admission = admission
         self._num_answers = num_answers
         self._waiting: list[int] = []
+        self._picture_bytes = 0
 
     def wait(self, prompt_lens: list[int]) -> None:
         """Count the tokens of all prompts as waiting. Raises ``ApiError`` where they are too many."""
         self._admission.wait(prompt_lens)
         self._waiting = list(prompt_lens)
+
+    def hold(self, picture_bytes: int) -> None:
+        """Count prepared pictures until the end. Raises ``ApiError`` where they are too much."""
+        self._admission.hold(picture_bytes)
+        self._picture_bytes = picture_bytes
 
     def started(self, prompt: int) -> None:
         """An answer to prompt number ``prompt`` has begun; saying so again changes nothing."""
@@ -95,7 +117,7 @@ class Ticket:
         self._waiting[prompt] = 0
 
     def release(self) -> None:
-        self._admission.release(self._num_answers)
-        self._num_answers = 0
+        self._admission.release(self._num_answers, self._picture_bytes)
+        self._num_answers = self._picture_bytes = 0
         for prompt in range(len(self._waiting)):
             self.started(prompt)

@@ -132,6 +132,7 @@ async def open_answer(
         )
         parts.admission.check()
         ticket.wait([len(prompt.token_ids) for prompt in prompts])  # what can never run is refused before
+        ticket.hold(picture_bytes(prompts))
     except BaseException:
         ticket.release()
         raise
@@ -153,6 +154,12 @@ def check_scores(request: GenerationFields, prompts: list[Prompt]) -> None:
     count = tokens * request.num_choices * (1 + request.num_prompt_logprobs)
     if count > MAX_SCORES:
         raise too_many_scores(count, MAX_SCORES)
+
+
+def picture_bytes(prompts: list[Prompt]) -> int:
+    """Of all tensors; all choices share them, and so do equal pictures once the engine has them."""
+    images = {image.hash: image for prompt in prompts for image in prompt.images}
+    return sum(tensor.nbytes for image in images.values() for tensor in image.tensors.values())
 
 
 def make_choices(

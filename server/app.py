@@ -49,6 +49,7 @@ def create_app(
         metrics,
         max_open=settings.max_num_seqs + settings.max_num_queued_reqs,
         max_waiting_tokens=settings.max_num_queued_tokens,
+        max_picture_bytes=settings.max_picture_memory,
     )
     parts = AnswerParts(
         client=client,

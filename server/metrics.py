@@ -28,7 +28,10 @@ LENGTH_BUCKETS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 1
 TREE_BUCKETS: Final = (0, 1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 63)
 STEP_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 FINISH_REASONS: Final = ("stop", "length", "abort", "error")
-REJECTION_REASONS: Final = ("queue_full", "queued_tokens", "engine_unavailable", "shutting_down")
+REJECTION_REASONS: Final = (
+    *("queue_full", "queued_tokens", "picture_memory"),
+    *("engine_unavailable", "shutting_down"),
+)
 
 ENGINE_COUNTERS: Final = {
     "num_preemptions": "Sequences that gave their memory back and start again.",

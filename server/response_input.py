@@ -37,8 +37,8 @@ RENAMED: Final = {
 
 
 def to_chat(request: ResponsesRequest) -> ChatRequest:
-    """Raises ``ApiError``, in the names of a chat."""
-    shared = set(CommonFields.model_fields) | set(PictureFields.model_fields)
+    """No stream, as the last events of a response tell all of it. Raises ``ApiError``, in a chat's names."""
+    shared = (set(CommonFields.model_fields) | set(PictureFields.model_fields)) - {"stream"}
     given = request.model_dump(include=request.model_fields_set & shared)
     text = request.text
     chat = {

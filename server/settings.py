@@ -174,6 +174,9 @@ class ServeSettings(BaseSettings):
         description="tokens of prompts that may wait for an answer to begin; more get a 503, or a 400 where "
         "the prompts of one request have more",
     )
+    max_picture_memory: ByteSize = Field(
+        ByteSize(4 * 2**30), ge=0, description="prepared pictures of open requests; more get a 503"
+    )
     scheduling_policy: Literal["fcfs", "priority"] = Field(
         "fcfs", description="who goes first: the first to come, or the lowest 'priority' of a request"
     )

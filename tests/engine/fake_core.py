@@ -6,6 +6,7 @@ import ctypes
 import os
 import time
 import zlib
+from hashlib import sha256
 from pathlib import Path
 
 import msgspec
@@ -146,7 +147,10 @@ def expected(request: GenerateRequest) -> list[int]:
 def make_request(
     request_id: str, *token_ids: int, max_tokens: int = 3, pixels: np.ndarray | None = None
 ) -> GenerateRequest:
-    images = [] if pixels is None else [ImageInput(hash=b"h", spans=[(0, 1)], tensors={"pixels": pixels})]
+    images = []
+    if pixels is not None:
+        key = pixels.tobytes() if pixels.dtype != object else b"h"
+        images.append(ImageInput(hash=sha256(key).digest(), spans=[(0, 1)], tensors={"pixels": pixels}))
     return GenerateRequest(
         request_id=request_id,
         prompt=Prompt(token_ids=list(token_ids) or [1, 2, 3], images=images),

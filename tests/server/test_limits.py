@@ -51,6 +51,27 @@ def test_the_queue_is_bounded_by_tokens_too(start_server: StartServer) -> None:
     wait_until(lambda: admission(live).num_waiting_tokens == admission(live).num_open == 0)
 
 
+def test_open_requests_hold_so_many_bytes_of_pictures(start_server: StartServer) -> None:
+    """In the engine, too. All choices share theirs; where none are held, any are taken."""
+    live = start_server(max_picture_memory=100)  # bytes; a picture of the fake processor has 48
+    live.engine.stalled = True
+
+    def shown(*colors: str) -> httpx.Response:
+        parts = [{"type": "image_url", "image_url": {"url": f"color:{color}"}} for color in colors]
+        return ask(live, messages=[{"role": "user", "content": parts}], n=5)
+
+    asking = [Background(lambda: shown("red", "red")), Background(lambda: shown("blue"))]
+    wait_until(lambda: live.engine.num_open == 10)
+    refused = shown("green")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "queue_full")
+    with live.http() as http:
+        assert 'reason="picture_memory"} 1.0' in http.get("/metrics").text
+    live.engine.stalled = False
+    assert [thread.wait().status_code for thread in asking] == [200, 200]
+    assert shown("red", "green", "blue").status_code == 200
+    wait_until(lambda: admission(live)._picture_bytes == admission(live).num_open == 0)
+
+
 def test_prompts_that_no_queue_holds_are_refused_for_good(start_server: StartServer) -> None:
     """They would shut out everybody else, and be told to try again whenever the server is not idle."""
     live = start_server(max_num_queued_tokens=100)

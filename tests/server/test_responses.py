@@ -326,3 +326,14 @@ def test_an_error_is_a_status_before_the_first_token_and_an_event_after_it(
 def test_request_ids(http: httpx.Client) -> None:
     response = http.post(URL, json={"input": "Hi"}, headers={"X-Request-Id": "abc"})
     assert (response.headers["X-Request-Id"], response.json()["id"]) == ("abc", "resp_abc")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_scores_of_a_response_are_bounded_as_its_end_tells_all_of_them(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setattr("server.generation.MAX_KEPT", 10)
+    include = ["message.output_text.logprobs"]
+    body = {"model": MODEL, "input": "Hi", "top_logprobs": 5, "include": include, "stream": stream}
+    assert "too_many_logprobs" in http.post("/v1/responses", json=body).text
+    assert "too_many_logprobs" not in http.post("/v1/responses", json=body | {"max_output_tokens": 1}).text
