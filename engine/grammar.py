@@ -43,11 +43,16 @@ class GrammarError(ValueError):
 
 
 class Grammar:
-    """A compiled grammar, shared by the requests that ask for it."""
+    """A compiled grammar, shared by the requests that ask for it.
+
+    Copies of a matcher, deep ones too, share the lexer's tables: once those are full, no copy goes on. So
+    drafts have a matcher that was compiled apart, and take nothing of what answers may use.
+    """
 
     def __init__(self, tokenizer: LLTokenizer, text: str) -> None:
-        """Takes milliseconds, or up to a second for the largest, most of it without Python's lock."""
+        """Takes milliseconds, or up to two seconds for the largest, most of it without Python's lock."""
         self._matcher = LLMatcher(tokenizer, text, log_level=0, limits=LIMITS)
+        self._ahead = LLMatcher(tokenizer, text, log_level=0, limits=LIMITS)
         self._num_words = (tokenizer.vocab_size + 31) // 32
         start = self.begin()
         mask = start.mask()  # fills most of the lexer's tables, which the copies share
@@ -55,24 +60,39 @@ class Grammar:
             raise GrammarError(start.error)
         if not start.allows_besides(mask, tokenizer.eos_tokens):
             raise GrammarError("nothing but an empty answer would satisfy it")
+        self._first_id = int(np.unpackbits(mask.view(np.uint8), bitorder="little").argmax())
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the tables are full. Nothing says so but that what was allowed no longer is."""
+        return not all(matcher.validate_tokens([self._first_id]) for matcher in (self._matcher, self._ahead))
 
     def begin(self) -> GrammarState:
         """For one more answer."""
-        return GrammarState(self._matcher.deep_copy(), self._num_words)
+        return GrammarState(self._matcher.deep_copy(), self._ahead.deep_copy(), self._num_words)
 
 
 class GrammarState:
-    """A grammar after the output of one request so far. ``error``: why it cannot go on any more, if so."""
+    """A grammar after the output of one request so far. ``error``: why it cannot go on any more, if so.
+    ``ahead``: the matcher that drafts ask; once it gives up, the answer goes on without them.
+    """
 
-    def __init__(self, matcher: LLMatcher, num_words: int) -> None:
+    def __init__(self, matcher: LLMatcher, ahead: LLMatcher, num_words: int) -> None:
         self._matcher = matcher
+        self._ahead = ahead
         self._num_words = num_words
         self._masks: dict[tuple[int, ...], Mask] = {}
         self.error = reason_of(matcher)
 
+    @property
+    def is_through(self) -> bool:
+        """Whether nothing but the end may follow, or it came."""
+        return self.error is None and self._matcher.is_stopped()
+
     def consume(self, token_id: int) -> None:
         """Go on by one token of output."""
         self._masks.clear()
+        self._ahead.consume_token(token_id)
         self._matcher.consume_token(token_id)
         self.error = self.error or reason_of(self._matcher)
 
@@ -80,8 +100,18 @@ class GrammarState:
         """What may follow the output and ``path``, which the grammar allows. All forbidden after an error."""
         key = tuple(path)
         if key not in self._masks:
-            self._masks[key] = self._fill(key)
+            filled = None if self.error is not None else self._fill(self._matcher, key)
+            if filled is None:
+                self.error = self.error or reason_of(self._matcher) or "its patterns are too complex"
+                return np.zeros(self._num_words, np.int32)
+            self._masks[key] = filled
         return self._masks[key]
+
+    def look_ahead(self, path: Seq[int]) -> None:
+        """Have a mask ready that may be asked for."""
+        key = tuple(path)
+        if key not in self._masks and (filled := self._fill(self._ahead, key)) is not None:
+            self._masks[key] = filled
 
     def allowed(self, token_ids: Seq[int], parents: Seq[int]) -> list[bool]:
         """Which nodes of a tree may follow the output along their path. ``parents`` come before their
@@ -94,10 +124,10 @@ class GrammarState:
 
         def visit(parent: int) -> None:
             for node in children.get(parent, ()):
-                if self._matcher.try_consume_tokens([token_ids[node]]):
+                if self._ahead.try_consume_tokens([token_ids[node]]):
                     allowed[node] = True
                     visit(node)
-                    self._matcher.rollback(1)
+                    self._ahead.rollback(1)
 
         if self.error is None:
             visit(-1)
@@ -112,18 +142,14 @@ class GrammarState:
                 left[token_id // 32] &= ~np.uint32(1 << token_id % 32)
         return bool(left.any())
 
-    def _fill(self, path: tuple[int, ...]) -> Mask:
+    def _fill(self, matcher: LLMatcher, path: tuple[int, ...]) -> Mask | None:
+        """``None`` if ``matcher`` gave up. With full tables it takes no token, but calls that no error."""
         mask = np.zeros(self._num_words, np.int32)
-        if self.error is not None:
-            return mask
-        num_taken = self._matcher.try_consume_tokens(list(path))
-        assert num_taken == len(path), "a path that the grammar does not allow"
-        self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-        self.error = reason_of(self._matcher)
-        if self.error is not None:
-            return np.zeros_like(mask)
-        self._matcher.rollback(num_taken)
-        return mask
+        num_taken = matcher.try_consume_tokens(list(path))
+        if num_taken == len(path):
+            matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+        matcher.rollback(num_taken)
+        return None if num_taken < len(path) or matcher.is_error() else mask
 
 
 class GrammarCompiler:
@@ -141,7 +167,7 @@ class GrammarCompiler:
     def compile(self, text: str) -> Future[Grammar]:
         """A future whose exception is a ``GrammarError``. Called by one thread."""
         known = self._compiled.get(text)
-        if known is None or known.cancelled():
+        if known is None or known.cancelled() or _is_spent(known):
             self._compiled[text] = self._thread.submit(self._compile, text)
             if len(self._compiled) > MAX_CACHED:
                 self._compiled.popitem(last=False)
@@ -150,6 +176,10 @@ class GrammarCompiler:
 
     def _compile(self, text: str) -> Grammar:
         return Grammar(self._tokenizer(), text)
+
+
+def _is_spent(known: Future[Grammar]) -> bool:
+    return known.done() and known.exception() is None and known.result().is_spent
 
 
 def reason_of(matcher: LLMatcher) -> str | None:

@@ -39,7 +39,7 @@ def fill_ahead(spans: Seq[Span], done: Callable[[], bool]) -> None:
     for grammar, path in paths:
         if done():
             return
-        grammar.mask(path)
+        grammar.look_ahead(path)
 
 
 def paths_of(tree: DraftTree) -> list[tuple[int, ...]]:

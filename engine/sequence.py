@@ -231,11 +231,12 @@ class Sequence:
         assert self.finish_reason is None, "a finished request got a token"
         if self.first_token_at is None:
             self.first_token_at = time.monotonic()
-        stops = token_id in self.stop_token_ids and not self.must_not_stop()
+        may_stop = not self.must_not_stop()
         self.token_ids.append(token_id)
         if self.grammar is not None:
             self.grammar.consume(token_id)
-        if stops:
+            may_stop = may_stop or self.grammar.is_through
+        if may_stop and token_id in self.stop_token_ids:
             self.finish_reason, self.stop_token_id = "stop", token_id
         elif self.num_output_tokens >= self.max_tokens:
             self.finish_reason = "length"

@@ -108,12 +108,13 @@ class CallReader:
     def _between(self) -> bool:
         """Behind a call, or, where calls have no marker, at the start: another call, or text."""
         rest = self._unread.lstrip()
-        mark = next((mark for mark in self._marks if rest.startswith(mark)), None)
+        marks = self._marks if self.num_calls else self._style.also  # at the start ";" separates nothing
+        mark = next((mark for mark in marks if rest.startswith(mark)), None)
         if mark is not None:
             self._unread = rest[len(mark) :]
             if mark == self._style.begin:
                 self._expect_call(mark)
-        elif any(mark.startswith(rest) for mark in self._marks):  # nothing but white space, too
+        elif not rest or any(mark.startswith(rest) for mark in marks):
             return False
         elif rest[0] == "{" and self._style.wraps:
             self._expect_call("")

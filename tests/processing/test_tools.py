@@ -135,6 +135,8 @@ def test_calls_are_read_as_they_were_written_however_they_are_cut(
         ("hermes", '<tool_call>{"nam', '<tool_call>{"nam', []),
         ("hermes", '<tool_call>?<tool_call>{"name": "f", "arguments": {}}', "<tool_call>?", [("f", "{}")]),
         ("llama3_json", "Hello {there}", "Hello {there}", []),
+        ("llama3_json", "; hello", "; hello", []),
+        ("llama3_json", "  ;) sure", "  ;) sure", []),
         ("llama3_json", '{"colour": "red"} is JSON', '{"colour": "red"} is JSON', []),
         ("llama3_json", '{"name": "Ann", "parameters": {}}', '{"name": "Ann", "parameters": {}}', []),
         ("llama3_json", '<|python_tag|>{"type": "function", "name": "f", "parameters": {"a": [1]}}', "",
