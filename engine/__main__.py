@@ -13,8 +13,11 @@ from engine.worker import main
 def load(config: EngineConfig) -> Core:
     # Imported here: torch takes seconds, and until then nothing would notice that the parent is gone.
     with collecting_later():
+        from transformers.utils.logging import disable_progress_bar
+
         from engine.core import EngineCore
 
+        disable_progress_bar()  # no line of a log, and an error where nobody reads stderr any more
         return EngineCore.load(config)
 
 

@@ -28,13 +28,15 @@ from server.timeline import Timeline
 @dataclass(slots=True)
 class Piece:
     """What one choice gained: shown text and calls of functions, the log-probabilities and the trees behind
-    them, why it ended. ``prompt_logprobs``: of all tokens of the prompt, in one piece, if asked for.
+    them, why it ended. ``offsets``: where the text of each of the ``logprobs`` begins.
+    ``prompt_logprobs``: of all tokens of the prompt, in one piece, if asked for.
     """
 
     index: int
     text: str = ""
     calls: list[CallDelta] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     rounds: list[TracedRound] = field(default_factory=list)
     finish_reason: FinishReason | None = None
@@ -85,6 +87,7 @@ class Choice:
         self._logprobs = logprobs
         self._trace = trace
         self._timeline = timeline
+        self._num_chars = 0
         self.num_tokens = 0
         self.num_cached = 0
         self.num_spared = 0
@@ -144,7 +147,10 @@ class Choice:
                 break
             if self._logprobs is not None and output.logprobs is not None:
                 piece.logprobs.append(self._logprobs.format(token_id, output.logprobs[position]))
-            self._show(piece, self._detokenizer.feed([token_id]))
+                piece.offsets.append(self._num_chars)
+            text = self._detokenizer.feed([token_id])
+            self._num_chars += len(text)
+            self._show(piece, text)
             if self._stop.matched is not None:
                 piece.finish_reason = "stop"
                 return piece

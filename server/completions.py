@@ -44,12 +44,14 @@ class CompletionAnswer:
     async def whole(self) -> Completion:
         texts = list(self._echoes)
         logprobs: list[list[TokenLogprob]] = [[] for _ in texts]
+        offsets: list[list[int]] = [[] for _ in texts]
         prompts: list[list[TokenLogprob]] = [[] for _ in texts]
         reasons: list[FinishReason] = ["stop"] * len(texts)
         rounds: list[list[TracedRound]] = [[] for _ in texts]
         async for piece in self.opened.generation:
             texts[piece.index] += piece.text
             logprobs[piece.index] += piece.logprobs
+            offsets[piece.index] += piece.offsets
             prompts[piece.index] += piece.prompt_logprobs
             rounds[piece.index] += piece.rounds
             reasons[piece.index] = piece.finish_reason or reasons[piece.index]
@@ -57,7 +59,7 @@ class CompletionAnswer:
             CompletionChoice(
                 index=index,
                 text=text,
-                logprobs=await self._format(index, logprobs[index], prompts[index]),
+                logprobs=await self._format(index, logprobs[index], offsets[index], prompts[index]),
                 finish_reason=reasons[index],
             )
             for index, text in enumerate(texts)
@@ -82,7 +84,9 @@ class CompletionAnswer:
             choice = CompletionChoice(
                 index=piece.index,
                 text=self._echoes[piece.index] + piece.text if piece.prompt_logprobs else piece.text,
-                logprobs=await self._format(piece.index, piece.logprobs, piece.prompt_logprobs),
+                logprobs=await self._format(
+                    piece.index, piece.logprobs, piece.offsets, piece.prompt_logprobs
+                ),
                 finish_reason=piece.finish_reason,
             )
             metrics = self.opened.metrics() if is_last else None
@@ -111,13 +115,18 @@ class CompletionAnswer:
         )
 
     async def _format(
-        self, index: int, logprobs: Sequence[TokenLogprob], prompt: Sequence[TokenLogprob]
+        self,
+        index: int,
+        tokens: Sequence[TokenLogprob],
+        offsets: Sequence[int],
+        prompt: Sequence[TokenLogprob],
     ) -> CompletionLogprobs | None:
         if self._request.logprobs is None:
             return None
-        if len(logprobs) + len(prompt) <= FEW:
-            return self._logprobs[index].format(logprobs, prompt)
-        return await asyncio.to_thread(self._logprobs[index].format, logprobs, prompt)
+        format_ = self._logprobs[index].format
+        if len(tokens) + len(prompt) <= FEW:
+            return format_(tokens, offsets, prompt)
+        return await asyncio.to_thread(format_, tokens, offsets, prompt)
 
 
 async def begin_completion(

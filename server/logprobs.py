@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from codecs import IncrementalDecoder, getincrementaldecoder
+from codecs import getincrementaldecoder
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -46,23 +46,19 @@ class LogprobFormatter:
 
 
 class CompletionLogprobFormatter:
-    """The tokens of one choice in the shape of ``/v1/completions``, in the order in which they came.
-
-    ``echo``: what the choice's text begins with.
-    """
+    """The tokens of one choice in the shape of ``/v1/completions``. ``echo``: what its text begins with."""
 
     def __init__(self, echo: str) -> None:
         self._echo = echo
-        self._offset = len(echo)
-        self._decoder = _decoder()
 
     def format(
-        self, tokens: Sequence[TokenLogprob], prompt: Sequence[TokenLogprob] = ()
+        self, tokens: Sequence[TokenLogprob], offsets: Sequence[int], prompt: Sequence[TokenLogprob] = ()
     ) -> CompletionLogprobs:
-        """``prompt``: its tokens, which go before the first of the answer's."""
+        """``offsets``: where each of the ``tokens`` begins in the answer. ``prompt`` goes before them."""
         both = [*prompt, *tokens]
+        answered = [len(self._echo) + offset for offset in offsets]
         told = CompletionLogprobs(
-            text_offset=[*self._echoed(prompt), *self._answered(tokens)],
+            text_offset=[*self._echoed(prompt), *answered],
             token_logprobs=[token.logprob for token in both],
             tokens=[spelled(token) for token in both],
             top_logprobs=[
@@ -73,23 +69,14 @@ class CompletionLogprobFormatter:
             told.token_logprobs[0] = told.top_logprobs[0] = None
         return told
 
-    def _answered(self, tokens: Sequence[TokenLogprob]) -> Iterator[int]:
-        for token in tokens:
-            yield self._offset
-            self._offset += len(self._decoder.decode(bytes(token.bytes)))
-
     def _echoed(self, tokens: Sequence[TokenLogprob]) -> Iterator[int]:
         """Some tokenizers add tokens that a prompt has not, or a space before its first word."""
-        offset, decoder = 0, _decoder()
+        offset, decoder = 0, getincrementaldecoder("utf-8")("replace")
         for token in tokens:
             yield offset
             text = decoder.decode(bytes(token.bytes))
             spellings = (text, text.removeprefix(" "))
             offset += next((len(one) for one in spellings if self._echo.startswith(one, offset)), 0)
-
-
-def _decoder() -> IncrementalDecoder:
-    return getincrementaldecoder("utf-8")("replace")
 
 
 def spelled(token: TopLogprob) -> str:

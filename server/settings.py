@@ -141,7 +141,9 @@ class ServeSettings(BaseSettings):
         None, description="file with one accepted key a line; # begins a comment"
     )
     max_request_size: ByteSize = Field(ByteSize(64 * 2**20), gt=0, description="bound of a request's body")
-    request_timeout: float | None = Field(None, gt=0, description="seconds that a request may take in all")
+    request_timeout: float | None = Field(
+        None, gt=0, description="seconds from a request's last byte to its answer's"
+    )
     shutdown_timeout: float = Field(30.0, ge=0, description="seconds that open requests get after SIGTERM")
 
     draft: str = Field(
@@ -164,7 +166,7 @@ class ServeSettings(BaseSettings):
 
     dtype: DType = Field("auto", description="type of the weights")
     device: Device = Field("auto", description="where the model runs")
-    max_model_len: int | None = Field(None, ge=1, description="longest prompt and answer together, in tokens")
+    max_model_len: int | None = Field(None, ge=2, description="longest prompt and answer together, in tokens")
     max_num_seqs: int = Field(64, ge=1, description="answers generated at the same time")
     max_num_batched_tokens: int | None = Field(None, ge=1, description="most tokens in one forward pass")
     max_num_queued_reqs: int = Field(256, ge=0, description="answers that may wait; more get a 503")
@@ -221,7 +223,7 @@ class ServeSettings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         refuse_unknown_environment(set(cls.model_fields))
         path = init_settings().get("config") or os.environ.get(CONFIG_ENV)
-        found = read_config(Path(path), set(cls.model_fields)) if path else {}
+        found = read_config(Path(path), set(cls.model_fields) - {"config"}) if path else {}
         from_file = InitSettingsSource(settings_cls, found)
         return init_settings, env_settings, from_file
 

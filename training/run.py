@@ -79,12 +79,19 @@ def with_answers(settings: TrainSettings, folder: Path, *, main: bool = True) ->
 
 
 def model_folder(settings: TrainSettings) -> Path:
-    """Where the target's files are; a hub id is fetched."""
+    """Where the target's files are; a hub id is fetched. Raises ``TrainingError``."""
     if Path(settings.model).is_dir():
         return Path(settings.model)
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
 
-    return Path(snapshot_download(settings.model, revision=settings.revision))
+    try:
+        return Path(snapshot_download(settings.model, revision=settings.revision))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        told = str(error).splitlines()[0]
+        raise TrainingError(
+            f"--model {settings.model} is no folder, nor can the hub give it: {told}"
+        ) from None
 
 
 class Run:

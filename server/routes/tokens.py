@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from fastapi import APIRouter
 
 from processing.tools.request import OutputRequest
 from server.body import StrictRoute
+from server.deadline import deadline_after, until
 from server.errors import bad_request
 from server.prompts import num_bytes, texts_in
 from server.schemas.tokens import (
@@ -35,7 +36,7 @@ async def tokenize(body: TokenizeRequest, state: State) -> TokenizeAnswer:
     """The token ids of a text, or of a conversation with its pictures' placeholders."""
     processor, prompts = state.parts.processor, state.parts.prompts
     field = "messages" if isinstance(body, TokenizeChat) else "prompt"
-    with admitted(state, body.model):
+    async with admitted(state, body.model):
         if isinstance(body, TokenizeChat):
             refuse_long(texts_in(body.messages), field)
             plan = processor.tools.plan(OutputRequest())  # as of a chat without tools
@@ -72,7 +73,7 @@ async def detokenize(body: DetokenizeRequest, state: State) -> DetokenizeAnswer:
             f"'tokens' names a token beyond the model's {processor.vocab_size} tokens.", param="tokens"
         )
     decode = partial(processor.decode, skip_special_tokens=False)
-    with admitted(state, body.model):
+    async with admitted(state, body.model):
         return DetokenizeAnswer(prompt=await state.parts.prompts.in_pool(decode, body.tokens))
 
 
@@ -80,12 +81,13 @@ def texts_of(processor: Processor, tokens: Sequence[int]) -> list[str]:
     return [processor.token_text(token_id) for token_id in tokens]
 
 
-@contextmanager
-def admitted(state: ServerState, model: str | None) -> Iterator[None]:
-    """These share the threads of those who want answers, so they share the queue too."""
+@asynccontextmanager
+async def admitted(state: ServerState, model: str | None) -> AsyncIterator[None]:
+    """These share the threads of those who want answers, so they share the queue and the time limit too."""
     state.served_name(model)
     ticket = state.parts.admission.admit(1, needs_engine=False)
     try:
-        yield
+        async with until(deadline_after(state.parts.timeout)):
+            yield
     finally:
         ticket.release()

@@ -44,10 +44,15 @@ def free_port() -> int:
 
 @contextmanager
 def serve(
-    model: Path, folder: Path, *flags: str, ready: bool = True, **environment: str
+    model: Path,
+    folder: Path,
+    *flags: str,
+    ready: bool = True,
+    stderr: int | None = None,
+    **environment: str,
 ) -> Iterator[LiveServer]:
-    """Run ``python -m server serve`` until the block ends; its output goes to a file in ``folder``. Waits for
-    the model, unless ``ready`` is false.
+    """Run ``python -m server serve`` until the block ends; its output goes to a file in ``folder``, its errors
+    to ``stderr`` if that is a descriptor. Waits for the model, unless ``ready`` is false.
     """
     port = free_port()
     command = [sys.executable, "-m", "server", "serve", "--model", str(model), "--device", "cpu"]
@@ -63,7 +68,7 @@ def serve(
             env=inherited | environment,
             stdin=subprocess.DEVNULL,
             stdout=output,
-            stderr=output,
+            stderr=output if stderr is None else stderr,
             start_new_session=True,
         )
     server = LiveServer(f"http://127.0.0.1:{port}", process, log)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ import psutil
 import pytest
 
 from tests.conftest import BuildCheckpoint
-from tests.http.conftest import LiveServer, serve
+from tests.http.conftest import LiveServer, serve, wait_ready
 
 PRIVATE_PICTURE = {"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/secret.png"}}
 
@@ -28,6 +29,21 @@ def test_sigterm_ends_every_process(tiny: BuildCheckpoint, tmp_path: Path) -> No
         assert server.process.wait(timeout=20) in (0, -signal.SIGTERM)
         _, alive = psutil.wait_procs(engines, timeout=5)
         assert not alive
+
+
+def test_an_engine_starts_again_though_nobody_reads_the_log(tiny: BuildCheckpoint, tmp_path: Path) -> None:
+    """A bar that was drawn while weights were loaded failed then, and counted as a model that cannot be."""
+    reader, writer = os.pipe()
+    with serve(tiny("llama"), tmp_path, stderr=writer) as server:
+        os.close(writer)
+        os.close(reader)
+        [engine] = psutil.Process(server.process.pid).children()
+        engine.kill()
+        psutil.wait_procs([engine], timeout=10)
+        time.sleep(1)
+        wait_ready(server)
+        body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+        assert httpx.post(f"{server.base_url}/chat/completions", json=body, timeout=60).status_code == 200
 
 
 @pytest.mark.parametrize("ready", [False, True], ids=["loading", "ready"])

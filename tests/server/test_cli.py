@@ -220,6 +220,9 @@ def test_unknown_keys_fail_wherever_they_come_from(monkeypatch: pytest.MonkeyPat
     file.write_text('{"port": 5, "max-num-sequences": 1}')
     with pytest.raises(SettingsError, match=rf"{file}: 'max-num-sequences'"):
         ServeSettings(config=file)
+    file.write_text('{"config": "another.json"}')
+    with pytest.raises(SettingsError, match=rf"{file}: 'config'"):
+        ServeSettings(config=file)
     monkeypatch.setenv("SPECVLM_PROT", "1")
     with pytest.raises(SettingsError, match="SPECVLM_PROT"):
         ServeSettings()

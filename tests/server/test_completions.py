@@ -125,6 +125,18 @@ def test_logprobs_in_their_older_shape(live: Live, client: openai.OpenAI) -> Non
     assert [offset for one in told for offset in one.text_offset] == found.text_offset
 
 
+def test_offsets_are_those_of_the_text_that_is_told(live: Live, client: openai.OpenAI) -> None:
+    """Special tokens that are not shown were counted in, by their names."""
+    live.engine.answer = live.engine.says(f"a{IMAGE_TEXT}éb", step=2)
+    [choice] = ask(client, logprobs=0).choices
+    assert choice.text == "aéb"
+    assert choice.logprobs.text_offset == [0, 1, 1, 1, 2]
+    [shown] = ask(client, logprobs=0, extra_body={"skip_special_tokens": False}).choices
+    assert shown.text == f"a{IMAGE_TEXT}éb"
+    after = 1 + len(IMAGE_TEXT)
+    assert shown.logprobs.text_offset == [0, 1, after, after, after + 1]
+
+
 @pytest.mark.parametrize("step", [1, 3, 100])
 def test_echo_with_logprobs_tells_of_the_prompt_too(live: Live, client: openai.OpenAI, step: int) -> None:
     live.engine.answer = live.engine.says("aé", step=step)

@@ -191,6 +191,8 @@ def test_pictures_count_towards_the_time(start_server: StartServer) -> None:
     response = ask(live, messages=[{"role": "user", "content": [picture]}])
     assert (response.status_code, response.json()["error"]["code"]) == (504, "request_timeout")
     assert live.engine.requests == []
+    tokenized = ask(live, "/tokenize", messages=[{"role": "user", "content": [picture]}])
+    assert (tokenized.status_code, tokenized.json()["error"]["code"]) == (504, "request_timeout")
     assert admission(live).num_open == 0
 
 

@@ -35,6 +35,18 @@ def test_a_folder_that_cannot_be_made_is_named(reciting: Path, tmp_path: Path) -
         CliApp.run(Train, cli_args=["--model", str(reciting), "--data", str(data), "--out", out, *FLAGS])
 
 
+def test_a_model_that_is_nowhere_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    data = recitals(tmp_path / "a.jsonl", 2)
+    for model in (str(tmp_path / "nope"), "no/such"):
+        flags = ["--model", model, "--data", str(data), "--out", str(tmp_path / "out"), *FLAGS]
+        with pytest.raises(
+            SystemExit, match=f"--model {model} is no folder, nor can the hub give it: "
+        ) as end:
+            CliApp.run(Train, cli_args=flags)
+        assert "\n" not in str(end.value.code)
+
+
 def test_generate_and_train_by_flags(
     reciting: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
