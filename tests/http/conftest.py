@@ -51,7 +51,7 @@ def serve(
     stderr: int | None = None,
     **environment: str,
 ) -> Iterator[LiveServer]:
-    """Run ``python -m server serve`` until the block ends; its output goes to a file in ``folder``, its errors
+    """Run ``python -m server serve`` until the block ends; its output is in ``folder``, its errors go
     to ``stderr`` if that is a descriptor. Waits for the model, unless ``ready`` is false.
     """
     port = free_port()

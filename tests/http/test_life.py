@@ -34,7 +34,7 @@ def test_sigterm_ends_every_process(tiny: BuildCheckpoint, tmp_path: Path) -> No
 def test_an_engine_starts_again_though_nobody_reads_the_log(tiny: BuildCheckpoint, tmp_path: Path) -> None:
     """A bar that was drawn while weights were loaded failed then, and counted as a model that cannot be."""
     reader, writer = os.pipe()
-    with serve(tiny("llama"), tmp_path, stderr=writer) as server:
+    with serve(tiny("llama"), tmp_path, stderr=writer, HF_HUB_DISABLE_PROGRESS_BARS="0") as server:
         os.close(writer)
         os.close(reader)
         [engine] = psutil.Process(server.process.pid).children()
