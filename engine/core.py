@@ -97,8 +97,7 @@ class EngineCore:
         self._compiling = None if grammars is None else GrammarQueue(grammars)
         self._arrivals = itertools.count()
         self._pending: list[RequestOutput] = []  # ends that no step has reported yet
-        self._prompt_tokens = 0
-        self._generation_tokens = 0
+        self._prompt_tokens = self._generation_tokens = 0
         self._step_seconds = 0.0
         limits = self._speculator.limits
         self.info = EngineInfo(
@@ -298,9 +297,11 @@ class EngineCore:
             traced = self._speculator.count(span, walked, len(taken))
             rounds = [traced] if span.sequence.trace else None
         logprobs = None if walked.logprobs is None else walked.logprobs[: len(taken)]
-        sequence = span.sequence
-        is_first = sequence.num_output_tokens == len(taken) and sequence.sampling.prompt_logprobs is not None
-        return self._output(sequence, taken, logprobs, rounds, sequence.prompt_logprobs if is_first else None)
+        sequence, scores = span.sequence, None
+        if sequence.num_output_tokens == len(taken):  # the first: the prompt is through
+            self._prompt_tokens += sequence.num_prompt_tokens
+            scores = None if sequence.sampling.prompt_logprobs is None else sequence.prompt_logprobs
+        return self._output(sequence, taken, logprobs, rounds, scores)
 
     def _output(
         self,
@@ -312,7 +313,6 @@ class EngineCore:
     ) -> RequestOutput:
         reason = sequence.finish_reason
         if reason is not None:
-            self._prompt_tokens += sequence.num_prompt_tokens
             self._speculator.forget(sequence)
         return RequestOutput(
             request_id=sequence.request_id,

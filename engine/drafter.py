@@ -17,6 +17,8 @@ from engine.sequence import Sequence
 class Drafter(Protocol):
     """A draft may be wrong in any way and changes no output. ``pages``: of a draft that keeps KV;
     ``compression``: what becomes of pictures in one that sees them.
+
+    Where memory runs out it raises, and serves on: less the sequences of which it then lacks something.
     """
 
     kind: str
@@ -89,6 +91,6 @@ class NgramSource:
             prompt = sequence.token_ids[: sequence.num_prompt_tokens]
             # A trace lists what was proposed, which must not be words of somebody else's answer.
             self._ngrams.begin(sequence.request_id, prompt, sequence.salt, only_own=sequence.trace)
-            known = sequence.num_prompt_tokens
+            known = self._known[sequence.request_id] = sequence.num_prompt_tokens
         self._ngrams.extend(sequence.request_id, sequence.token_ids[known:])
         self._known[sequence.request_id] = sequence.num_tokens

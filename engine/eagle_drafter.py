@@ -10,8 +10,10 @@ CPU kernels, all of it in one call of theirs; or from CUDA graphs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
+from contextlib import contextmanager
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -25,14 +27,14 @@ from engine.draft_model import DraftModel
 from engine.draft_pages import DraftPages, spare_pages
 from engine.drafter import NgramSource
 from engine.features import FeatureStore
-from engine.follower import Follower, can_follow, draft_of, num_behind, reserve
+from engine.follower import EAGER, Follower, can_follow, draft_of, num_behind, reserve
 from engine.graphs import Capture, captured
 from engine.kernels.grow import Roots
 from engine.kv_cache import KVCache
 from engine.level_graphs import LevelGraphs, Trees
 from engine.levels import Grown, Ints, children, first_level, next_frontier, to_host
 from engine.pages import PagePool
-from engine.runner import Outcome
+from engine.runner import Outcome, is_out_of_memory
 from engine.scheduler import Span
 from engine.sequence import Sequence
 
@@ -104,9 +106,10 @@ class EagleDrafter:
         self.graphs = captured("the draft", make)
 
     def keep(self, spans: Seq[Span], outcome: Outcome) -> None:
-        self._follower.features.keep(
-            spans, outcome.paths, outcome.features, outcome.embeddings, outcome.image_scores
-        )
+        with _at_stake([span.sequence for span in spans]):
+            self._follower.features.keep(
+                spans, outcome.paths, outcome.features, outcome.embeddings, outcome.image_scores
+            )
 
     def num_behind(self, sequence: Sequence) -> int:
         """In slots: what the draft has to run."""
@@ -116,7 +119,9 @@ class EagleDrafter:
         return can_follow(sequence, (num_steps - 1) * topk)
 
     def follow(self, running: Seq[Sequence]) -> None:
-        self._follower.follow(running)
+        for sequence in running:
+            with _at_stake([sequence]):
+                self._follower.follow([sequence])
 
     def forget(self, sequence: Sequence) -> None:
         if self.lookup is not None:  # all else goes with the sequence's ``DraftKV``
@@ -133,20 +138,22 @@ class EagleDrafter:
         served = [sequence for sequence, has_room in zip(sequences, granted, strict=True) if has_room]
         if not served:
             return nothing(len(sequences))
-        candidates = self._grow(served, num_steps, topk)
+        try:
+            candidates = self._grow(served, num_steps, topk)
+        finally:
+            for draft in [sequence.draft for sequence in served if sequence.draft is not None]:
+                draft.table.truncate(draft.num_slots)
         return candidates if len(served) == len(sequences) else candidates.spread(granted)
 
     def _grow(self, sequences: Seq[Sequence], num_steps: int, topk: int) -> Candidates:
-        states = self._follower.catch_up(sequences)
+        states = self._catch_up(sequences)
         grow = self._level_by_level
         if self.model.grower is not None:
             grow = self._in_one_call
         elif self.graphs is not None:
             grow = self._by_graphs
-        token_ids, parents, scores, width = grow(sequences, states, num_steps, topk)
-        for sequence in sequences:
-            draft = draft_of(sequence)
-            draft.table.truncate(draft.num_slots)
+        with _at_stake(sequences):  # they would want as much in every step
+            token_ids, parents, scores, width = grow(sequences, states, num_steps, topk)
         depths = np.repeat(np.arange(1, num_steps + 1), [width, *[width * width] * (num_steps - 1)])
         deepest = np.array([s.tree_limits(num_steps, topk).num_steps for s in sequences])
         return Candidates(
@@ -155,6 +162,20 @@ class EagleDrafter:
             depths=np.broadcast_to(depths, token_ids.shape),
             scores=np.where(depths > deepest[:, None], np.float32("-inf"), scores),
         )
+
+    def _catch_up(self, sequences: Seq[Sequence]) -> torch.Tensor:
+        """The last state of each ``[S, hidden]``. Who is far behind is read alone: if memory does not suffice
+        for a long prompt, that costs nobody else the draft.
+        """
+        groups: list[list[Sequence]] = []
+        for is_far, group in groupby(sequences, lambda sequence: num_behind(sequence) > EAGER):
+            members = list(group)
+            groups += [[sequence] for sequence in members] if is_far else [members]
+        states = []
+        for members in groups:
+            with _at_stake(members):
+                states.append(self._follower.catch_up(members))
+        return torch.cat(states)
 
     def _in_one_call(
         self, sequences: Seq[Sequence], states: torch.Tensor, num_steps: int, topk: int
@@ -222,6 +243,22 @@ class EagleDrafter:
             )
         batch = build_batch(parts, self._page_size, self.model.device)
         return dataclasses.replace(batch, tree_masks=masks.flatten())
+
+
+@contextmanager
+def _at_stake(sequences: Seq[Sequence]) -> Iterator[None]:
+    """If memory runs out in here, features are lost that the drafts of these have not seen. They go on
+    without, which frees pages and all that waits.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            for sequence in sequences:
+                if sequence.draft is not None:
+                    sequence.draft.release()
+                    sequence.draft = None
+        raise
 
 
 def _positions(sequences: Seq[Sequence], num_steps: int) -> Ints:

@@ -2,9 +2,9 @@
 
 A step is one packed row of at most ``max_num_batched_tokens`` tokens. Sequences that want one token go
 first, so a long prompt or a picture never delays them by more than a step; what is left of the budget goes
-to their trees, then to prompts. Priority decides who goes first, then arrival. All pages of a prompt are
-reserved when it is admitted; a sequence that cannot get a page while it grows preempts the last of the
-running ones, which is recomputed later, mostly from the cache.
+to prompts, less a share, and then to trees. Priority decides who goes first, then arrival. All pages of a
+prompt are reserved when it is admitted; a sequence that cannot get a page while it grows preempts the last of
+the running ones, which is recomputed later, mostly from the cache.
 """
 
 from __future__ import annotations
@@ -46,6 +46,13 @@ class Limits:
                 f"max_num_seqs ({self.max_num_seqs}){also}, which run together"
             )
 
+    def before_trees(self, num_growing: int) -> int:
+        """How many rows prompts may fill beside the trees of so many sequences. These keep a quarter of what
+        is free: a prompt takes a third longer at most, and no queue of prompts ends speculation.
+        """
+        free = self.max_num_batched_tokens - num_growing
+        return num_growing + max(free - free // 4, self.longest_block)
+
 
 @dataclass(slots=True, frozen=True)
 class Span:
@@ -74,10 +81,7 @@ class Span:
 
 @dataclass(slots=True)
 class StepPlan:
-    """One step: spans in row order, and the pictures to encode before (key, picture).
-
-    ``num_tokens``: rows of all spans, trees included.
-    """
+    """One step: spans in row order, pictures to encode before (key, picture), rows with those of trees."""
 
     spans: list[Span] = field(default_factory=list)
     encode: dict[bytes, ImageInput] = field(default_factory=dict)
@@ -107,11 +111,8 @@ class Scheduler:
         self.caching = caching
         self.waiting: list[Sequence] = []  # both sorted by ``order``
         self.running: list[Sequence] = []
-        self.num_preemptions = 0
-        self.prefix_queries = 0
-        self.prefix_hits = 0
-        self.mm_queries = 0
-        self.mm_hits = 0
+        self.num_preemptions = self.prefix_queries = self.prefix_hits = 0
+        self.mm_queries = self.mm_hits = 0
 
     @property
     def has_work(self) -> bool:
@@ -130,6 +131,16 @@ class Scheduler:
         """Running sequences that want one token only, oldest first: those that a tree can be drafted for."""
         return [sequence for sequence in self.running if sequence.num_wanted == 1]
 
+    @property
+    def prompt_rows(self) -> int:
+        """About how many rows of the next step prompts take, where trees take theirs."""
+        wanted = sum(s.num_wanted for s in self.running if s.num_wanted > 1)
+        places, waiting = self.limits.max_num_seqs - len(self.running), self.waiting
+        if places and waiting and self._has_room(waiting[0], self._prefix_hits(waiting[0])):
+            wanted += sum(s.num_wanted for s in waiting[:places])
+        count = len(self.growing)
+        return min(wanted, self.limits.before_trees(count) - count)
+
     def schedule(self, trees: Mapping[str, DraftTree] = MappingProxyType({})) -> StepPlan:
         """Choose the next step. The plan is empty only if nothing is unfinished.
 
@@ -137,12 +148,14 @@ class Scheduler:
         """
         plan = StepPlan()
         self._plan_growing(plan)
-        if trees:
-            self._plan_trees(plan, trees)
+        drafted = [(i, tree) for i, s in enumerate(plan.spans) if (tree := trees.get(s.sequence.request_id))]
+        left = self.limits.max_num_batched_tokens - sum(len(tree) for _, tree in drafted)
+        most = max(left, self.limits.before_trees(plan.num_tokens))
         for sequence in self.running:
             if sequence.num_wanted > 1:
-                self._plan_chunk(plan, sequence)
-        self._admit(plan)
+                self._plan_chunk(plan, sequence, most)
+        self._admit(plan, most)
+        self._plan_trees(plan, drafted)
         return plan
 
     def commit(self, span: Span, token_ids: list[int], num_computed: int) -> list[int]:
@@ -183,9 +196,8 @@ class Scheduler:
             for key in sequence.pinned:
                 pins.setdefault(key, set()).add(sequence.request_id)
         self.encoder_cache.check(pins)
-        assert all(s.num_computed == 0 and not s.table.pages and s.draft is None for s in self.waiting), (
-            "a waiting sequence holds KV"
-        )
+        held = [s for s in self.waiting if s.num_computed or s.table.pages or s.draft is not None]
+        assert not held, "a waiting sequence holds KV"
         for sequence in self.running:
             assert 0 <= sequence.num_computed < sequence.num_tokens
             assert sequence.table.num_missing(sequence.num_computed) == 0
@@ -203,27 +215,23 @@ class Scheduler:
                     break
             else:
                 sequence.table.reserve(sequence.num_tokens)
-                self._plan_chunk(plan, sequence)
+                self._plan_chunk(plan, sequence, self.limits.max_num_batched_tokens)
 
-    def _plan_trees(self, plan: StepPlan, trees: Mapping[str, DraftTree]) -> None:
-        """Give the planned sequences their trees while rows and pages last; nobody is preempted for one, and
-        no picture that must run whole is kept waiting.
-        """
-        prompts = bool(self.waiting) or len(plan.spans) < len(self.running)
-        most = self.limits.max_num_batched_tokens - (self.limits.longest_block if prompts else 0)
-        for i, span in enumerate(plan.spans):
-            tree = trees.get(span.sequence.request_id)
-            if tree is None or plan.num_tokens + len(tree) > most:
+    def _plan_trees(self, plan: StepPlan, drafted: Iterable[tuple[int, DraftTree]]) -> None:
+        """Give spans, by index, their trees while rows and pages last; nobody is preempted for one."""
+        for i, tree in drafted:
+            span = plan.spans[i]
+            if plan.num_tokens + len(tree) > self.limits.max_num_batched_tokens:
                 continue
             if span.sequence.table.can_reserve(span.end + len(tree)):
                 span.sequence.table.reserve(span.end + len(tree))
                 plan.spans[i] = Span(span.sequence, span.start, span.length, tree)
                 plan.num_tokens += len(tree)
 
-    def _plan_chunk(self, plan: StepPlan, sequence: Sequence) -> None:
-        """Add as many of the wanted tokens as the token and encoder budgets allow."""
+    def _plan_chunk(self, plan: StepPlan, sequence: Sequence, most: int) -> None:
+        """Add as many of the wanted tokens as the encoder budget and ``most`` rows of all allow."""
         start = sequence.num_computed
-        length = min(sequence.num_wanted, self.limits.max_num_batched_tokens - plan.num_tokens)
+        length = min(sequence.num_wanted, most - plan.num_tokens)
         length = sequence.uncut(start + length) - start
         if length <= 0:
             return
@@ -257,7 +265,7 @@ class Scheduler:
         self.mm_queries += 1
         return True
 
-    def _admit(self, plan: StepPlan) -> None:
+    def _admit(self, plan: StepPlan, most: int) -> None:
         """Start waiting sequences, in order, while there is room for their whole prompt."""
         if not self.waiting:
             return
@@ -268,9 +276,7 @@ class Scheduler:
         )
         num_held = 0  # places kept for those who wait for pages: later arrivals must not overtake them
         for sequence in list(self.waiting):
-            if len(self.running) + num_held >= self.limits.max_num_seqs:
-                break
-            if plan.num_tokens >= self.limits.max_num_batched_tokens:
+            if len(self.running) + num_held >= self.limits.max_num_seqs or plan.num_tokens >= most:
                 break
             hits = self._prefix_hits(sequence)
             beyond = sequence.hashes[len(hits) : (sequence.num_tokens - 1) // sequence.table.page_size]
@@ -281,7 +287,7 @@ class Scheduler:
                 break
             self._start(sequence, hits)
             coming.update(beyond)
-            self._plan_chunk(plan, sequence)
+            self._plan_chunk(plan, sequence, most)
 
     def _prefix_hits(self, sequence: Sequence) -> list[int]:
         """Cached pages of the prompt, never all of it: the last token must run to give a distribution. Nor do
@@ -317,7 +323,6 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         """Give the pages back and wait again; tokens drawn so far are kept and recomputed."""
         self.running.remove(sequence)
-        self._unpin(sequence, sequence.num_tokens)
         self._release(sequence)
         sequence.num_computed = 0
         self.add(sequence)
@@ -325,11 +330,11 @@ class Scheduler:
 
     def _leave(self, sequence: Sequence) -> None:
         (self.running if sequence in self.running else self.waiting).remove(sequence)
-        self._unpin(sequence, sequence.num_tokens)
         self._release(sequence)
 
     def _release(self, sequence: Sequence) -> None:
-        """Give all pages back, the draft's too."""
+        """Give all pages back, the draft's too, and let go of all pictures."""
+        self._unpin(sequence, sequence.num_tokens)
         sequence.table.release()
         if sequence.draft is not None:
             sequence.draft.release()

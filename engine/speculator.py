@@ -20,13 +20,14 @@ from engine.drafter import Drafter
 from engine.grammar_tree import prune
 from engine.merge import merge
 from engine.messages import TracedRound
-from engine.runner import Outcome
+from engine.runner import Outcome, is_out_of_memory
 from engine.scheduler import Scheduler, Span
 from engine.sequence import Sequence
 from engine.verify import Walk
 
 log = logging.getLogger(__name__)
 
+_QUIET_SECONDS = 60.0
 _WATCHED_ROUNDS = 500
 _SUSPICIOUS = 0.05  # accepted drafts a round: what wrong wiring looks like, or the wrong draft
 
@@ -47,6 +48,7 @@ class Speculator:
         self.accepted_per_depth: list[int] = []
         self.draft_seconds = 0.0
         self._budget = budget
+        self._quiet_until = 0.0  # after a warning that memory ran out
         self._watched = (0, 0)  # rounds and accepted drafts when the watchdog last looked
 
     def draft(self, scheduler: Scheduler) -> dict[str, DraftTree]:
@@ -56,8 +58,8 @@ class Speculator:
         started = time.monotonic()
         try:
             return self._draft(self.drafter, scheduler)
-        except Exception:  # whatever is wrong with a draft, answers go on without it
-            self._give_up()
+        except Exception as error:  # whatever is wrong with a draft, answers go on without it
+            self._give_up(error)
             return {}
         finally:
             self.draft_seconds += time.monotonic() - started
@@ -67,8 +69,8 @@ class Speculator:
         if self.drafter is not None:
             try:
                 self.drafter.keep(spans, outcome)
-            except Exception:
-                self._give_up()
+            except Exception as error:
+                self._give_up(error)
 
     def count(self, span: Span, walked: Walk, num_taken: int) -> TracedRound:
         """Account for a committed tree, of which ``num_taken`` tokens became output."""
@@ -134,14 +136,12 @@ class Speculator:
         """What to verify for the most tokens a second of the whole batch; ``None``: plain decoding."""
         started = time.monotonic()
         num_plain = len(scheduler.growing) - len(sequences)
-        prompts = sum(s.num_wanted for s in scheduler.running if s.num_wanted > 1)
-        most = scheduler.limits.max_num_batched_tokens
         plan = budget.plan(
             [s.request_id for s in sequences],
             [s.tree_limits(self.limits.num_steps, self.limits.topk) for s in sequences],
             behind=[max(1, drafter.num_behind(sequence)) for sequence in sequences],
-            max_rows=most,
-            other_rows=min(num_plain + prompts, most - len(sequences)),
+            max_rows=scheduler.limits.max_num_batched_tokens,
+            other_rows=num_plain + scheduler.prompt_rows,
             other_tokens=num_plain,
         )
         if not plan.levels:
@@ -159,9 +159,16 @@ class Speculator:
         budget.observe_draft(plan, time.monotonic() - started)
         return candidates, chosen
 
-    def _give_up(self) -> None:
-        log.exception("drafting failed; from here on this engine decodes plainly, restart it to speculate")
-        self.drafter = None
+    def _give_up(self, error: Exception) -> None:
+        """For this step where memory ran out, since the drafter has seen to the rest of it; else for good."""
+        if not is_out_of_memory(error):
+            log.exception(
+                "drafting failed; from here on this engine decodes plainly, restart it to speculate"
+            )
+            self.drafter, self.limits = None, NO_SPECULATION
+        elif time.monotonic() >= self._quiet_until:
+            log.warning("not enough memory to draft, some answers go on without drafts: %s", error)
+            self._quiet_until = time.monotonic() + _QUIET_SECONDS
 
     def _watch(self) -> None:
         """Say loudly when next to nothing is accepted: that is how wrong wiring looks, not a weak draft."""

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.budget import SpeculationBudget
+from engine.budget import DraftPlan, SpeculationBudget
 from engine.candidates import Candidates
 from engine.config import SpeculativeConfig
 from engine.costs import CostTable, DraftCosts
@@ -49,28 +49,33 @@ class Fixed(Adversary):
 
 def running(asked: Seq[SpeculativeParams], max_tokens: int = 50) -> Scheduler:
     """A scheduler whose sequences "0", "1" … have their prompts behind them and one token of output."""
-    pool = PagePool(200)
-    scheduler = Scheduler(Limits(len(asked) + 1, 500, 10), pool, EncoderCache(10), caching=True)
+    scheduler = Scheduler(Limits(len(asked) + 1, 500, 10), PagePool(2000), EncoderCache(10), caching=True)
     for number, one in enumerate(asked):
-        request = GenerateRequest(
-            request_id=str(number),
-            prompt=Prompt(token_ids=[number, 2, 3]),
-            sampling=SamplingParams(max_tokens=max_tokens),
-            speculative=one,
-        )
-        scheduler.add(
-            Sequence.from_request(
-                request,
-                arrival=number,
-                table=PageTable(pool, 4),
-                eos_token_ids=frozenset(),
-                max_model_len=100,
-                limits=LIMITS,
-            )
-        )
+        add(scheduler, number, [number, 2, 3], one, max_tokens)
     for span in scheduler.schedule().spans:
         scheduler.commit(span, [4], span.end)
     return scheduler
+
+
+def add(
+    scheduler: Scheduler, number: int, token_ids: list[int], asked: SpeculativeParams, max_tokens: int = 50
+) -> None:
+    request = GenerateRequest(
+        request_id=str(number),
+        prompt=Prompt(token_ids=token_ids),
+        sampling=SamplingParams(max_tokens=max_tokens),
+        speculative=asked,
+    )
+    scheduler.add(
+        Sequence.from_request(
+            request,
+            arrival=number,
+            table=PageTable(scheduler.pool, 4),
+            eos_token_ids=frozenset(),
+            max_model_len=10_000,
+            limits=LIMITS,
+        )
+    )
 
 
 CHAIN: Nodes = [(5, -1), (6, 0), (7, 1)]
@@ -214,3 +219,29 @@ def test_one_sequence_looks_where_drafts_did_not_pay() -> None:
             looks.append((drafter.asked, list(drafted)))
     assert looks
     assert all(look == (["1"], ["1"]) for look in looks), looks
+
+
+class Told(SpeculationBudget):
+    """Keeps how many other rows it is told of."""
+
+    other_rows: int
+
+    def plan(self, *args: Any, other_rows: int = 0, **how: Any) -> DraftPlan:
+        self.other_rows = other_rows
+        return super().plan(*args, other_rows=other_rows, **how)
+
+
+@pytest.mark.parametrize(("length", "rows"), [(40, 40), (5000, 374)])
+def test_the_budget_is_told_of_prompts_that_run_or_are_about_to(length: int, rows: int) -> None:
+    scheduler = running([SpeculativeParams(), SpeculativeParams(enabled=False)])
+    costs = CostTable({1: 0.020, 64: 0.021})
+    budget = Told(costs, DraftCosts(CostTable({1: 0.0001})), max_steps=3)
+    drafter: Any = Fixed(candidates_of([CHAIN]))
+    drafter.lookup = None
+    speculator = Speculator(drafter, LIMITS, budget)
+    assert "0" in speculator.draft(scheduler)
+    assert budget.other_rows == 1, "who does not speculate"
+    for number in (2, 3):  # there is a place for one
+        add(scheduler, number, [9] * length, SpeculativeParams())
+        assert "0" in speculator.draft(scheduler), "prompts do not end speculation"
+        assert budget.other_rows == 1 + rows
