@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Literal, Protocol
 
 from engine.messages import EngineInfo, EngineStats, GenerateRequest, RejectCode, RequestOutput, StepReport
@@ -51,6 +51,11 @@ class EngineClient(Protocol):
 
         Closing the generator early aborts the request. Raises ``RequestRejectedError`` where the engine
         refuses it, ``EngineDeadError`` where the engine is not there or dies.
+        """
+
+    def when_ended(self, request_ids: Iterable[str], callback: Callable[[], None]) -> None:
+        """Call back once the engine has ended these requests, whose generators are closed: until then they
+        still take its memory, and what they sent may be on its way. At once where it has.
         """
 
     async def shutdown(self, timeout: float = 0.0) -> None:

@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
+from dataclasses import dataclass
 
 from engine.client import EngineDeadError, EngineState, ReportListener, RequestRejectedError
 from engine.messages import (
@@ -36,6 +37,14 @@ class _Died:
         self.reason = reason
 
 
+@dataclass(slots=True)
+class _Goodbye:
+    """Of what stands for several requests: how many the engine has still to end, and whom to tell then."""
+
+    num_left: int
+    callback: Callable[[], None]
+
+
 class RequestStreams:
     """One queue for each request that has a listener. ``abort`` tells the engine that one has left; ``ended``
     hears of each that has none any more."""
@@ -44,6 +53,7 @@ class RequestStreams:
         self._abort, self._ended = abort, ended
         self._queues: dict[str, asyncio.Queue[RequestOutput | _Died]] = {}
         self._leaving: set[str] = set()  # aborted by us, not ended by the engine yet
+        self._goodbyes: dict[str, _Goodbye] = {}
         self._empty = asyncio.Event()
         self._empty.set()
 
@@ -83,20 +93,37 @@ class RequestStreams:
             if queue is not None:
                 queue.put_nowait(output)
             if output.finish_reason is not None:
-                self._leaving.discard(output.request_id)
+                self._leave(output.request_id)
                 self._drop_queue(output.request_id)
 
     def fail_all(self, reason: str) -> None:
         """The engine is gone and ends nothing any more: every open request raises ``EngineDeadError``."""
-        self._leaving.clear()
+        for request_id in list(self._leaving):
+            self._leave(request_id)
         for request_id, queue in list(self._queues.items()):
             queue.put_nowait(_Died(reason))
             self._drop_queue(request_id)
+
+    def when_ended(self, request_ids: Iterable[str], callback: Callable[[], None]) -> None:
+        """``callback`` once the engine has ended those of the requests that nobody listens to any more."""
+        left = self._leaving.intersection(request_ids)
+        if left:
+            self._goodbyes |= dict.fromkeys(left, _Goodbye(len(left), callback))
+        else:
+            callback()
 
     async def wait_empty(self, timeout: float) -> None:
         """Until no request has a listener any more, for up to ``timeout`` seconds."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._empty.wait(), timeout)
+
+    def _leave(self, request_id: str) -> None:
+        self._leaving.discard(request_id)
+        goodbye = self._goodbyes.pop(request_id, None)
+        if goodbye is not None:
+            goodbye.num_left -= 1
+            if not goodbye.num_left:
+                goodbye.callback()
 
     def _drop_queue(self, request_id: str) -> None:
         if self._queues.pop(request_id, None) is not None:
@@ -142,6 +169,9 @@ class StreamingClient(ABC):
 
     def generate(self, request: GenerateRequest) -> AsyncGenerator[RequestOutput, None]:
         return self._streams.stream(request, self._submit)
+
+    def when_ended(self, request_ids: Iterable[str], callback: Callable[[], None]) -> None:
+        self._streams.when_ended(request_ids, callback)
 
     async def shutdown(self, timeout: float = 0.0) -> None:
         """A second call waits for the first."""

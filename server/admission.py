@@ -6,7 +6,14 @@ Knows counts and states only.
 from __future__ import annotations
 
 from engine.client import EngineClient
-from server.errors import ApiError, engine_unavailable, queue_full, shutting_down, too_many_tokens
+from server.errors import (
+    ApiError,
+    engine_unavailable,
+    pictures_full,
+    queue_full,
+    shutting_down,
+    too_many_tokens,
+)
 from server.metrics import Metrics
 
 
@@ -74,8 +81,9 @@ class Admission:
 
     def hold(self, picture_bytes: int) -> None:
         """Where no pictures are held any are taken."""
-        if self._picture_bytes and self._picture_bytes + picture_bytes > self._max_picture_bytes:
-            raise self._rejection("picture_memory", queue_full())
+        total = self._picture_bytes + picture_bytes
+        if picture_bytes and self._picture_bytes and total > self._max_picture_bytes:
+            raise self._rejection("picture_memory", pictures_full())
         self._picture_bytes += picture_bytes
 
     def started(self, num_tokens: int) -> None:

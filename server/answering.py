@@ -138,7 +138,7 @@ async def open_answer(
         raise
     generation = Generation(
         [choice.pieces() for choice in choices],
-        ticket.release,
+        partial(parts.client.when_ended, [choice.request_id for choice in choices], ticket.release),
         deadline,
         weight=lambda piece: piece.weight,
         keeps_all=not request.stream,

@@ -93,6 +93,10 @@ class Choice:
         self.num_spared = 0
         self.speculation: SpeculationStats | None = None
 
+    @property
+    def request_id(self) -> str:
+        return self._request.request_id
+
     async def pieces(self) -> AsyncGenerator[Piece, None]:
         end = "abort"
         try:

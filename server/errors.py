@@ -207,6 +207,11 @@ def queue_full() -> ApiError:
     return ApiError(503, "Too many requests are waiting; try again soon.", code="queue_full")
 
 
+def pictures_full() -> ApiError:
+    told = "The pictures of open requests fill their memory; try again soon, or send fewer or smaller ones."
+    return ApiError(503, told, code="pictures_full")
+
+
 def request_timeout() -> ApiError:
     """Clients are told not to try again: it would take as long."""
     return ApiError(

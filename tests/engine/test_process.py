@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -68,6 +69,32 @@ async def test_leaving_early_aborts() -> None:
         cancelled.cancel()
         await until_idle(client)
         assert await collect(client, make_request("closed")) == expected(make_request("closed"))
+
+
+async def test_who_has_left_is_there_until_the_engine_has_heard_of_it() -> None:
+    async with running() as client:
+        await client.wait_ready()
+        names, told = ["a", "b", "c"], []
+        streams = [client.generate(make_request(name, max_tokens=ENDLESS)) for name in names]
+        for stream in streams:
+            await anext(stream)
+        assert client.pid is not None
+        os.kill(client.pid, signal.SIGSTOP)
+        for stream in streams:
+            await stream.aclose()
+        client.when_ended(["never", "a", "b"], lambda: told.append("a and b"))
+        client.when_ended(["never"], lambda: told.append("never"))
+        await asyncio.sleep(0.2)
+        assert told == ["never"]
+        os.kill(client.pid, signal.SIGCONT)
+        await until(lambda: told == ["never", "a and b"])
+        stream = client.generate(make_request("d", max_tokens=ENDLESS))
+        await anext(stream)
+        os.kill(client.pid, signal.SIGSTOP)
+        await stream.aclose()
+        client.when_ended(["d"], lambda: told.append("d"))
+        kill(client)
+        await until(lambda: told[-1] == "d")
 
 
 async def test_death_is_told_to_every_open_request_and_survived() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -126,6 +126,7 @@ class FakeEngineClient:
         self.requests: list[GenerateRequest] = []
         self.closed_early: list[str] = []
         self.num_open = 0
+        self.unheard: list[tuple[list[str], Callable[[], None]]] | None = None
         self.stalled = False
         self.answer: Answer = self.says("Hello, world!")
         if self.state != "loading":
@@ -186,6 +187,13 @@ class FakeEngineClient:
             self.num_open -= 1
             if not ended:
                 self.closed_early.append(request.request_id)
+
+    def when_ended(self, request_ids: Iterable[str], callback: Callable[[], None]) -> None:
+        """``unheard`` is not ``None``: as while the engine is in a long step."""
+        if self.unheard is None:
+            callback()
+        else:
+            self.unheard.append((list(request_ids), callback))
 
     async def shutdown(self, timeout: float = 0.0) -> None:
         try:

@@ -63,13 +63,36 @@ def test_open_requests_hold_so_many_bytes_of_pictures(start_server: StartServer)
     asking = [Background(lambda: shown("red", "red")), Background(lambda: shown("blue"))]
     wait_until(lambda: live.engine.num_open == 10)
     refused = shown("green")
-    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "queue_full")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "pictures_full")
     with live.http() as http:
         assert 'reason="picture_memory"} 1.0' in http.get("/metrics").text
+    without = Background(lambda: ask(live, n=2))
+    wait_until(lambda: live.engine.num_open == 12)
+    live.engine.stalled = False
+    assert [thread.wait().status_code for thread in (*asking, without)] == [200, 200, 200]
+    live.engine.stalled = True
+    asking = [Background(lambda: shown("red", "green", "blue")), Background(lambda: ask(live, n=2))]
+    wait_until(
+        lambda: live.engine.num_open == 7
+    )  # too much is let in alone, and those without pictures beside it
     live.engine.stalled = False
     assert [thread.wait().status_code for thread in asking] == [200, 200]
-    assert shown("red", "green", "blue").status_code == 200
     wait_until(lambda: admission(live)._picture_bytes == admission(live).num_open == 0)
+
+
+def test_who_hung_up_counts_until_the_engine_has_heard_of_it(start_server: StartServer) -> None:
+    """What was sent is still on its way: who hangs up at once could fill the memory behind a long step."""
+    live = start_server(max_num_seqs=2, max_num_queued_reqs=0)
+    live.engine.stalled, live.engine.unheard = True, []
+    with live.http() as http, pytest.raises(httpx.ReadTimeout):
+        http.post(CHAT, json=VALID | {"n": 2}, timeout=0.5)
+    wait_until(lambda: len(live.engine.closed_early) == 2 and bool(live.engine.unheard))
+    assert ask(live).json()["error"]["code"] == "queue_full"
+    [(ids, callback)] = live.engine.unheard
+    assert sorted(ids) == sorted(request.request_id for request in live.engine.requests)
+    live.engine.stalled, live.engine.unheard = False, None
+    callback()
+    assert ask(live).status_code == 200
 
 
 def test_prompts_that_no_queue_holds_are_refused_for_good(start_server: StartServer) -> None:
