@@ -104,8 +104,8 @@ class CompletionRequest(GenerationFields):
 
 
 class CompletionLogprobs(AnswerModel):
-    """One entry a token; ``text_offset`` is where its text begins in the text of the choice, or would begin had
-    no stop string cut it off. The first token of a prompt has no logprobs, as nothing is before it.
+    """One entry a token; ``text_offset`` is where its text begins in the text of the choice, or would begin
+    had no stop string cut it off. The first token of a prompt has no logprobs, as nothing is before it.
     """
 
     text_offset: list[int]
