@@ -26,7 +26,8 @@ decision counts a share of it.
 An estimate that says "do not" would never be tested again, so every ``explore_every`` decisions the budget
 looks: one level where it plays safe, the full depth where it drafts a shallower one. Where by its costs
 nothing would win, were the draft right throughout, it looks rarely: they may be those of a busy hour. Looks
-in vain become up to four times rarer, one that finds something is followed by more. Against the estimates
+in vain become up to four times rarer, one that finds something is followed by more; but none comes before the
+time that it would lose is a small share of the time since the last. Against the estimates
 one sequence looks, a new one or that for which the draft has least to read: what it finds is true of all, and
 all together would read every token that was decoded plainly. While one is new it looks sooner. Decisions
 depend on what was observed alone: no random numbers.

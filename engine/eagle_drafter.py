@@ -121,7 +121,7 @@ class EagleDrafter:
     def follow(self, running: Seq[Sequence]) -> None:
         for sequence in running:
             with _at_stake([sequence]):
-                self._follower.follow([sequence])
+                self._follower.follow(sequence)
 
     def forget(self, sequence: Sequence) -> None:
         if self.lookup is not None:  # all else goes with the sequence's ``DraftKV``

@@ -48,15 +48,17 @@ class Follower:
         self._cache, self._caching = cache, caching
         self._rows = DraftRows(model, compression, embed, pages.page_size)
 
-    def follow(self, running: Seq[Sequence]) -> None:
-        """Catch up with prompts that are not through, so that little is left when they are."""
-        self._decide(running)
-        for sequence in running:  # one by one: each takes pages that the next may have counted on
-            draft = sequence.draft
-            if draft is None or sequence.can_draft or sequence.draft_reach - draft.num_seen < EAGER:
-                continue
-            if can_follow(sequence):
-                self.catch_up([sequence])
+    def follow(self, sequence: Sequence) -> None:
+        """Catch up with a prompt that is not through, so that little is left when it is. Takes pages that the
+        next sequence may count on.
+        """
+        draft = sequence.draft
+        if draft is None:
+            return
+        self._decide(sequence, draft)
+        far_behind = not sequence.can_draft and sequence.draft_reach - draft.num_seen >= EAGER
+        if far_behind and can_follow(sequence):
+            self.catch_up([sequence])
 
     @torch.inference_mode()
     def catch_up(self, sequences: Seq[Sequence]) -> torch.Tensor:
@@ -88,23 +90,21 @@ class Follower:
         self._cache.move(slots + draft.loan.pages[0] * size, slots + own * size)
         draft.loan.release()
 
-    def _decide(self, running: Seq[Sequence]) -> None:
-        """Choose the branches of pictures that are left to the gate, where the whole prompt is computed. If
-        that is too long to wait for, those that have begun take the strongest branch.
+    def _decide(self, sequence: Sequence, draft: DraftKV) -> None:
+        """Choose the branches of pictures that are left to the gate, if the whole prompt is computed. If that
+        is too long to wait for, those that have begun take the strongest branch.
         """
-        for sequence in running:
-            draft = sequence.draft
-            if draft is None or not draft.undecided or draft.given_up:
-                continue
-            through = sequence.num_computed >= sequence.num_prompt_tokens
-            if not through and not self.features.is_full(sequence):
-                continue
-            self._pages.decide(sequence)  # another may have asked about the same picture
-            if through and draft.undecided:
-                self._pages.decide(sequence, self._choose(sequence))
-            elif not through:
-                begun = [view for view in draft.undecided if view.image.start < sequence.num_computed]
-                self._pages.decide(sequence, [self._compression.strongest(view) for view in begun])
+        if not draft.undecided or draft.given_up:
+            return
+        through = sequence.num_computed >= sequence.num_prompt_tokens
+        if not through and not self.features.is_full(sequence):
+            return
+        self._pages.decide(sequence)  # another may have asked about the same picture
+        if through and draft.undecided:
+            self._pages.decide(sequence, self._choose(sequence))
+        elif not through:
+            begun = [view for view in draft.undecided if view.image.start < sequence.num_computed]
+            self._pages.decide(sequence, [self._compression.strongest(view) for view in begun])
 
     def _choose(self, sequence: Sequence) -> list[str]:
         """The gate's choice for each undecided picture, from the target's features of it and the question."""

@@ -28,14 +28,14 @@ class TensorsSent:
         """``request``, which is open from now on, without the tensors that the engine has."""
         if not request.prompt.images:
             return request
-        had = set(self._holders)
         hashes = {image.hash for image in request.prompt.images}
+        new = hashes - self._holders.keys()
         self._hashes[request.request_id] = hashes
         self._holders.update(hashes)
         images = []
-        for image in request.prompt.images:  # nor those of one that is there twice
-            images.append(replace(image, tensors={}) if image.hash in had else image)
-            had.add(image.hash)
+        for image in request.prompt.images:  # one that is there twice is new once
+            images.append(image if image.hash in new else replace(image, tensors={}))
+            new.discard(image.hash)
         return _with_images(request, images)
 
     def release(self, request_id: str) -> list[bytes]:
