@@ -37,7 +37,8 @@ class Prompt:
 
 def prompt_of(batch: Batch, teacher: Teacher) -> Prompt:
     length = int(batch.predicts[0].nonzero()[0]) + 1  # the slot that predicts an answer's first token
-    return Prompt(batch, teacher.see(batch), place(batch, teacher.grids), length)
+    seen = teacher.see(batch)
+    return Prompt(batch, seen, place(batch, seen.scores, teacher.grids), length)
 
 
 @torch.no_grad()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from compressors.base import Compressor, Picture, TextOnly, Whole
@@ -33,24 +32,13 @@ class Way:
     note: str = ""
 
 
-class Attended(AttentionPrune):
-    """``scores``: of each picture, by its key; what is measured here knows pictures by their grids alone."""
-
-    def __init__(self, ratio: float, scores: dict[bytes, Tensor]) -> None:
-        super().__init__(ratio)
-        self._scores = scores
-
-    def choose(self, picture: Picture, inputs: Tensor) -> Tensor:
-        return super().choose(replace(picture, scores=self._scores[picture.key]), inputs)
-
-
-def ways_of(draft: OwnDraft, ratios: Sequence[float], scores: dict[bytes, Tensor]) -> dict[str, Way]:
-    """By name; ``none``, the base of all comparisons, is the first. ``scores`` of pictures for pruning by
-    attention, by their keys; without any there is no such way.
+def ways_of(draft: OwnDraft, ratios: Sequence[float], *, knows_attention: bool) -> dict[str, Way]:
+    """By name; ``none``, the base of all comparisons, is the first. ``knows_attention``: whether pictures
+    have scores to prune by.
     """
     found: dict[str, Way] = {}
-    attended = [Attended(ratio, scores) for ratio in ratios if scores]
-    for way in (Whole(), *_at_ratios(draft.compressor, ratios), *attended, TextOnly()):
+    names = [*WEIGHTLESS, AttentionPrune.name] if knows_attention else WEIGHTLESS
+    for way in (Whole(), *_at_ratios(names, draft.compressor, ratios), TextOnly()):
         found[way.tag] = Way(always(way), way)
     if draft.compressor is not None:
         own = () if draft.compressor.config.mode != "select" else draft.compressor.ways
@@ -59,8 +47,10 @@ def ways_of(draft: OwnDraft, ratios: Sequence[float], scores: dict[bytes, Tensor
     return found
 
 
-def _at_ratios(compressor: Elastic | None, ratios: Sequence[float]) -> Iterator[Compressor]:
-    for name in WEIGHTLESS:
+def _at_ratios(
+    names: Sequence[str], compressor: Elastic | None, ratios: Sequence[float]
+) -> Iterator[Compressor]:
+    for name in names:
         for ratio in ratios:
             yield training_free(name, ratio)
     for way in compressor.ways if compressor else ():

@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.compressor_figures import HOW_BEST, against, best_fixed, by_choice, describe, together
 from benchmarks.compressor_plot import markdown, write_svg
-from benchmarks.compressor_prefill import prefill_times
+from benchmarks.compressor_prefill import prefill_times, prompt_of
 from benchmarks.compressor_ways import Way, costs, sizes, ways_of
 from benchmarks.machine import busy_warning, load, machine
 from compressors.base import Compressor
@@ -36,7 +36,7 @@ from engine.draft_files import OwnDraft, load_draft
 from training.acceptance import Acceptance, measure
 from training.batches import Batch
 from training.chart import check_plotting
-from training.compression import Choose, place
+from training.compression import Choose
 from training.data import Data, open_data
 from training.generate import generate
 from training.rows import Placed
@@ -154,17 +154,14 @@ def _table(
 ) -> dict[str, Any]:
     data = {kind: open_data(own, own.data, model, "data.index") for kind, own in kinds.items()}
     batches = {kind: _batches(data[kind], own) for kind, own in kinds.items()}
-    images = {image.hash: image for own in batches.values() for one in own for image in one.images}
-    told = {key: teacher.attention(image) for key, image in images.items()}
-    scores = {key: found for key, found in told.items() if found is not None}
-    ways = ways_of(draft, chosen.ratios, scores)
+    ways = ways_of(draft, chosen.ratios, knows_attention=teacher.knows_attention)
     walks = {kind: _walk(teacher, draft, own, ways, chosen) for kind, own in batches.items()}
     found = {name: together([walk.found[name] for walk in walks.values()]) for name in ways}
     taken = {name: sum((walk.taken[name] for walk in walks.values()), Counter()) for name in ways}
     some = [b for kind, own in kinds.items() for b in _one_by_one(data[kind], own, TIMED // len(kinds))]
     times = prefill_times(teacher, draft, some, ways, bf16=chosen.dtype == "bfloat16")
-    first = next(placed for own in batches.values() for one in own if (placed := place(one, teacher.grids)))
-    whole = [first[0].picture] * pictures
+    shown = next(one for one in some if one.images)
+    whole = [prompt_of(shown, teacher).placed[0].picture] * pictures
     spent = {
         name: costs(draft, way, whole, torch.finfo(_DTYPES[chosen.dtype]).bits // 8)
         for name, way in ways.items()

@@ -175,9 +175,9 @@ def measure(
     tallies = {name: _Tally(steps) for name in choices}
     for given in batches:
         batch = given.to(teacher.device)
-        placed = place(batch, teacher.grids)
         with torch.autocast(teacher.device.type, torch.bfloat16, enabled=bf16):
             seen = teacher.see(batch)
+        placed = place(batch, seen.scores, teacher.grids)
         target_ids = teacher.head(None)(seen.features[batch.predicts]).argmax(-1)
         agrees = torch.zeros_like(batch.predicts)
         agrees[batch.predicts] = batch.ids.roll(-1, dims=1)[batch.predicts] == target_ids

@@ -28,10 +28,16 @@ Choose = Callable[[Batch, Tensor, Sequence[Placed]], Sequence[Compressor]]
 """Batch, the target's features ``[B, N, hidden]`` and pictures to a compressor for each picture."""
 
 
-def place(batch: Batch, grids_of: Callable[[ImageInput], tuple[Grid, ...]]) -> list[Placed]:
-    """The pictures of a batch. ``grids_of``: the adapter's."""
-    pictures = [Picture(grids_of(image), image.hash) for image in batch.images]
-    parts = batch.image_slots.split([picture.num_tokens for picture in pictures])
+def place(
+    batch: Batch, scores: Tensor | None, grids_of: Callable[[ImageInput], tuple[Grid, ...]]
+) -> list[Placed]:
+    """The pictures of a batch. ``scores`` float32 ``[B, N]``: the teacher's. ``grids_of``: the adapter's."""
+    grids = [grids_of(image) for image in batch.images]
+    parts = batch.image_slots.split([sum(rows * columns for rows, columns in own) for own in grids])
+    told = [None if scores is None else scores.flatten()[slots] for slots in parts]
+    pictures = [
+        Picture(own, image.hash, known) for own, image, known in zip(grids, batch.images, told, strict=True)
+    ]
     return [Placed(picture, slots) for picture, slots in zip(pictures, parts, strict=True)]
 
 
@@ -83,8 +89,8 @@ class Compression:
             for way in compressor.ways
         ]
 
-    def place(self, batch: Batch) -> list[Placed]:
-        return place(batch, self._grids_of)
+    def place(self, batch: Batch, scores: Tensor | None) -> list[Placed]:
+        return place(batch, scores, self._grids_of)
 
     def draw(self, batch: Batch, features: Tensor, placed: Sequence[Placed], step: int) -> list[Compressor]:
         """A compressor for each picture. The same step and picture draw the same, however batches are cut."""

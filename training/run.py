@@ -136,20 +136,27 @@ class Run:
 
     def _first_student(self) -> Student:
         settings, text_config = self._settings, self._teacher.text_config
+        knows_attention = self._teacher.knows_attention
         if settings.init_draft is not None:
-            return continued(settings.init_draft, text_config, settings)
+            return continued(settings.init_draft, text_config, settings, knows_attention=knows_attention)
         like = self._teacher.last_layer if settings.init_from_target else None
         draft = new_draft(text_config, settings.seed, like)
         counts, picture = self._data.index.counts, self._data.encoder.processor.image_token_id
         stops = stop_token_ids(self._folder)
         vocabulary = draft_vocabulary(counts, settings.draft_vocab, stops, picture)
-        return Student(draft, new_compressor(settings, draft), vocabulary)
+        compressor = new_compressor(settings, draft, knows_attention=knows_attention)
+        return Student(draft, compressor, vocabulary)
 
     def _feature_cache(self, target: dict[str, str]) -> FeatureCache | None:
         settings = self._settings
         if settings.feature_cache_gb == 0.0:
             return None
-        depends = {**target, "dtype": settings.dtype, "mixed_precision": settings.mixed_precision}
+        depends = {
+            **target,
+            "dtype": settings.dtype,
+            "mixed_precision": settings.mixed_precision,
+            "scores": self._teacher.knows_attention,
+        }
         key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
         num_tokens = int(self._data.index.lengths.sum())
         with self._accelerator.local_main_process_first():  # the others find the files

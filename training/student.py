@@ -40,14 +40,16 @@ class Student:
         return named if self.compressor is None else named | {"compressor": self.compressor}
 
 
-def continued(folder: Path, text_config: PretrainedConfig, settings: TrainSettings) -> Student:
+def continued(
+    folder: Path, text_config: PretrainedConfig, settings: TrainSettings, *, knows_attention: bool
+) -> Student:
     """The draft in ``folder`` to go on from. Branches that it has come with it where they are asked
     for, its gate if they are all the same; what is new begins afresh.
 
     Raises ``ModelLoadError`` where it is not of this target.
     """
     loaded = load_draft(folder, text_config, attn_implementation="sdpa")
-    compressor = new_compressor(settings, loaded.module)
+    compressor = new_compressor(settings, loaded.module, knows_attention=knows_attention)
     if compressor is not None and loaded.compressor is not None:
         own, found = compressor.state_dict(), loaded.compressor.state_dict()
         same_gate = compressor.config.branches == loaded.compressor.config.branches
@@ -60,8 +62,10 @@ def continued(folder: Path, text_config: PretrainedConfig, settings: TrainSettin
     return Student(loaded.module, compressor, loaded.vocabulary)
 
 
-def new_compressor(settings: TrainSettings, draft: EagleDraft) -> Elastic | None:
-    """As the settings ask for it. Raises ``TrainingError`` for branches that cannot be."""
+def new_compressor(settings: TrainSettings, draft: EagleDraft, *, knows_attention: bool) -> Elastic | None:
+    """As the settings ask for it. Raises ``TrainingError`` for branches that cannot be.
+    ``knows_attention``: whether the teacher has scores of pictures.
+    """
     if settings.compressor == "off":
         return None
     names = settings.branches or BRANCHES[settings.compressor]
@@ -71,8 +75,12 @@ def new_compressor(settings: TrainSettings, draft: EagleDraft) -> Elastic | None
         compressor = Elastic(config, int(draft.config.hidden_size), draft.feature_size)
     except ValueError as error:
         raise TrainingError(f"--branches: {error}") from error
-    if blind := [way.name for way in compressor.ways if way.needs_scores]:
-        raise TrainingError(f"--branches: {blind[0]} cannot be trained: no picture's attention is kept")
+    blind = [way.name for way in compressor.ways if way.needs_scores and not knows_attention]
+    if blind:
+        raise TrainingError(
+            f"--branches: {blind[0]} needs what the vision tower attends to, which is known of LLaVA-1.5's "
+            "alone"
+        )
     compressor.reset(torch.Generator().manual_seed(settings.seed))
     return compressor
 

@@ -43,11 +43,13 @@ class Head:
 class Seen:
     """Of a batch, float32 ``[B, N, hidden]``: input ``embeddings``, pictures merged in, and ``features``, the
     hidden states after the final norm. ``positions``: rotary ones, int64 ``[B, N]``, or ``[3, B, N]`` for a
-    family with three axes."""
+    family with three axes. ``scores`` float32 ``[B, N]``: what the vision tower attends to, 0 for text;
+    ``None`` where that is not known."""
 
     embeddings: Tensor
     features: Tensor
     positions: Tensor
+    scores: Tensor | None
 
 
 class Teacher:
@@ -87,10 +89,10 @@ class Teacher:
         """Those of a picture's visual tokens."""
         return self._adapter.grids(image)
 
-    @torch.no_grad()
-    def attention(self, image: ImageInput) -> Tensor | None:
-        """What the vision tower attends to in a picture, ``[N]``, where its adapter knows."""
-        return self._adapter.encode_images([image])[0].scores
+    @property
+    def knows_attention(self) -> bool:
+        """Whether there are ``scores``."""
+        return self._adapter.knows_attention
 
     def head(self, vocabulary: Tensor | None) -> Head:
         """The rows of these token ids, int64 ``[V]``; all of them for ``None``."""
@@ -101,11 +103,11 @@ class Teacher:
 
     def see(self, batch: Batch) -> Seen:
         """What the draft is given and is to learn."""
-        embeddings, more = self._inputs(batch)
+        embeddings, scores, more = self._inputs(batch)
         positions = self.positions(batch)
         # transformers tells sequences apart by plain positions, which it wants before the three axes.
         told = positions if positions.dim() == 2 else torch.cat([batch.positions[None], positions])
-        return Seen(embeddings.float(), self.features(embeddings, told, **more), positions)
+        return Seen(embeddings.float(), self.features(embeddings, told, **more), positions, scores)
 
     def embed(self, batch: Batch) -> Tensor:
         """Input embeddings ``[B, N, hidden]``, pictures merged in."""
@@ -127,16 +129,20 @@ class Teacher:
         return counted - counted[0].gather(1, first)
 
     @torch.no_grad()
-    def _inputs(self, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        """Input embeddings and what else the text model takes."""
+    def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
+        """Input embeddings, scores, and what else the text model takes."""
         embeddings: Tensor = self._embed(batch.ids)
+        scores = torch.zeros(batch.ids.shape, device=self.device) if self.knows_attention else None
         if not batch.images:
-            return embeddings, {}
+            return embeddings, scores, {}
         encoded = self._adapter.encode_images(batch.images)
         values = torch.cat([one.values for one in encoded]).to(embeddings)
         flat = embeddings.view(-1, embeddings.shape[-1])
         flat.index_copy_(0, batch.image_slots, values[:, : flat.shape[1]])
-        return embeddings, self._adapter.image_inputs(batch.image_slots, values, batch.ids.shape)
+        if scores is not None:
+            told = [one.scores for one in encoded if one.scores is not None]
+            scores.view(-1)[batch.image_slots] = torch.cat(told)
+        return embeddings, scores, self._adapter.image_inputs(batch.image_slots, values, batch.ids.shape)
 
     @torch.no_grad()
     def features(self, embeddings: Tensor, positions: Tensor, **more: Any) -> Tensor:

@@ -182,7 +182,7 @@ class Trainer:
         compression, nothing = self._compression, whole.joined.new_zeros(())
         if compression is None or not batch.images:
             return whole, nothing
-        placed = compression.place(batch)
+        placed = compression.place(batch, seen.scores)
         rows = shortened(whole, placed, compression.draw(batch, seen.features, placed, number))
         if self._settings.compressor != "select" or number % self._settings.gate_every:
             return rows, nothing

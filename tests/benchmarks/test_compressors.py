@@ -15,15 +15,14 @@ from transformers import AutoConfig, LlamaConfig
 
 from benchmarks.compressor_figures import against, best_fixed, interval, together
 from benchmarks.compressor_prefill import prefill, prompt_of
-from benchmarks.compressor_ways import Attended, Way, costs, ways_of
+from benchmarks.compressor_ways import Way, costs, ways_of
 from benchmarks.compressors import main
 from compressors.base import Picture, TextOnly, Whole
 from compressors.elastic import BranchConfig, Elastic, ElasticConfig, training_free
 from compressors.gate import Gate
 from engine.draft_files import DraftConfig, OwnDraft, draft_config, save_draft
-from processing.prompt import ImageInput
 from tests.conftest import BuildCheckpoint
-from tests.models import IMAGE_SIZE, TOKENS_PER_IMAGE
+from tests.models import TOKENS_PER_IMAGE
 from tests.training.test_acceptance import make_data, one_batch
 from training.acceptance import Acceptance
 from training.compression import always
@@ -46,8 +45,12 @@ def own_draft(*, trained: bool) -> OwnDraft:
 
 
 def test_every_branch_at_every_ratio_that_it_has() -> None:
-    plain, trained = (list(ways_of(own_draft(trained=t), [3, 20], {})) for t in (False, True))
+    plain, trained = (
+        list(ways_of(own_draft(trained=t), [3, 20], knows_attention=False)) for t in (False, True)
+    )
     assert plain[0] == trained[0] == "none"
+    seeing = set(ways_of(own_draft(trained=False), [3, 20], knows_attention=True))
+    assert seeing - set(plain) == {"prune_attention-3", "prune_attention-20"}
     assert {"prune-3", "prune-20", "pool-20", "text_only"} <= set(plain) < set(trained)
     more = {"conv-3", "resampler-3", "resampler-20", "select (trained)", "weight-3, even"}
     own = {"pool-5", "conv-5", "resampler-5"}  # at the ratios that the gate chooses among
@@ -56,7 +59,7 @@ def test_every_branch_at_every_ratio_that_it_has() -> None:
 
 def test_fewer_tokens_cost_less() -> None:
     draft = own_draft(trained=True)
-    ways = ways_of(draft, [5], {})
+    ways = ways_of(draft, [5], knows_attention=False)
     found = {name: costs(draft, way, [Picture(((10, 10),), b"")] * 2, 2) for name, way in ways.items()}
     assert (
         found["none"]["draft_kv_bytes"] == 200 * 2 * 2 * 8 * 2
@@ -80,18 +83,6 @@ def test_intervals_are_of_pairs() -> None:
     assert low < 0.9 < 1.1 < high
 
 
-def test_pruning_by_attention_keeps_what_the_towers_class_token_sees(tiny: BuildCheckpoint) -> None:
-    pixels = np.random.default_rng(0).normal(size=(1, 3, IMAGE_SIZE, IMAGE_SIZE)).astype(np.float32)
-    image = ImageInput(hash=b"a", spans=[(0, TOKENS_PER_IMAGE)], tensors={"pixel_values": pixels})
-    scores = Teacher.load(tiny("llava"), "float32", torch.device("cpu")).attention(image)
-    assert scores is not None
-    assert 0 < float(scores.sum()) < 1, "shares of its attention; it looks at itself too"
-    picture = Picture(((1, TOKENS_PER_IMAGE),), b"a")
-    inputs = torch.randn(TOKENS_PER_IMAGE, HIDDEN)
-    [kept] = Attended(2, {b"a": scores})(inputs, [picture])
-    assert set(kept.sources.tolist()) == set(scores.topk(len(kept.sources)).indices.tolist())
-
-
 def acceptance(rounds: list[int], *, num_kept: int) -> Acceptance:
     """100 tokens gained in each dialogue, in so many rounds."""
     histograms = np.array([[0, count] for count in rounds])
@@ -100,7 +91,7 @@ def acceptance(rounds: list[int], *, num_kept: int) -> Acceptance:
 
 def test_choosing_is_compared_with_the_best_that_never_changes() -> None:
     draft = own_draft(trained=True)
-    ways = ways_of(draft, [3, 5], {})
+    ways = ways_of(draft, [3, 5], knows_attention=False)
     found = {name: acceptance([50, 50], num_kept=20) for name in ways}
     found["none"] = acceptance([10, 10], num_kept=100)
     found["pool-1"] = found["none"]
@@ -113,7 +104,9 @@ def test_choosing_is_compared_with_the_best_that_never_changes() -> None:
     assert told["to_best_fixed"] == 1.0
     assert told["to_best_fixed_95"] == [round(40 / 60, 4), 2.0]
     assert told["to_best_fixed_in_table"] == round(50 / 80, 4)
-    assert "branch" not in best_fixed(None, ways_of(own_draft(trained=False), [3], {}), found)
+    assert "branch" not in best_fixed(
+        None, ways_of(own_draft(trained=False), [3], knows_attention=False), found
+    )
 
 
 def test_kinds_of_questions_add_up() -> None:

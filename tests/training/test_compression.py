@@ -249,7 +249,6 @@ def test_a_run_can_go_on_from_a_published_draft(
     [
         ({"compressor": "select", "branches": ["pool:5", "squeeze:3"]}, "squeeze"),
         ({"compressor": "select", "branches": ["pool:x"]}, "could not convert"),
-        ({"compressor": "select", "branches": ["pool:5", "prune_attention:5"]}, "no picture's attention"),
         ({"compressor": "weight", "branches": ["pool:3", "prune:5"]}, "one ratio"),
     ],
 )
@@ -272,3 +271,11 @@ def test_branches_that_cannot_be_are_refused(
 def test_settings_that_contradict_each_other_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainSettings(model="m", data=[Path("d")], out=Path("o"), **changes)
+
+
+def test_pruning_by_attention_is_refused_where_the_tower_has_no_class_token(
+    tiny: Callable[..., Path], dialogues: Any, tmp_path: Path
+) -> None:
+    blind = settings(tiny("llama"), dialogues(2), tmp_path / "out", branches=["prune_attention:5"])
+    with pytest.raises(TrainingError, match="what the vision tower attends to"):
+        train(blind.model_copy(update={"compressor": "select"}))

@@ -33,9 +33,12 @@ def test_it_gives_what_the_teacher_gives_in_any_packing(tiny: Callable[..., Path
     assert torch.allclose(seen.embeddings[real], fresh.embeddings[real], rtol=1e-2, atol=1e-2)
     assert torch.allclose(seen.features[real], fresh.features[real], rtol=1e-2, atol=2e-2)
     assert seen.features.dtype == torch.float32
+    assert seen.scores is not None
+    assert fresh.scores is not None
+    assert torch.allclose(seen.scores, fresh.scores)
 
     FeatureCache(teacher, tmp_path, total, "other", 1.0)
-    assert len(list(tmp_path.glob("features-*-other.*"))) == 2
+    assert len(list(tmp_path.glob("features-*-other.*"))) == 3
     assert not list(tmp_path.glob("features-*-key.*"))
 
 
@@ -54,7 +57,7 @@ def test_the_teacher_runs_in_the_first_epoch_only(
     chosen = settings(model, data, out, epochs=3, batch_size=4, feature_cache_gb=0.1)
     train(chosen, stop=stop_after(4))
     assert len(passes) == 2
-    assert len(list(out.glob("features-*"))) == 2
+    assert len(list(out.glob("features-*"))) == 3
     train(chosen)
     assert len(passes) == 2
     assert not list(out.glob("features-*"))  # it has done its work

@@ -101,3 +101,21 @@ def test_packed_rows_give_each_dialogue_the_positions_of_its_pictures(
         embeddings, one = seen.embeddings[row, own][None], torch.zeros_like(ids)
         *_, alone = unrolled(draft, whole_rows(draft, embeddings, truth, positions, one), 2)
         torch.testing.assert_close(states[row, own], alone[0], rtol=1e-3, atol=1e-3)
+
+
+def test_pictures_have_the_attention_of_the_towers_class_token(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tiny("llava")
+    data, teacher = make_data(folder, tmp_path), Teacher.load(folder, "float32", torch.device("cpu"))
+    batch = one_batch(data, [[0, 1], [3]])
+    scores = teacher.see(batch).scores
+    assert scores is not None
+    tower = LlavaForConditionalGeneration.from_pretrained(folder, attn_implementation="eager").eval()
+    pixels = torch.cat([torch.from_numpy(image.tensors["pixel_values"]) for image in batch.images])
+    with torch.no_grad():
+        last = tower.model.vision_tower(pixels, output_attentions=True).attentions[-1]
+    told = scores.flatten()[batch.image_slots].view(len(pixels), -1)
+    torch.testing.assert_close(told, last[:, :, 0, 1:].mean(1))
+    text = torch.ones(scores.numel(), dtype=torch.bool).index_fill(0, batch.image_slots, False)
+    assert not scores.flatten()[text].any()
