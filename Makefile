@@ -4,6 +4,8 @@
 VENV    := .venv
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
+DEV     := $(VENV)/.installed-dev
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 NODE    := tests/http/node
 CLIENTS := .venv-clients
 ARGS    ?=
@@ -27,22 +29,22 @@ help:
 serve: $(STAMP)
 	$(BIN)/python -m server serve $(ARGS)
 
-test: $(STAMP) node clients
+test: $(DEV) node clients
 	$(BIN)/python -m pytest $(ARGS)
 
-test-slow: $(STAMP) node clients
+test-slow: $(DEV) node clients
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-check: $(STAMP)
+check: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(STAMP)
+format: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)
+bench: $(DEV)
 	@mkdir -p bench-results
 	@file=bench-results/$$(date -u +%Y%m%dT%H%M%SZ).json; status=0; \
 		$(BIN)/python -m benchmarks $(ARGS) >"$$file" || status=$$?; cat "$$file"; exit $$status
@@ -58,9 +60,14 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo 'SpecVLM needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3' >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { \
 		echo 'This Python cannot make virtual environments (on Debian and Ubuntu: apt install python3-venv)' >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
-	@touch $(STAMP)
+	$(INSTALL) setuptools
+	$(INSTALL) --no-build-isolation -e '.[client]'
+	@touch $@
+
+# What serving does without: linters, test tools, plots, training's file formats.
+$(DEV): $(STAMP)
+	$(INSTALL) --no-build-isolation -e '.[dev]'
+	@touch $@
 
 # The npm client is used by one test file, which says so where it has to skip.
 node:

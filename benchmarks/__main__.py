@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.machine import busy_warning, load, machine
 from benchmarks.plot import write_svg
 from benchmarks.settings import Settings
-from engine.child import engine_environment
+from engine.ipc.child import engine_environment
 from training.chart import check_plotting
 
 MEASUREMENTS = (

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from benchmarks.compressor_ways import Way
 from compressors.combine import compress
-from engine.draft_files import OwnDraft
-from engine.eagle import EagleDraft
+from engine.draft.eagle import EagleDraft
+from engine.draft.files import OwnDraft
 from training.batches import Batch
 from training.compression import place
 from training.rows import Placed, shifted

@@ -14,7 +14,7 @@ from compressors.combine import Concat, Weighted
 from compressors.elastic import Elastic, training_free
 from compressors.gate import Gate
 from compressors.prune import AttentionPrune
-from engine.draft_files import OwnDraft
+from engine.draft.files import OwnDraft
 from training.compression import Choose, always, gated
 
 WEIGHTLESS = ("prune", "prune_uniform", "prune_norm", "pool")

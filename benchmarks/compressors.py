@@ -32,7 +32,7 @@ from benchmarks.machine import busy_warning, load, machine
 from compressors.base import Compressor
 from demo.build import build
 from demo.draft_data import ALBUM, write
-from engine.draft_files import OwnDraft, load_draft
+from engine.draft.files import OwnDraft, load_draft
 from training.acceptance import Acceptance, measure
 from training.batches import Batch
 from training.chart import check_plotting

@@ -11,7 +11,7 @@ from benchmarks.settings import Settings
 from benchmarks.workload import Chat, Trace
 from engine.config import EngineConfig, VisualCompression
 from engine.core import EngineCore
-from engine.drafts import MakeDrafter, choose_drafter
+from engine.draft.choose import MakeDrafter, choose_drafter
 from engine.messages import GenerateRequest, SamplingParams, SpeculativeParams, StepReport
 from processing.chat import ChatMessage, ImagePart, TextPart
 from processing.processor import Processor

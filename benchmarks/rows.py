@@ -13,7 +13,7 @@ from benchmarks.settings import Settings, run_measurement
 from benchmarks.timing import interleaved, judged
 from engine.config import EngineConfig
 from engine.kv_cache import KVCache
-from engine.measure import ROWS, forward_of
+from engine.speculation.measure import ROWS, forward_of
 from engine.target import TargetModel
 
 PAGE_SIZE, NUM_PAGES = 16, 32

@@ -21,8 +21,8 @@ from benchmarks.timing import judged
 from benchmarks.workload import Chat, Trace
 from demo.pictures import sample
 from demo.text import prompts
-from engine.draft_files import draft_config, save_draft
-from engine.eagle import EagleDraft
+from engine.draft.eagle import EagleDraft
+from engine.draft.files import draft_config, save_draft
 from engine.messages import SamplingParams, SpeculativeParams
 
 SEED = 910_000

@@ -8,9 +8,9 @@ from benchmarks.ours import Ours
 from benchmarks.settings import Settings, run_measurement
 from benchmarks.speculation import PICTURES, Tally, compare, joined
 from engine.config import EngineConfig
-from engine.drafter import Drafter
-from engine.drafts import choose_drafter
-from engine.eagle_drafter import EagleDrafter
+from engine.draft.base import Drafter
+from engine.draft.choose import choose_drafter
+from engine.draft.eagle_drafter import EagleDrafter
 from engine.messages import SpeculativeParams
 from engine.sizing import Sizes
 from engine.target import TargetModel

@@ -1,4 +1,4 @@
-"""The engine process. Started by ``engine.process``, which speaks to it over stdin and two sockets."""
+"""The engine process. Started by ``engine.ipc.process``, which speaks to it over stdin and two sockets."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import sys
 
 from engine.config import EngineConfig
 from engine.core_protocol import Core
-from engine.garbage import collecting_later
-from engine.worker import main
+from engine.host.garbage import collecting_later
+from engine.ipc.worker import main
 
 
 def load(config: EngineConfig) -> Core:

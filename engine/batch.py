@@ -20,7 +20,6 @@ import numpy.typing as npt
 import torch
 
 from engine.config import MAX_TREE_NODES
-from engine.scheduler import Span
 from engine.transfer import to_device
 
 
@@ -102,28 +101,6 @@ class Part:
     visible_ends: npt.NDArray[np.int64] | None = None
 
 
-def part_of(span: Span) -> Part:
-    """What a span brings to the target's row: its tokens, then its tree."""
-    token_ids = np.asarray(span.sequence.token_ids[span.start : span.end], dtype=np.int64)
-    positions = span.sequence.positions(span.start, span.end)
-    if span.tree is None:
-        return Part(
-            token_ids,
-            positions,
-            span.sequence.table.pages,
-            span.start,
-            visible_ends=span.sequence.visible_ends(span.start, span.end),
-        )
-    return Part(
-        np.concatenate([token_ids, span.tree.token_ids]),
-        np.concatenate([positions, positions[..., -1:] + span.tree.depths], axis=-1),
-        span.sequence.table.pages,
-        span.start,
-        tree_start=span.start,
-        masks=span.tree.masks,
-    )
-
-
 def padded(tables: Seq[Seq[int]]) -> npt.NDArray[np.int64]:
     """Pages of S sequences as one table ``[S, P]``, padded with 0."""
     found = np.zeros((len(tables), max(map(len, tables))), dtype=np.int64)
@@ -162,7 +139,10 @@ def build_batch(parts: Seq[Part], page_size: int, device: torch.device) -> Batch
         [
             np.concatenate([part.token_ids for part in parts]),
             np.concatenate([part.positions for part in parts], axis=-1),
-            *(slots, page_table, nothing if masks is None else masks, nothing if ends is None else ends),
+            slots,
+            page_table,
+            nothing if masks is None else masks,
+            nothing if ends is None else ends,
         ],
         device,
     )

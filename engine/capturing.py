@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from engine.config import MAX_TREE_NODES, EngineConfig
-from engine.drafter import Drafter
-from engine.eagle_drafter import EagleDrafter
+from engine.draft.base import Drafter
+from engine.draft.eagle_drafter import EagleDrafter
 from engine.graphs import CudaCapture
 from engine.kv_cache import KVCache
 from engine.sizing import Sizes

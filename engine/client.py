@@ -24,7 +24,7 @@ class RequestRejectedError(ValueError):
 
 
 class EngineClient(Protocol):
-    """A running engine, in this process (``engine.inproc``) or in another one (``engine.process``)."""
+    """A running engine, in this process (``engine.inproc``) or in another one (``engine.ipc.process``)."""
 
     @property
     def state(self) -> EngineState: ...

@@ -1,4 +1,4 @@
-"""The step loop's body: schedule, execute, accept, commit, emit. Knows no transport and no text."""
+"""The step loop's body: draft, schedule, encode, execute, commit, emit. Knows no transport and no text."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ import time
 from functools import partial
 
 from engine.adapters.base import Encoded
-from engine.admission import Admission, Rejected
 from engine.capturing import capture_steps
 from engine.checkpoint import read_eos_token_ids
 from engine.config import CompressorName, EngineConfig
-from engine.draft_pages import PictureCounts
-from engine.drafts import MakeDrafter, choose_drafter, no_drafter
+from engine.draft.choose import MakeDrafter, choose_drafter, no_drafter
 from engine.encoder_cache import EncoderCache
-from engine.grammar import GrammarCompiler, GrammarError, GrammarState
-from engine.grammar_queue import GrammarQueue
-from engine.grammar_tokenizer import load_grammar_tokenizer
-from engine.host_cpus import set_num_threads, torch_threads
+from engine.grammar.grammar import GrammarCompiler, GrammarError, GrammarState
+from engine.grammar.queue import GrammarQueue
+from engine.grammar.tokenizer import load_grammar_tokenizer
+from engine.host.cpus import set_num_threads, torch_threads
 from engine.kv_cache import KVCache
-from engine.measure import MakeBudget, measured_budget
 from engine.memory import reserved_bytes
 from engine.messages import (
     EngineInfo,
     EngineStats,
     GenerateRequest,
     RejectCode,
-    RequestError,
     RequestOutput,
     StepReport,
     TokenLogprobs,
     TracedRound,
 )
 from engine.pages import PagePool, PageTable
+from engine.plan import Span, StepPlan
+from engine.reports import failure, output_of, statistics
 from engine.runner import Runner
-from engine.scheduler import Scheduler, Span, StepPlan
+from engine.scheduler import Scheduler
 from engine.sequence import Sequence
 from engine.sizing import choose_sizes
-from engine.speculator import Speculator
+from engine.speculation.measure import MakeBudget, measured_budget
+from engine.speculation.speculator import Speculator
 from engine.target import TargetModel
+from engine.validation import Admission, Rejected
 from engine.verify import Walk
 
 
@@ -58,9 +58,12 @@ class EngineCore:
         with a grammar is refused.
         """
         started = time.monotonic()
-        block = target.adapter.longest_block
         sizes = choose_sizes(
-            *(config, target.kv_shape, target.max_position, target.device, block),
+            config,
+            target.kv_shape,
+            target.max_position,
+            target.device,
+            longest_block=target.adapter.longest_block,
             reserved=partial(reserved_bytes, config, target),
         )
         self._config = config
@@ -134,30 +137,12 @@ class EngineCore:
 
     @property
     def stats(self) -> EngineStats:
-        scheduler, speculator = self.scheduler, self._speculator
-        pages = scheduler.draft_pages
-        pictures = PictureCounts() if pages is None else pages.counts
-        return EngineStats(
-            num_running=len(scheduler.running),
-            num_waiting=len(scheduler.waiting),
-            kv_cache_usage=self._pool.usage,
-            num_preemptions=scheduler.num_preemptions,
+        return statistics(
+            self.scheduler,
+            self._speculator,
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
-            prefix_cache_queries=scheduler.prefix_queries,
-            prefix_cache_hits=scheduler.prefix_hits,
-            mm_cache_queries=scheduler.mm_queries,
-            mm_cache_hits=scheduler.mm_hits,
-            spec_rounds=speculator.num_rounds,
-            spec_draft_tokens=speculator.num_drafted,
-            spec_accepted_tokens=sum(speculator.accepted_per_depth),
-            spec_accepted_per_depth=list(speculator.accepted_per_depth),
-            draft_seconds=speculator.draft_seconds,
             step_seconds=self._step_seconds,
-            draft_pictures=dict(pictures.by_branch),
-            draft_visual_tokens=pictures.num_visual,
-            draft_kept_visual_tokens=pictures.num_kept,
-            draft_kv_bytes_saved=pictures.bytes_saved,
         )
 
     def add(self, request: GenerateRequest) -> None:
@@ -165,7 +150,7 @@ class EngineCore:
         try:
             request = self._admission.admit(request)
         except Rejected as error:
-            self._pending.append(_failure(request.request_id, error.code, str(error)))
+            self._pending.append(failure(request.request_id, error.code, str(error)))
             return
         if request.sampling.grammar is None:
             self._queue(request)
@@ -173,7 +158,7 @@ class EngineCore:
             self._compiling.put(request)
         else:
             message = "this engine was started without grammars"
-            self._pending.append(_failure(request.request_id, "invalid_grammar", message))
+            self._pending.append(failure(request.request_id, "invalid_grammar", message))
 
     def _queue(self, request: GenerateRequest, grammar: GrammarState | None = None) -> None:
         adapter = self.target.adapter
@@ -241,7 +226,7 @@ class EngineCore:
         for request, grammar in self._compiling.take(idle=not (self._pending or self.scheduler.has_work)):
             if isinstance(grammar, GrammarError):
                 message = f"the grammar cannot be used: {grammar}"
-                self._pending.append(_failure(request.request_id, "invalid_grammar", message))
+                self._pending.append(failure(request.request_id, "invalid_grammar", message))
             else:
                 self._queue(request, grammar)
 
@@ -267,7 +252,7 @@ class EngineCore:
     def _fail(self, sequence: Sequence, message: str, code: RejectCode = "internal_error") -> None:
         self.scheduler.finish(sequence, "error")
         self._speculator.forget(sequence)
-        self._pending.append(_failure(sequence.request_id, code, message))
+        self._pending.append(failure(sequence.request_id, code, message))
 
     def _execute(self, spans: list[Span]) -> tuple[list[RequestOutput], float]:
         """Forward, walk, commit; the outputs, and the seconds of the first two, 0 where they say nothing."""
@@ -311,22 +296,9 @@ class EngineCore:
         rounds: list[TracedRound] | None = None,
         scores: list[TokenLogprobs] | None = None,
     ) -> RequestOutput:
-        reason = sequence.finish_reason
-        if reason is not None:
+        if sequence.finish_reason is not None:
             self._speculator.forget(sequence)
-        return RequestOutput(
-            request_id=sequence.request_id,
-            token_ids=token_ids,
-            logprobs=logprobs,
-            prompt_logprobs=scores,
-            finish_reason=reason,
-            stop_token_id=sequence.stop_token_id,
-            num_cached_tokens=sequence.num_cached or 0,
-            num_spared_tokens=sequence.num_spared_tokens,
-            timings=sequence.timings() if reason is not None else None,
-            speculation=sequence.speculation(),
-            rounds=rounds,
-        )
+        return output_of(sequence, token_ids, logprobs, rounds, scores)
 
     def _check_no_leak(self) -> None:
         """At any idle moment every page is free or cached; a leak is a bug worth stopping for."""
@@ -343,8 +315,3 @@ def _tree_sizes(plan: StepPlan) -> list[int]:
     before the step is committed: what a span was is read off its sequence.
     """
     return [span.num_rows - 1 for span in plan.spans if span.samples and span.length == 1]
-
-
-def _failure(request_id: str, code: RejectCode, message: str) -> RequestOutput:
-    error = RequestError(code=code, message=message)
-    return RequestOutput(request_id=request_id, token_ids=[], finish_reason="error", error=error)

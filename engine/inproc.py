@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator
 
 from engine.client import EngineDeadError
 from engine.core_protocol import Core
+from engine.ipc.streams import StreamingClient
 from engine.loop import EngineLoop
 from engine.messages import ClientMessage, EngineInfo, GenerateRequest, RequestOutput, Shutdown, StepReport
-from engine.streams import StreamingClient
 
 MAX_OPEN = 128
 """How many requests an offline run holds at a time, unless told otherwise."""

@@ -1,5 +1,5 @@
 """Drives one core and keeps the promise that every request ends exactly once. The same loop serves in
-process (``engine.inproc``) and behind sockets (``engine.worker``); it knows neither threads nor transport.
+process (``engine.inproc``) and behind sockets (``engine.ipc.worker``). It knows no threads, no transport.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import msgspec
 
 from engine.core_protocol import Core
+from engine.ipc.tensors_once import TensorsKept
 from engine.messages import (
     AbortRequest,
     ClientMessage,
@@ -26,7 +27,6 @@ from engine.messages import (
     Shutdown,
     StepReport,
 )
-from engine.tensors_once import TensorsKept
 
 HEARTBEAT_SECONDS = 1.0
 

@@ -15,12 +15,12 @@ from PIL import Image
 from engine.attention import prepare
 from engine.batch import Part, build_batch
 from engine.config import EngineConfig
-from engine.draft_pages import spare_pages
+from engine.draft.features import MAX_WAITING_IN_ALL
+from engine.draft.level_graphs import SEQUENCES
+from engine.draft.pages import spare_pages
 from engine.errors import ModelLoadError
-from engine.features import MAX_WAITING_IN_ALL
 from engine.kv_cache import KVCache
-from engine.level_graphs import SEQUENCES
-from engine.scheduler import Limits
+from engine.plan import Limits
 from engine.target import TargetModel
 from processing.chat import ChatMessage, ImagePart, TextPart
 from processing.processor import Processor

@@ -26,7 +26,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     else is in the batch. ``temperature`` 0 is greedy. ``top_k`` 0 is off. ``logprobs`` is how many of the
     likeliest tokens to report beside the chosen one (``None``: report nothing), ``prompt_logprobs`` the same
     of the prompt's tokens, all of which are computed then. ``max_tokens`` 0 ends behind the prompt.
-    ``grammar``: what the answer must be, up to ``max_tokens``, in the language of ``engine.grammar``.
+    ``grammar``: what the answer must be, up to ``max_tokens``, in the language of ``engine.grammar.grammar``.
     """
 
     max_tokens: int
@@ -69,7 +69,7 @@ class SpeculativeParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
     """One choice to generate. ``cache_salt`` separates prefix caches; lower ``priority`` runs first.
-    Pictures that the engine has travel without tensors (``engine.tensors_once``).
+    Pictures that the engine has travel without tensors (``engine.ipc.tensors_once``).
     ``visual_compression``: lossy; ``None`` takes the engine's setting. ``arrived_at``: monotonic seconds, as
     the engine's loop heard of it; from then on it waits.
     """
@@ -91,7 +91,7 @@ class AbortRequest(msgspec.Struct, frozen=True, kw_only=True, tag="abort"):
 
 
 class ForgetPictures(msgspec.Struct, frozen=True, kw_only=True, tag="forget"):
-    """No open request has these pictures any more; see ``engine.tensors_once``."""
+    """No open request has these pictures any more; see ``engine.ipc.tensors_once``."""
 
     hashes: list[bytes]
 

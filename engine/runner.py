@@ -16,12 +16,12 @@ import torch
 
 from engine.adapters.base import Encoded
 from engine.attention import prepare
-from engine.batch import build_batch, part_of
+from engine.batch import Part, build_batch
 from engine.encoder_cache import EncoderCache
-from engine.grammar_tree import fill_ahead
+from engine.grammar.tree import fill_ahead
 from engine.kv_cache import KVCache
 from engine.messages import RejectCode, TokenLogprobs
-from engine.scheduler import Span
+from engine.plan import Span
 from engine.scoring import score_prompts
 from engine.target import TargetModel
 from engine.transfer import to_device
@@ -179,6 +179,28 @@ class Runner:
                     scores[key] = encoded.scores
             first_row += span.num_rows
         return placements, scores
+
+
+def part_of(span: Span) -> Part:
+    """What a span brings to the target's row: its tokens, then its tree."""
+    token_ids = np.asarray(span.sequence.token_ids[span.start : span.end], dtype=np.int64)
+    positions = span.sequence.positions(span.start, span.end)
+    if span.tree is None:
+        return Part(
+            token_ids,
+            positions,
+            span.sequence.table.pages,
+            span.start,
+            visible_ends=span.sequence.visible_ends(span.start, span.end),
+        )
+    return Part(
+        np.concatenate([token_ids, span.tree.token_ids]),
+        np.concatenate([positions, positions[..., -1:] + span.tree.depths], axis=-1),
+        span.sequence.table.pages,
+        span.start,
+        tree_start=span.start,
+        masks=span.tree.masks,
+    )
 
 
 def is_out_of_memory(error: Exception) -> bool:

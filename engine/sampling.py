@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from engine.grammar import Mask
+from engine.grammar.grammar import Mask
 from engine.messages import SamplingParams, TokenLogprobs
 from engine.noise import uniforms
 from engine.truncation import truncate

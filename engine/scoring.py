@@ -8,8 +8,8 @@ from collections.abc import Sequence as Seq
 import torch
 
 from engine.messages import TokenLogprobs
+from engine.plan import Span
 from engine.sampling import to_host
-from engine.scheduler import Span
 
 _ROWS = 64
 """Whose logits are in memory together: of 150,000 words 38 MB, and as much again for their softmax."""

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.config import NO_SPECULATION, SpeculativeConfig
-from engine.draft_kv import DraftKV
-from engine.draft_slots import Block, SlotMap, View
-from engine.grammar import GrammarState
+from engine.draft.kv import DraftKV
+from engine.draft.slots import Block, SlotMap, View
+from engine.grammar.grammar import GrammarState
 from engine.hashing import extend_hashes, root_hash
 from engine.messages import (
     FinishReason,
@@ -96,7 +96,7 @@ class Sequence:
         grammar: GrammarState | None = None,
         views: list[View] | None = None,
     ) -> Sequence:
-        """Build from a request that was checked (``engine.admission``). ``both_ways``: the tokens of a
+        """Build from a request that was checked (``engine.validation``). ``both_ways``: the tokens of a
         picture see each other.
         """
         sampling, prompt, root = request.sampling, request.prompt, root_hash(request.cache_salt)

@@ -9,9 +9,9 @@ import torch
 
 from engine.config import EngineConfig
 from engine.errors import ModelLoadError
-from engine.host_memory import available_memory
+from engine.host.memory import available_memory
 from engine.kv_cache import KVShape
-from engine.scheduler import Limits
+from engine.plan import Limits
 
 _GIB = 1 << 30
 _MAX_CPU_KV = 4 * _GIB

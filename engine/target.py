@@ -18,7 +18,6 @@ from engine import attention
 from engine.adapters import adapter_for
 from engine.adapters.base import Adapter, Encoded
 from engine.attention import AttentionContext
-from engine.cache_folder import cache_folder
 from engine.checkpoint import (
     load_narrow,
     load_weights,
@@ -30,7 +29,8 @@ from engine.checkpoint import (
 from engine.config import EngineConfig
 from engine.errors import ModelLoadError
 from engine.graphs import Capture, RowGraphs, captured
-from engine.host_cpus import torch_threads
+from engine.host.cache_folder import cache_folder
+from engine.host.cpus import torch_threads
 from engine.kernels.choose import attention_kernels, install_parts
 from engine.kernels.cpu import Kernels
 from engine.kernels.install import install

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from engine.messages import TokenLogprobs
+from engine.plan import Span
 from engine.sampling import NO_TOKEN, DrawRow, draw, is_greedy
-from engine.scheduler import Span
 from engine.sequence import Sequence
 
 

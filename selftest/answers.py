@@ -13,9 +13,9 @@ from demo.pictures import sample
 from engine.checkpoint import read_eos_token_ids
 from engine.config import EngineConfig
 from engine.core import EngineCore
-from engine.drafts import choose_drafter
-from engine.measure import measured_budget
+from engine.draft.choose import choose_drafter
 from engine.messages import GenerateRequest, SamplingParams, SpeculativeParams
+from engine.speculation.measure import measured_budget
 from engine.target import TargetModel
 from processing.chat import ChatMessage, ContentPart, ImagePart, TextPart
 from processing.processor import Processor

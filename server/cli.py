@@ -25,7 +25,7 @@ class Serve(ServeSettings):
 
     def cli_cmd(self) -> None:
         sockets = take_address(self.host, self.port)
-        from engine.process import ProcessClient
+        from engine.ipc.process import ProcessClient
         from server.run import serve
 
         model = self.model or demo_model()

@@ -12,7 +12,7 @@ from typing import TextIO
 import structlog
 
 from engine.config import LogFormat
-from engine.logs import renderers
+from engine.host.logs import renderers
 
 
 def drop_colors(

@@ -17,7 +17,7 @@ import structlog
 import uvicorn
 
 from engine.client import EngineClient, EngineDeadError
-from engine.garbage import collecting_later
+from engine.host.garbage import collecting_later
 from server.logs import configure_logging
 from server.malloc import give_back_memory
 from server.settings import ServeSettings

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.cache_folder import cache_folder
+from engine.host.cache_folder import cache_folder
 
 
 def own_cache() -> Path:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from engine.eagle import EagleDraft
+from engine.draft.eagle import EagleDraft
 from training.batches import Batch
 from training.compression import Choose, place
 from training.rows import Rows, shortened, whole_rows

@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from engine.draft_files import fingerprint
+from engine.draft.files import fingerprint
 from engine.llm import LLM
 from training.errors import TrainingError
 from training.records import Dialogue, Message, to_record

@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from compressors.elastic import Elastic
-from engine.draft_files import CONFIG, DraftConfig, save_draft
-from engine.eagle import EagleDraft
+from engine.draft.eagle import EagleDraft
+from engine.draft.files import CONFIG, DraftConfig, save_draft
 from training.chart import draw_curve
 from training.errors import TrainingError
 from training.journal import CURVE

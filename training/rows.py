@@ -20,7 +20,7 @@ from torch import Tensor
 
 from compressors.base import Compressor, Picture, Whole
 from compressors.combine import compress
-from engine.eagle import EagleDraft
+from engine.draft.eagle import EagleDraft
 
 
 @dataclass(frozen=True, slots=True)

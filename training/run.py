@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from compressors.base import Whole
-from engine.draft_files import draft_config, fingerprint
+from engine.draft.files import draft_config, fingerprint
 from training.acceptance import Acceptance, measure
 from training.batches import Batch
 from training.checkpoint import Progress, load_checkpoint, save_checkpoint

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from compressors.elastic import BranchConfig, Elastic, ElasticConfig
-from engine.draft_files import load_draft
-from engine.eagle import EagleDraft
+from engine.draft.eagle import EagleDraft
+from engine.draft.files import load_draft
 from training.errors import TrainingError
 from training.settings import TrainSettings
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.eagle import EagleDraft
+from engine.draft.eagle import EagleDraft
 from training.batches import Batch
 from training.compression import Compression, by_dialogue, per_picture
 from training.errors import TrainingError

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from engine.eagle import EagleDraft
+from engine.draft.eagle import EagleDraft
 from training.rows import Rows, shifted
 
 

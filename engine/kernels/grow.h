@@ -1,4 +1,4 @@
-// Grows draft trees level by level (EAGLE-2, section 4): what engine/eagle_drafter.py does with tensors, in one call.
+// Grows draft trees level by level (EAGLE-2, section 4): what engine/draft/eagle_drafter.py does with tensors, in one call.
 #pragma once
 
 #include <algorithm>

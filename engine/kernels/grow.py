@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from engine.eagle import EagleDraft
+from engine.draft.eagle import EagleDraft
 from engine.kernels.cpu import Kernels, Product
 from engine.kernels.layer import KernelLayer
 from engine.kernels.modules import KernelLinear, KernelNorm

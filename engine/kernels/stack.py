@@ -60,7 +60,8 @@ class KernelStack:
         out = self._kernels.layers(
             self._parts,
             embeddings[None],
-            *(cos, sin),
+            cos,
+            sin,
             [cache.keys[index] for index in self._indices],
             [cache.values[index] for index in self._indices],
             context.batch.slots,

@@ -20,7 +20,7 @@ from benchmarks.compressors import main
 from compressors.base import Picture, TextOnly, Whole
 from compressors.elastic import BranchConfig, Elastic, ElasticConfig, training_free
 from compressors.gate import Gate
-from engine.draft_files import DraftConfig, OwnDraft, draft_config, save_draft
+from engine.draft.files import DraftConfig, OwnDraft, draft_config, save_draft
 from tests.conftest import BuildCheckpoint
 from tests.models import TOKENS_PER_IMAGE
 from tests.training.test_acceptance import make_data, one_batch

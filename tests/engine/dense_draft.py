@@ -14,7 +14,7 @@ import torch
 from transformers import DynamicCache
 
 from compressors.base import Compressor, Picture
-from engine.draft_files import load_draft
+from engine.draft.files import load_draft
 from processing.prompt import ImageInput
 from tests.golden.reference import Golden
 

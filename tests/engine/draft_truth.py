@@ -6,9 +6,9 @@ import random
 from collections.abc import Sequence as Seq
 from typing import Any
 
-from engine.draft_kv import DraftKV
-from engine.draft_pages import DraftPages
-from engine.draft_slots import WHOLE, Block, View
+from engine.draft.kv import DraftKV
+from engine.draft.pages import DraftPages
+from engine.draft.slots import WHOLE, Block, View
 from engine.sequence import Sequence
 
 TAGS = (WHOLE, "text_only", "half", "one")

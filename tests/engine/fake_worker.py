@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from engine.worker import main
+from engine.ipc.worker import main
 from tests.engine.fake_core import FakeCore
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.cache_folder import cache_folder
+from engine.host.cache_folder import cache_folder
 from engine.kernels.cpu import Kernels
 
 

@@ -13,8 +13,8 @@ from unittest import mock
 
 import psutil
 
-from engine.child import module_command
-from engine.process import ProcessClient, RestartPolicy
+from engine.ipc.child import module_command
+from engine.ipc.process import ProcessClient, RestartPolicy
 from tests.engine.fake_core import Script
 
 FAKE_WORKER = module_command("tests.engine.fake_worker")

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, Qwen2Config, Qwen3Config
 from transformers.models.gemma2.configuration_gemma2 import Gemma2Config
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
 
-from engine.published import LoadedDraft, load_any_draft
+from engine.draft.published import LoadedDraft, load_any_draft
 from tests.engine.published_layouts import CONFIG, HIDDEN, VOCAB
 
 NUM_LAYERS = 12

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.budget import SpeculationBudget
-from engine.budget_nodes import MARGIN, choose_counts
-from engine.candidates import Candidates, DraftTree, best_first, pick
 from engine.config import SpeculativeConfig
-from engine.costs import CostTable, DraftCosts
+from engine.draft.candidates import Candidates, DraftTree, best_first, pick
+from engine.speculation.budget import SpeculationBudget
+from engine.speculation.costs import CostTable, DraftCosts
+from engine.speculation.nodes import MARGIN, choose_counts
 
 # Milliseconds of one forward of a 135M model on two cores: eager, steep and bumpy; compiled, flat to 8 rows.
 EAGER = {1: 59, 2: 99, 3: 120, 4: 98, 6: 109, 8: 102, 12: 118, 16: 152, 24: 180, 32: 156, 48: 191, 64: 233}

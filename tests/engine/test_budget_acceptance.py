@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.budget_acceptance import (
+from engine.speculation.acceptance import (
     KNOTS,
     NUM_KNOTS,
     AcceptanceModel,

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from engine.budget import SpeculationBudget
-from engine.candidates import Candidates, DraftTree, pick
 from engine.config import SpeculativeConfig
-from engine.costs import CostTable, DraftCosts
+from engine.draft.candidates import Candidates, DraftTree, pick
+from engine.speculation.budget import SpeculationBudget
+from engine.speculation.costs import CostTable, DraftCosts
 from tests.engine.test_budget import COMPILED, EAGER, LIMIT, costs, draft_costs
 
 WIDTH = 3  # children of the best node of each level

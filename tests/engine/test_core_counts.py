@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from engine.core import EngineCore
-from engine.scheduler import Span
+from engine.plan import Span
 from tests.conftest import BuildCheckpoint
 from tests.golden.reference import Golden, load_golden, request
 from tests.golden.speculating import plain_core, target_of

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from engine.budget import SpeculationBudget
 from engine.config import EngineConfig
 from engine.core import EngineCore
-from engine.costs import CostTable, DraftCosts
-from engine.drafts import choose_drafter
+from engine.draft.choose import choose_drafter
+from engine.speculation.budget import SpeculationBudget
+from engine.speculation.costs import CostTable, DraftCosts
 from engine.target import TargetModel
 from processing.prompt import Prompt
 from tests.conftest import BuildCheckpoint

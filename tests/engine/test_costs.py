@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.costs import CostTable, DraftCosts, load_tables, save_tables
+from engine.speculation.costs import CostTable, DraftCosts, load_tables, save_tables
 
 # Eager transformers on two cores, milliseconds: two rows are dearer than four, 24 than 32.
 BUMPY = {1: 59, 2: 99, 3: 120, 4: 98, 6: 109, 8: 102, 12: 118, 16: 152, 24: 180, 32: 156, 48: 191, 64: 233}

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, Qwen2Config
 
 from compressors.elastic import BranchConfig, Elastic, ElasticConfig
-from engine.draft_files import DraftConfig, OwnDraft, draft_config, fingerprint, load_draft, save_draft
-from engine.eagle import EagleDraft
+from engine.draft.eagle import EagleDraft
+from engine.draft.files import DraftConfig, OwnDraft, draft_config, fingerprint, load_draft, save_draft
 from engine.errors import ModelLoadError
 
 VOCAB, HIDDEN = 40, 32

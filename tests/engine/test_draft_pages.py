@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from engine.config import SpeculativeConfig
-from engine.draft_pages import DraftPages
-from engine.draft_slots import WHOLE, SlotMap, View
+from engine.draft.pages import DraftPages
+from engine.draft.slots import WHOLE, SlotMap, View
 from engine.encoder_cache import EncoderCache
 from engine.messages import GenerateRequest, SamplingParams
 from engine.pages import PagePool, PageTable
-from engine.scheduler import Limits, Scheduler
+from engine.plan import Limits
+from engine.scheduler import Scheduler
 from engine.sequence import Sequence
 from processing.prompt import ImageInput, Prompt
 from tests.engine.draft_truth import TAGS, DraftWriter, contents, num_kept

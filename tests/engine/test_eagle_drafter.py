@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from engine.config import SpeculativeConfig
 from engine.core import EngineCore
-from engine.drafts import choose_drafter
+from engine.draft.choose import choose_drafter
 from engine.messages import GenerateRequest, SpeculativeParams
 from processing.prompt import Prompt
 from tests.conftest import BuildCheckpoint
@@ -164,7 +164,7 @@ def test_trap_4_the_draft_never_reads_ahead_of_chunks_and_pictures(
     eager: int, tiny: BuildCheckpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prompts in chunks that end before, inside and behind pictures, followed chunk by chunk."""
-    monkeypatch.setattr("engine.follower.EAGER", eager)
+    monkeypatch.setattr("engine.draft.follower.EAGER", eager)
     golden = load_golden(tiny("llava"))
     prompts = prompts_of(golden)
     core, notes = watched(golden, prompts, max_num_batched_tokens=13, max_num_encoder_tokens=16)
@@ -256,7 +256,7 @@ def test_tokens_that_overflow_the_buffer_end_speculation_for_that_request_alone(
 ) -> None:
     golden = load_golden(tiny("llava"))
     prompts = prompts_of(golden)
-    monkeypatch.setattr("engine.features.MAX_WAITING", len(prompts[2].token_ids) - 1)
+    monkeypatch.setattr("engine.draft.features.MAX_WAITING", len(prompts[2].token_ids) - 1)
     core, notes = watched(golden, prompts, late=1, enable_prefix_caching=False)
     stories = play(core, prompts)
     for i, prompt in enumerate(prompts):

@@ -10,13 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.candidates import DraftTree
 from engine.config import SpeculativeConfig
-from engine.draft_pages import DraftPages
-from engine.features import FeatureStore
+from engine.draft.candidates import DraftTree
+from engine.draft.features import FeatureStore
+from engine.draft.pages import DraftPages
 from engine.messages import GenerateRequest, SamplingParams
 from engine.pages import PagePool, PageTable
-from engine.scheduler import Span
+from engine.plan import Span
 from engine.sequence import Sequence
 from processing.prompt import Prompt
 
@@ -150,7 +150,7 @@ def test_a_sequence_that_starts_from_cached_pages_has_the_feature_before_them() 
 
 
 def test_what_nobody_catches_up_with_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.features.MAX_WAITING", 5)
+    monkeypatch.setattr("engine.draft.features.MAX_WAITING", 5)
     bench = Bench([3], 4)
     bench.step([(0, 3, [], 0)])
     draft = bench.sequences[0].draft

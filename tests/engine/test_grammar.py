@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
-from engine import grammar as module
-from engine.candidates import Candidates
-from engine.grammar import Grammar, GrammarCompiler, GrammarError, GrammarState
-from engine.grammar_tree import fill_ahead, paths_of, prune
+from engine.draft.candidates import Candidates
+from engine.grammar import grammar as module
+from engine.grammar.grammar import Grammar, GrammarCompiler, GrammarError, GrammarState
+from engine.grammar.tree import fill_ahead, paths_of, prune
 from tests.engine.test_verify import sequence_of, span_of
 from tests.tokenizer import tiny_tokenizer
 

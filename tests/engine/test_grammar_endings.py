@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from engine.candidates import pick
-from engine.grammar import Grammar
-from engine.grammar_tree import prune
-from engine.scheduler import Span
+from engine.draft.candidates import pick
+from engine.grammar.grammar import Grammar
+from engine.grammar.tree import prune
+from engine.plan import Span
 from engine.sequence import Sequence
 from engine.verify import walk
 from tests.engine.test_grammar import EOS, LL, ids

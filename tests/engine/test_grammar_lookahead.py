@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from engine import grammar as module
-from engine.candidates import Candidates, pick
-from engine.grammar import Grammar, GrammarCompiler, GrammarState
-from engine.grammar_tree import fill_ahead, prune
-from engine.scheduler import Span
+from engine.draft.candidates import Candidates, pick
+from engine.grammar import grammar as module
+from engine.grammar.grammar import Grammar, GrammarCompiler, GrammarState
+from engine.grammar.tree import fill_ahead, prune
+from engine.plan import Span
 from tests.engine.test_grammar import LL, bits, ids, ll_tokenizer
 from tests.engine.test_verify import sequence_of
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import pytest
 from llguidance import LLTokenizer
 
-from engine.grammar import GrammarCompiler, GrammarError
-from engine.grammar_queue import GrammarQueue
+from engine.grammar.grammar import GrammarCompiler, GrammarError
+from engine.grammar.queue import GrammarQueue
 from engine.messages import GenerateRequest, SamplingParams
 from processing.prompt import Prompt
 

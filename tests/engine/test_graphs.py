@@ -19,7 +19,7 @@ from engine.batch import Part, build_batch
 from engine.capturing import pages_of
 from engine.config import SpeculativeConfig
 from engine.core import EngineCore
-from engine.eagle_drafter import EagleDrafter
+from engine.draft.eagle_drafter import EagleDrafter
 from engine.graphs import Run
 from engine.kv_cache import KVCache
 from engine.messages import SpeculativeParams
@@ -68,7 +68,7 @@ class Again:
 def few_sizes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """And models of this file's own: the shared ones have neither these parts nor graphs."""
     monkeypatch.setattr("engine.graphs.ROWS", (1, 4, 24))
-    monkeypatch.setattr("engine.level_graphs.SEQUENCES", (1, 4))
+    monkeypatch.setattr("engine.draft.level_graphs.SEQUENCES", (1, 4))
     for shared in (target_of, draft_model_of):
         shared.cache_clear()
     yield

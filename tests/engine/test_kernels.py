@@ -25,8 +25,8 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecode
 
 from engine.attention import ATTENTION_NAME, prepare, register
 from engine.batch import Part, build_batch
-from engine.cache_folder import cache_folder
 from engine.config import EngineConfig
+from engine.host.cache_folder import cache_folder
 from engine.kernels import build
 from engine.kernels.attention import KernelAttention
 from engine.kernels.cpu import Kernels, Seen, narrowest

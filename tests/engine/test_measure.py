@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from engine import measure
-from engine.budget import SpeculationBudget
-from engine.cache_folder import cache_folder
 from engine.config import EngineConfig
-from engine.drafter import Drafter
-from engine.eagle_drafter import EagleDrafter
+from engine.draft.base import Drafter
+from engine.draft.eagle_drafter import EagleDrafter
+from engine.draft.ngram import NgramDrafter
+from engine.host.cache_folder import cache_folder
 from engine.kv_cache import KVCache
-from engine.measure import measured_budget
-from engine.ngram import NgramDrafter
 from engine.packing import pack_linears
 from engine.sizing import choose_sizes
+from engine.speculation import measure
+from engine.speculation.budget import SpeculationBudget
+from engine.speculation.measure import measured_budget
 from engine.target import TargetModel
 from tests.conftest import BuildCheckpoint
 from tests.engine.own_kernels import own_kernels

@@ -9,15 +9,16 @@ import psutil
 import pytest
 import torch
 
-from engine import host_cpus, memory
+from engine import memory
 from engine.attention import ATTENTION_NAME
 from engine.config import EngineConfig
-from engine.draft_model import DraftModel
-from engine.eagle import EagleDraft
+from engine.draft.eagle import EagleDraft
+from engine.draft.features import MAX_WAITING_IN_ALL
+from engine.draft.model import DraftModel
 from engine.errors import ModelLoadError
-from engine.features import MAX_WAITING_IN_ALL
-from engine.host_cpus import cpu_quota, set_num_threads
-from engine.host_memory import available_memory
+from engine.host import cpus
+from engine.host.cpus import cpu_quota, set_num_threads
+from engine.host.memory import available_memory
 from engine.kv_cache import KVCache, KVShape
 from engine.memory import draft_bytes, encode_most, forward_most
 from engine.sizing import choose_sizes
@@ -104,7 +105,7 @@ def test_threads_are_no_more_than_a_container_has_time_for(
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", found.append)
     for quota in (None, 3, 16):
-        monkeypatch.setattr(host_cpus, "cpu_quota", lambda quota=quota: quota)
+        monkeypatch.setattr(cpus, "cpu_quota", lambda quota=quota: quota)
         set_num_threads(None)
     set_num_threads(12)
     assert found == [8, 3, 8, 12], "what is asked for goes"

@@ -9,11 +9,11 @@ import numpy.typing as npt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.budget import SpeculationBudget
-from engine.candidates import Candidates, pick
 from engine.config import SpeculativeConfig
-from engine.costs import CostTable, DraftCosts
-from engine.merge import DRAFT, LOOKUP, merge
+from engine.draft.candidates import Candidates, pick
+from engine.draft.merge import DRAFT, LOOKUP, merge
+from engine.speculation.budget import SpeculationBudget
+from engine.speculation.costs import CostTable, DraftCosts
 
 Paths = dict[tuple[int, ...], float]
 """Score of each path from the root; with a path all of its beginnings."""

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.candidates import Candidates
 from engine.config import SpeculativeConfig
-from engine.ngram import NgramDrafter
-from engine.ngram_index import NgramIndex
+from engine.draft.candidates import Candidates
+from engine.draft.ngram import NgramDrafter
+from engine.draft.ngram_index import NgramIndex
 
 MAX, MIN, MATCHES, FLOOR = 4, 2, 8, 0.02
 IMAGE = 3

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from engine.client import EngineDeadError, RequestRejectedError
-from engine.process import Backoff, RestartPolicy, Run
-from engine.wire import WireError
+from engine.ipc.process import Backoff, RestartPolicy, Run
+from engine.ipc.wire import WireError
 from tests.engine.clients import collect, until, until_idle
 from tests.engine.fake_core import BREAK, DIE, HANG, REJECT, Script, expected, make_request
 from tests.engine.processes import ENDLESS, kill, running

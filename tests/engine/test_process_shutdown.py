@@ -52,9 +52,9 @@ async def test_shutdown_before_start_and_start_after_shutdown() -> None:
 async def test_shutdown_ends_an_engine_that_does_not_listen(
     stop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.process.LAST_STEP_SECONDS", 0.1)
-    monkeypatch.setattr("engine.process.SHUTDOWN_SECONDS", 0.1)
-    monkeypatch.setattr("engine.child.TERMINATE_SECONDS", 0.1)
+    monkeypatch.setattr("engine.ipc.process.LAST_STEP_SECONDS", 0.1)
+    monkeypatch.setattr("engine.ipc.process.SHUTDOWN_SECONDS", 0.1)
+    monkeypatch.setattr("engine.ipc.child.TERMINATE_SECONDS", 0.1)
     async with running() as client:
         await client.wait_ready()
         await collect(client, make_request("first"))
@@ -73,7 +73,7 @@ async def test_who_waits_for_a_hung_engine_hears_of_the_end_before_it_is_killed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The server cancels what is open a few seconds after the time that it gives; killing may take longer."""
-    monkeypatch.setattr("engine.process.LAST_STEP_SECONDS", 0.1)
+    monkeypatch.setattr("engine.ipc.process.LAST_STEP_SECONDS", 0.1)
     async with running() as client:
         await client.wait_ready()
         task = asyncio.create_task(collect(client, make_request("a", max_tokens=ENDLESS)))

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.draft_files import DraftConfig, save_draft
-from engine.eagle import EagleDraft
-from engine.published import LoadedDraft
+from engine.draft.eagle import EagleDraft
+from engine.draft.files import DraftConfig, save_draft
+from engine.draft.published import LoadedDraft
 from tests.engine import published_layouts as layouts
 from tests.engine.published_layouts import CONFIG, HIDDEN, MROPE_SECTION, VOCAB, Tensors, write
 from tests.engine.published_targets import EAGLE3_CONFIG, TOKEN_IDS, load, target

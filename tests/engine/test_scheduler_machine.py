@@ -17,14 +17,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from engine.candidates import DraftTree, pick
 from engine.config import NO_SPECULATION, SpeculativeConfig
-from engine.draft_pages import DraftPages
-from engine.draft_slots import View
+from engine.draft.candidates import DraftTree, pick
+from engine.draft.pages import DraftPages
+from engine.draft.slots import View
 from engine.encoder_cache import EncoderCache
 from engine.messages import GenerateRequest, SamplingParams
 from engine.pages import PagePool, PageTable
-from engine.scheduler import Limits, Scheduler, Span
+from engine.plan import Limits, Span
+from engine.scheduler import Scheduler
 from engine.sequence import Sequence
 from processing.prompt import ImageInput, Prompt
 from tests.engine.draft_truth import TAGS, DraftWriter, num_kept

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.candidates import DraftTree, pick
 from engine.config import SpeculativeConfig
+from engine.draft.candidates import DraftTree, pick
 from engine.encoder_cache import EncoderCache
 from engine.messages import GenerateRequest, SamplingParams
 from engine.pages import PagePool, PageTable
-from engine.scheduler import Limits, Scheduler, StepPlan
+from engine.plan import Limits, StepPlan
+from engine.scheduler import Scheduler
 from engine.sequence import Sequence
 from processing.prompt import ImageInput, Prompt
 from tests.engine.trees import candidates_of

@@ -12,16 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.budget import DraftPlan, SpeculationBudget
-from engine.candidates import Candidates
 from engine.config import SpeculativeConfig
-from engine.costs import CostTable, DraftCosts
+from engine.draft.candidates import Candidates
 from engine.encoder_cache import EncoderCache
 from engine.messages import GenerateRequest, SamplingParams, SpeculativeParams
 from engine.pages import PagePool, PageTable
-from engine.scheduler import Limits, Scheduler, Span
+from engine.plan import Limits, Span
+from engine.scheduler import Scheduler
 from engine.sequence import Sequence
-from engine.speculator import Speculator
+from engine.speculation.budget import DraftPlan, SpeculationBudget
+from engine.speculation.costs import CostTable, DraftCosts
+from engine.speculation.speculator import Speculator
 from engine.verify import Walk
 from processing.prompt import Prompt
 from tests.engine.trees import Nodes, candidates_of

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from engine.config import NO_SPECULATION
-from engine.drafter import NgramSource
-from engine.eagle_drafter import EagleDrafter
+from engine.draft.base import NgramSource
+from engine.draft.eagle_drafter import EagleDrafter
 from engine.messages import SpeculativeParams
-from engine.speculator import Speculator
+from engine.speculation.speculator import Speculator
 from tests.conftest import BuildCheckpoint
 from tests.engine.test_eagle_drafter import NUM_TOKENS, ask, check, play, watched
 from tests.engine.test_speculator import CHAIN, LIMITS, Fixed, running
@@ -79,7 +79,7 @@ def test_the_warning_comes_again_later(
     scheduler, drafter = running([SpeculativeParams()]), Fixed(candidates_of([CHAIN]))
     speculator, now = Speculator(drafter, LIMITS), 1000.0
     monkeypatch.setattr(drafter, "propose", fails(drafter.propose, every(1)))
-    monkeypatch.setattr("engine.speculator.time.monotonic", lambda: now)
+    monkeypatch.setattr("engine.speculation.speculator.time.monotonic", lambda: now)
     for _ in range(600):
         speculator.draft(scheduler)
         now += 1
@@ -146,8 +146,8 @@ def test_the_draft_that_goes_on_holds_what_it_should(
     stage: str, chunk: int, golden: Golden, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In steps and requests that come later, too; long prompts are followed chunk by chunk."""
-    monkeypatch.setattr("engine.follower.EAGER", 9)
-    monkeypatch.setattr("engine.eagle_drafter.EAGER", 9)
+    monkeypatch.setattr("engine.draft.follower.EAGER", 9)
+    monkeypatch.setattr("engine.draft.eagle_drafter.EAGER", 9)
     prompts = prompts_of(golden)
     core, notes = watched(
         golden,
@@ -176,7 +176,7 @@ def test_the_draft_that_goes_on_holds_what_it_should(
 def test_a_prompt_too_long_for_the_draft_costs_nobody_else_theirs(
     golden: Golden, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.eagle_drafter.EAGER", 30)
+    monkeypatch.setattr("engine.draft.eagle_drafter.EAGER", 30)
     prompts = [golden.prompt("Hello"), golden.prompt("The quick brown fox. " * 12), golden.prompt("1 2 3")]
     core, notes = watched(golden, prompts)
     model: Any = core._speculator.drafter.model  # type: ignore[union-attr]

@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from engine.attention import ATTENTION_NAME, prepare, register
 from engine.batch import Part, build_batch
-from engine.cache_folder import cache_folder
+from engine.host.cache_folder import cache_folder
 from engine.kernels import build
 from engine.kernels.cpu import Kernels
 from engine.kernels.install import install

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.child import EngineChild
 from engine.client import EngineDeadError
+from engine.ipc.child import EngineChild
+from engine.ipc.tensors_once import TensorsKept, TensorsSent
+from engine.ipc.wire import to_engine
 from engine.loop import EngineLoop
 from engine.messages import ForgetPictures, GenerateRequest
-from engine.tensors_once import TensorsKept, TensorsSent
-from engine.wire import to_engine
 from processing.prompt import ImageInput, Prompt
 from tests.engine.clients import collect
 from tests.engine.fake_core import FakeCore, Script, expected, make_request

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.batch import Part, build_batch
-from engine.candidates import Candidates, best_first, pick
+from engine.draft.candidates import Candidates, best_first, pick
 
 Tree = list[tuple[int, float]]
 """(parent, score) of each candidate of one sequence, parents first; a score of -inf is no candidate."""

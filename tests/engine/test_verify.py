@@ -13,12 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.candidates import DraftTree, pick
 from engine.config import NO_SPECULATION
+from engine.draft.candidates import DraftTree, pick
 from engine.messages import GenerateRequest, SamplingParams
 from engine.pages import PagePool, PageTable
+from engine.plan import Span
 from engine.sampling import NO_TOKEN, DrawRow, draw
-from engine.scheduler import Span
 from engine.sequence import Sequence
 from engine.verify import Walk, walk
 from processing.prompt import Prompt

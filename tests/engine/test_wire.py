@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from engine.ipc.wire import DTYPES, WireError, from_engine, request_id_in, to_engine
 from engine.messages import (
     AbortRequest,
     EngineInfo,
@@ -29,7 +30,6 @@ from engine.messages import (
     TokenLogprobs,
     TracedRound,
 )
-from engine.wire import DTYPES, WireError, from_engine, request_id_in, to_engine
 from processing.prompt import ImageInput, Prompt
 
 arrays = hnp.arrays(

@@ -16,9 +16,9 @@ import psutil
 import pytest
 import zmq
 
+from engine.ipc.wire import from_engine, to_engine
+from engine.ipc.worker import WorkerSpec
 from engine.messages import EngineInfo, EngineMessage, LoadFailed, RequestOutput, Shutdown, StepReport
-from engine.wire import from_engine, to_engine
-from engine.worker import WorkerSpec
 from tests.engine.fake_core import BREAK, HANG, HANG_HARD, Script, expected, make_request
 from tests.engine.processes import FAKE_WORKER
 
@@ -137,7 +137,7 @@ def test_interrupts_are_left_to_the_parent(parent: Parent) -> None:
 
 ORPHAN_MAKER = """
 import asyncio, sys
-from engine.process import ProcessClient
+from engine.ipc.process import ProcessClient
 from tests.engine.fake_core import Script, make_request
 from tests.engine.processes import FAKE_WORKER
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence as Seq
 
 import numpy as np
 
-from engine.candidates import Candidates
+from engine.draft.candidates import Candidates
 
 Nodes = list[tuple[int, int]]
 """(token id, parent) of a tree's nodes, parents first; -1 is the root."""

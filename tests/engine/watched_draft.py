@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine.candidates import Candidates
-from engine.draft_kv import DraftKV
+from engine.draft.candidates import Candidates
+from engine.draft.kv import DraftKV
+from engine.plan import Span
 from engine.runner import Outcome
-from engine.scheduler import Span
 from engine.sequence import Sequence
 from processing.prompt import ImageInput
 from tests.engine.dense_draft import DenseDraft, Path_, Seen

@@ -8,13 +8,13 @@ from collections.abc import Sequence as Seq
 
 import numpy as np
 
-from engine.candidates import Candidates
-from engine.compression import Compression
 from engine.config import SpeculativeConfig
-from engine.draft_pages import DraftPages
-from engine.eagle_drafter import EagleDrafter
+from engine.draft.candidates import Candidates
+from engine.draft.compression import Compression
+from engine.draft.eagle_drafter import EagleDrafter
+from engine.draft.pages import DraftPages
+from engine.plan import Span
 from engine.runner import Outcome
-from engine.scheduler import Span
 from engine.sequence import Sequence
 from tests.engine.trees import Nodes, candidates_of
 

@@ -14,12 +14,12 @@ from compressors.elastic import Elastic, ElasticConfig
 from engine.checkpoint import read_eos_token_ids
 from engine.config import EngineConfig, SpeculativeConfig
 from engine.core import EngineCore
-from engine.draft_files import draft_config, save_draft
-from engine.draft_model import DraftModel
-from engine.drafter import Drafter
-from engine.eagle import EagleDraft
-from engine.eagle_drafter import EagleDrafter
-from engine.grammar import GrammarCompiler
+from engine.draft.base import Drafter
+from engine.draft.eagle import EagleDraft
+from engine.draft.eagle_drafter import EagleDrafter
+from engine.draft.files import draft_config, save_draft
+from engine.draft.model import DraftModel
+from engine.grammar.grammar import GrammarCompiler
 from engine.messages import (
     GenerateRequest,
     RequestOutput,

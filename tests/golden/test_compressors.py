@@ -15,9 +15,9 @@ import torch
 
 from compressors.base import Picture
 from compressors.elastic import BranchConfig, ElasticConfig, training_free
-from engine.compression import Compression
 from engine.config import CompressorName, SpeculativeConfig
 from engine.core import EngineCore
+from engine.draft.compression import Compression
 from engine.errors import ModelLoadError
 from engine.messages import EngineStats, GenerateRequest, SpeculativeParams
 from processing.prompt import Prompt

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
 from engine.core import EngineCore
-from engine.drafter import NgramSource
-from engine.grammar import GrammarCompiler
+from engine.draft.base import NgramSource
+from engine.grammar.grammar import GrammarCompiler
 from engine.messages import GenerateRequest
 from tests.conftest import BuildCheckpoint
 from tests.golden import drafts, speculating

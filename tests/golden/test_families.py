@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from engine.eagle_drafter import EagleDrafter
+from engine.draft.eagle_drafter import EagleDrafter
+from engine.plan import Span
 from engine.runner import Outcome
-from engine.scheduler import Span
 from engine.target import TargetModel
 from processing.prompt import Prompt
 from tests.conftest import BuildCheckpoint

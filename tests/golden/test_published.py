@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from engine.candidates import Candidates
 from engine.checkpoint import read_eos_token_ids
 from engine.config import EngineConfig, SpeculativeConfig
 from engine.core import EngineCore
-from engine.drafter import Drafter
-from engine.drafts import choose_drafter
-from engine.eagle_drafter import EagleDrafter
+from engine.draft.base import Drafter
+from engine.draft.candidates import Candidates
+from engine.draft.choose import choose_drafter
+from engine.draft.eagle_drafter import EagleDrafter
 from engine.sequence import Sequence
 from engine.sizing import Sizes
 from engine.target import TargetModel

@@ -10,8 +10,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from engine.drafter import NgramSource
-from engine.eagle_drafter import EagleDrafter
+from engine.draft.base import NgramSource
+from engine.draft.eagle_drafter import EagleDrafter
 from engine.messages import GenerateRequest, SpeculativeParams, TokenLogprobs
 from processing.prompt import Prompt
 from tests.conftest import BuildCheckpoint
@@ -180,7 +180,7 @@ def test_aborts_in_the_middle_hurt_nobody(name: str, tiny: BuildCheckpoint) -> N
 
 
 def test_a_draft_of_a_folder_is_chosen_loaded_and_changes_nothing(tiny: BuildCheckpoint) -> None:
-    from engine.drafts import choose_drafter
+    from engine.draft.choose import choose_drafter
 
     golden = load_golden(tiny("llava"))
     prompts = prompts_of(golden)

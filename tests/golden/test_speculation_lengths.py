@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engine.config import SpeculativeConfig
-from engine.eagle_drafter import EagleDrafter
+from engine.draft.eagle_drafter import EagleDrafter
 from engine.messages import SpeculativeParams
 from processing.prompt import Prompt
 from tests.conftest import BuildCheckpoint

@@ -10,7 +10,7 @@ import torch
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.messages import RequestError
-from engine.scheduler import Span
+from engine.plan import Span
 from processing.prompt import ImageInput, Prompt
 from tests.conftest import BuildCheckpoint
 from tests.golden.reference import Golden, load_golden, request, run_core

@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 
-from engine.costs import CostTable, save_tables
+from engine.speculation.costs import CostTable, save_tables
 from tests.conftest import BuildCheckpoint
 from tests.http.conftest import READY_SECONDS, LiveServer, serve, wait_ready
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from engine.eagle import EagleDraft
+from engine.draft.eagle import EagleDraft
 from tests.models import build_tiny
 from tests.training.conftest import write_jsonl
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from compressors.base import Picture
 from compressors.elastic import BranchConfig, Elastic, ElasticConfig
-from engine.draft_files import load_draft
+from engine.draft.files import load_draft
 from tests.training.test_training import same, settings, stop_after
 from training.batches import Batch
 from training.compression import Compression, by_dialogue, gate_inputs, per_picture

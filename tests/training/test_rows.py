@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from compressors.base import Compressor, Picture, TextOnly, Whole
 from compressors.pool import Pool
 from compressors.prune import RandomPrune
-from engine.eagle import EagleDraft
+from engine.draft.eagle import EagleDraft
 from training.rows import Placed, Rows, shifted, shortened, whole_rows
 from training.student import new_draft
 from training.unroll import unrolled

@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from engine.draft_files import fingerprint, load_draft, read_tensors
+from engine.draft.files import fingerprint, load_draft, read_tensors
 from tests.training.targets import recitals, reciting_target
 from training.errors import TrainingError
 from training.journal import read_log

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig
 
-from engine.eagle import EagleDraft
+from engine.draft.eagle import EagleDraft
 from tests.training.targets import draft_chain
 from training.rows import whole_rows
 from training.student import new_draft

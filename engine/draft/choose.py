@@ -1,0 +1,65 @@
+"""Chooses what drafts for a target: ``--draft``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from engine.config import EngineConfig
+from engine.draft.base import Drafter, NgramSource
+from engine.draft.eagle_drafter import EagleDrafter
+from engine.draft.model import DraftModel
+from engine.errors import ModelLoadError
+from engine.sizing import Sizes
+from engine.target import TargetModel
+
+log = logging.getLogger(__name__)
+
+OWN_DRAFT = "draft"
+"""Folder inside a model's folder that holds the draft made for it."""
+
+MakeDrafter = Callable[[EngineConfig, TargetModel, Sizes], Drafter | None]
+
+
+def no_drafter(config: EngineConfig, target: TargetModel, sizes: Sizes) -> None:
+    """Plain decoding."""
+
+
+def choose_drafter(config: EngineConfig, target: TargetModel, sizes: Sizes) -> Drafter | None:
+    """The drafter that ``config.draft`` names. Raises ``ModelLoadError`` if it cannot be had."""
+    if config.draft == "none" or not config.speculative.enabled:
+        return None
+    own = Path(config.model) / OWN_DRAFT
+    image_token = target.adapter.image_token_id
+    lookup = NgramSource(never=frozenset() if image_token is None else frozenset({image_token}))
+    if config.draft == "ngram" or (config.draft == "auto" and not own.is_dir()):
+        return lookup
+    folder = own if config.draft == "auto" else _find(config.draft)
+    model = DraftModel.load(folder, target, Path(config.model))
+    log.info("drafting with %s", folder)
+    return EagleDrafter(
+        model,
+        sizes.num_pages,
+        config.page_size,
+        target.embed,
+        caching=config.enable_prefix_caching,
+        max_num_seqs=config.max_num_seqs,
+        lookup=lookup,
+        settings=config.speculative,
+        knows_attention=target.adapter.knows_attention,
+    )
+
+
+def _find(name: str) -> Path:
+    """A folder as it is, anything else as a hub id."""
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "pytorch_model.bin"]))
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(
+            f"--draft {name!r} is neither a folder nor a hub id that can be fetched: {error}"
+        ) from error

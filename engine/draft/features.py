@@ -1,0 +1,195 @@
+"""Target features and embeddings that the draft has not seen yet, and those at page ends that stay.
+
+Every step leaves here the features (hidden states after the final norm) of the tokens that it computed. A
+sequence's wait until the draft catches up with it, in one pass; the feature of the last token of each full
+page stays beside the page, so that a sequence that starts from cached pages has the one it needs. Knows
+tensors and positions; nothing of the draft's weights or of trees.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from engine.draft.kv import DraftKV
+from engine.plan import Span
+from engine.sequence import Sequence
+
+MAX_WAITING = 8192
+"""Tokens of one sequence whose features are kept for a draft that could see them and has not; as many again
+that it cannot see yet, as a gate has not chosen. Pictures of 2,880 tokens, which a compressor takes whole,
+must have room.
+"""
+MAX_WAITING_IN_ALL = 32768
+"""Of all sequences together. A GPU has memory set aside for as many (:mod:`engine.memory`)."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """Features of tokens ``first - 1 .. num_computed``, in pieces ``[*, size]``, and the embeddings of prompt
+    tokens among them as (first token, ``[*, hidden]``): a picture's cannot be looked up by token id.
+    ``image_scores``: of the pictures among them, by key, where the encoder gave any.
+    """
+
+    first: int
+    features: list[torch.Tensor] = field(default_factory=list)
+    embeddings: list[tuple[int, torch.Tensor]] = field(default_factory=list)
+    image_scores: dict[bytes, torch.Tensor] = field(default_factory=dict)
+    num_tokens: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.num_tokens = sum(map(len, self.features))
+
+    def add(self, features: torch.Tensor) -> None:
+        """Of the next tokens: a piece a step, hundreds of them where decoding is plain."""
+        self.features.append(features)
+        self.num_tokens += len(features)
+
+    def joined(self) -> torch.Tensor:
+        if len(self.features) > 1:
+            self.features = [torch.cat(self.features)]
+        return self.features[0]
+
+
+@dataclass(slots=True, frozen=True)
+class CatchUp:
+    """What the draft is to see of one sequence: tokens ``start .. end``.
+
+    ``features``: ``[end - start, size]``, of the tokens before each; the rest: see ``_Waiting``.
+    """
+
+    sequence: Sequence
+    start: int
+    end: int
+    features: torch.Tensor
+    embeddings: list[tuple[int, torch.Tensor]]
+    image_scores: dict[bytes, torch.Tensor]
+
+    @property
+    def count(self) -> int:
+        return self.end - self.start
+
+
+class FeatureStore:
+    """``page_ends``: ``[num_pages, size]``, the feature of the last token of each of the target's pages."""
+
+    def __init__(
+        self, num_pages: int, page_size: int, size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.page_size = page_size
+        self.page_ends = torch.zeros(num_pages, size, dtype=dtype, device=device)
+        self._waiting: weakref.WeakKeyDictionary[DraftKV, _Waiting] = weakref.WeakKeyDictionary()
+
+    def keep(
+        self,
+        spans: Seq[Span],
+        paths: Seq[Seq[int]],
+        features: torch.Tensor,
+        embeddings: torch.Tensor,
+        image_scores: Mapping[bytes, torch.Tensor],
+    ) -> None:
+        """Take what a step computed, before its tokens are committed.
+
+        ``features`` ``[N, size]`` and ``embeddings`` ``[N, hidden]`` are the row's; ``paths``: the accepted
+        nodes of each span's tree. One gather and one scatter for all spans.
+        """
+        rows, positions, pages = _accepted_rows(spans, paths, self.page_size)
+        kept = (
+            features if len(rows) == len(features) else features[torch.from_numpy(rows).to(features.device)]
+        )
+        ends = np.flatnonzero(positions % self.page_size == self.page_size - 1)
+        first, row = 0, 0
+        room = MAX_WAITING_IN_ALL - sum(waiting.num_tokens for waiting in self._waiting.values())
+        for span, path in zip(spans, paths, strict=True):
+            count = span.length + len(path)
+            own = embeddings[row : row + span.length]
+            room -= self._wait(span, kept[first : first + count], own, image_scores, room)
+            first, row = first + count, row + span.num_rows
+        if len(ends):  # after the sequences took what they need of older page ends
+            index = torch.from_numpy(ends).to(features.device)
+            self.page_ends.index_copy_(0, torch.from_numpy(pages[ends]).to(features.device), kept[index])
+
+    def take(self, sequence: Sequence) -> CatchUp:
+        """Hand out what the draft of ``sequence`` can see, which then must see all of it."""
+        draft = sequence.draft
+        assert draft is not None
+        start, end = draft.num_seen, sequence.draft_reach
+        waiting = self._waiting[draft]
+        features = waiting.joined()
+        rest = features[end - waiting.first :]
+        later = [(first, piece) for first, piece in waiting.embeddings if first + len(piece) > end]
+        # A view would keep what was taken in memory.
+        own = [rest.clone()] if len(rest) else []
+        self._waiting[draft] = _Waiting(end, own, later, waiting.image_scores)
+        taken = features[start - waiting.first : end - waiting.first]
+        return CatchUp(sequence, start, end, taken, waiting.embeddings, waiting.image_scores)
+
+    def is_full(self, sequence: Sequence) -> bool:
+        """Whether so much waits behind a picture that is not decided about that its draft must go on."""
+        return sequence.num_computed - sequence.draft_reach > MAX_WAITING
+
+    def features_of(self, sequence: Sequence, start: int, end: int) -> torch.Tensor:
+        """Features ``[end - start, size]`` of computed tokens that the draft has not seen."""
+        assert sequence.draft is not None
+        waiting = self._waiting[sequence.draft]
+        first = waiting.first - 1
+        return waiting.joined()[start - first : end - first]
+
+    def _wait(
+        self,
+        span: Span,
+        features: torch.Tensor,
+        embeddings: torch.Tensor,
+        image_scores: Mapping[bytes, torch.Tensor],
+        room: int,
+    ) -> int:
+        """Keep what a span computed for its draft, if there is ``room`` for so many tokens; how many are
+        kept.
+        """
+        draft = span.sequence.draft
+        if draft is None or draft.given_up:
+            return 0
+        waiting = self._waiting.get(draft)
+        if waiting is None:
+            waiting = self._waiting[draft] = _Waiting(span.start, [self._before(span)])
+        waiting.add(features.clone())  # a view would keep the whole step's row in memory
+        if span.start < span.sequence.num_prompt_tokens:
+            waiting.embeddings.append((span.start, embeddings.clone()))
+            keys = [key for key, _ in span.sequence.images_in(span.start, span.end)]
+            waiting.image_scores |= {key: image_scores[key] for key in keys if key in image_scores}
+        # Behind an undecided picture it waits for the gate, which gives way in time: see ``is_full``.
+        end = draft.reach(span.end) if draft.undecided else span.end
+        if end - draft.num_seen > MAX_WAITING or len(features) > room:
+            draft.given_up = True
+            del self._waiting[draft]
+            return 0
+        return len(features)
+
+    def _before(self, span: Span) -> torch.Tensor:
+        """The feature of the token before a sequence's first span ``[1, size]``; zeros at the beginning."""
+        if span.start == 0:
+            return self.page_ends.new_zeros(1, self.page_ends.shape[1])
+        assert span.start % self.page_size == 0, "a sequence starts at a page's end"
+        page = span.sequence.table.pages[span.start // self.page_size - 1]
+        return self.page_ends[page : page + 1].clone()
+
+
+def _accepted_rows(
+    spans: Seq[Span], paths: Seq[Seq[int]], page_size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of the step that count, their positions in their sequences, and the pages that hold them."""
+    rows, positions, pages, first = [], [], [], 0
+    for span, path in zip(spans, paths, strict=True):
+        own = np.arange(span.length + len(path))
+        nodes = np.asarray(path, dtype=np.int64)
+        rows.append(np.concatenate([own[: span.length], span.length + nodes]) + first)
+        positions.append(span.start + own)
+        table = np.asarray(span.sequence.table.pages, dtype=np.int64)
+        pages.append(table[positions[-1] // page_size])
+        first += span.num_rows
+    return np.concatenate(rows), np.concatenate(positions), np.concatenate(pages)

@@ -1,0 +1,155 @@
+"""Lets the draft see what the target computes: every token once, with true features, pictures compressed.
+
+What is known waits in the feature store, until a tree is to be grown or a long prompt has piled up. Where the
+gate is to choose what becomes of a picture, it waits for the end of the prompt, if that is not too far off:
+the question is behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from compressors.gate import QUESTION_TOKENS
+from engine.attention import prepare
+from engine.draft.compression import Compression
+from engine.draft.features import FeatureStore
+from engine.draft.kv import DraftKV
+from engine.draft.model import DraftModel
+from engine.draft.pages import DraftPages
+from engine.draft.rows import DraftRows
+from engine.kv_cache import KVCache
+from engine.sequence import Sequence
+
+EAGER = 256
+"""Tokens of a prompt that may wait for the draft while the target is not through with it."""
+
+
+class Follower:
+    """``embed``: the target's embeddings ``[N, hidden]`` of token ids ``[N]``. ``cache``: KV of ``pages``."""
+
+    def __init__(
+        self,
+        model: DraftModel,
+        compression: Compression,
+        pages: DraftPages,
+        cache: KVCache,
+        features: FeatureStore,
+        embed: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        caching: bool,
+    ) -> None:
+        self.features = features
+        self._model, self._compression, self._pages = model, compression, pages
+        self._cache, self._caching = cache, caching
+        self._rows = DraftRows(model, compression, embed, pages.page_size)
+
+    def follow(self, sequence: Sequence) -> None:
+        """Catch up with a prompt that is not through, so that little is left when it is. Takes pages that the
+        next sequence may count on.
+        """
+        draft = sequence.draft
+        if draft is None:
+            return
+        self._decide(sequence, draft)
+        far_behind = not sequence.can_draft and sequence.draft_reach - draft.num_seen >= EAGER
+        if far_behind and can_follow(sequence):
+            self.catch_up([sequence])
+
+    @torch.inference_mode()
+    def catch_up(self, sequences: Seq[Sequence]) -> torch.Tensor:
+        """See everything that waits; the last states ``[S, hidden]``, of those for whom there was a slot."""
+        for sequence in sequences:
+            draft_of(sequence).table.reserve(draft_of(sequence).num_slots + num_behind(sequence))
+            self._copy_loan(draft_of(sequence))
+        taken = [self.features.take(sequence) for sequence in sequences]
+        row = self._rows.build(taken)
+        states = torch.empty(0)
+        if row is not None:
+            batch, inputs = row
+            ends = torch.tensor([end - 1 for end in batch.span_starts[1:]], device=inputs.device)
+            states = self._model.forward(prepare(batch, self._cache), inputs)[ends]
+        for one in taken:
+            draft = draft_of(one.sequence)
+            for block in draft.blocks_to(one.end):
+                self._pages.took_in(block)
+            draft.saw(one.end, one.sequence.token_ids, caching=self._caching)
+        return states
+
+    def _copy_loan(self, draft: DraftKV) -> None:
+        """Copy the slots that are in another's page, before the first use of them."""
+        if not draft.loan.pages:
+            return
+        size, count = self._pages.page_size, draft.num_slots % self._pages.page_size
+        slots = torch.arange(count, device=self._model.device)
+        own = draft.table.pages[draft.num_slots // size]
+        self._cache.move(slots + draft.loan.pages[0] * size, slots + own * size)
+        draft.loan.release()
+
+    def _decide(self, sequence: Sequence, draft: DraftKV) -> None:
+        """Choose the branches of pictures that are left to the gate, if the whole prompt is computed. If that
+        is too long to wait for, those that have begun take the strongest branch.
+        """
+        if not draft.undecided or draft.given_up:
+            return
+        through = sequence.num_computed >= sequence.num_prompt_tokens
+        if not through and not self.features.is_full(sequence):
+            return
+        self._pages.decide(sequence)  # another may have asked about the same picture
+        if through and draft.undecided:
+            self._pages.decide(sequence, self._choose(sequence))
+        elif not through:
+            begun = [view for view in draft.undecided if view.image.start < sequence.num_computed]
+            self._pages.decide(sequence, [self._compression.strongest(view) for view in begun])
+
+    def _choose(self, sequence: Sequence) -> list[str]:
+        """The gate's choice for each undecided picture, from the target's features of it and the question."""
+        undecided = draft_of(sequence).undecided
+        first, end = undecided[0].image.start, sequence.num_prompt_tokens
+        features = self.features.features_of(sequence, first, end)
+        visual, rows = np.zeros(end - first, np.bool_), []
+        for view in undecided:
+            rows.append(view.image.places - first)
+            visual[rows[-1]] = True
+        text = np.flatnonzero(~visual)
+        questions = [text[text >= view.image.end - first][-QUESTION_TOKENS:] for view in undecided]
+        pictures = torch.stack([_mean(features, own) for own in rows])
+        return self._compression.choose(pictures, torch.stack([_mean(features, own) for own in questions]))
+
+
+def draft_of(sequence: Sequence) -> DraftKV:
+    assert sequence.draft is not None
+    return sequence.draft
+
+
+def num_behind(sequence: Sequence) -> int:
+    """Slots that the draft could fill now."""
+    return draft_of(sequence).slots_to(sequence.draft_reach) if sequence.draft is not None else 0
+
+
+def can_follow(sequence: Sequence, num_nodes: int = 0) -> bool:
+    """Whether nothing that the draft is to see is lost or undecided, and there are pages, for a tree too."""
+    draft = sequence.draft
+    if draft is None or draft.given_up or (sequence.can_draft and draft.undecided):
+        return False
+    return draft.table.can_reserve(draft.num_slots + num_behind(sequence) + num_nodes)
+
+
+def reserve(sequence: Sequence, num_nodes: int) -> bool:
+    """Take the pages that ``can_follow`` found, if they are there still."""
+    if not can_follow(sequence, num_nodes):
+        return False
+    draft = draft_of(sequence)
+    draft.table.reserve(draft.num_slots + num_behind(sequence) + num_nodes)
+    return True
+
+
+def _mean(features: torch.Tensor, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+    """Of some rows; zeros of none."""
+    if not len(rows):
+        return features.new_zeros(features.shape[1])
+    return features[torch.from_numpy(rows).to(features.device)].mean(dim=0)

@@ -1,0 +1,69 @@
+"""Joins what a draft proposes with what look-up finds: one tree of both. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.draft.candidates import Candidates
+
+Scores = npt.NDArray[np.float32]
+DRAFT, LOOKUP = 0, 1
+"""Columns of ``said``."""
+Number = TypeVar("Number", np.int64, np.float32)
+
+
+def merge(drafted: Candidates, found: Candidates, translate: Callable[[Scores], Scores]) -> Candidates:
+    """All candidates of ``drafted``, and after them those of ``found`` that are not among them.
+
+    ``translate``: what a look-up score is worth as a score of the draft. A candidate of both has the better
+    of the two, and no child passes its parent. Cost: a loop over what was found, some nodes a sequence.
+    """
+    width = found.scores.shape[1]
+    scores = _wider(drafted.scores, width, -np.inf)
+    said = np.full((*scores.shape, 2), -np.inf, np.float32)
+    said[..., DRAFT] = scores
+    merged = Candidates(
+        _wider(drafted.token_ids, width, 0),
+        _wider(drafted.parents, width, -1),
+        _wider(drafted.depths, width, 0),
+        scores,
+        said=said,
+    )
+    worth = np.where(np.isfinite(found.scores), translate(found.scores), np.float32(-np.inf))
+    for sequence in np.flatnonzero(np.isfinite(found.scores).any(axis=1)).tolist():
+        _add(merged, drafted.scores.shape[1], found, worth, sequence)
+    return merged
+
+
+def _wider(values: npt.NDArray[Number], width: int, fill: float) -> npt.NDArray[Number]:
+    """``width`` more columns."""
+    rows, before = values.shape
+    wider = np.full((rows, before + width), fill, values.dtype)
+    wider[:, :before] = values
+    return wider
+
+
+def _add(merged: Candidates, end: int, found: Candidates, worth: Scores, sequence: int) -> None:
+    """Write the candidates found for one sequence into its row, new ones from column ``end`` on."""
+    assert merged.said is not None
+    tokens, parents = merged.token_ids[sequence], merged.parents[sequence]
+    scores, said = merged.scores[sequence], merged.said[sequence, :, LOOKUP]
+    places: list[int] = []  # of what was found, in the merged row
+    for index in np.flatnonzero(np.isfinite(found.scores[sequence])).tolist():
+        above = int(found.parents[sequence, index])
+        parent = -1 if above < 0 else places[above]
+        token = found.token_ids[sequence, index]
+        same = np.flatnonzero((parents[:end] == parent) & (tokens[:end] == token) & np.isfinite(scores[:end]))
+        place = int(same[0]) if len(same) else end
+        if place == end:
+            tokens[end], parents[end] = token, parent
+            merged.depths[sequence, end] = found.depths[sequence, index]
+            end += 1
+        limit = 0.0 if parent < 0 else scores[parent]
+        scores[place] = max(scores[place], min(worth[sequence, index], limit))
+        said[place] = found.scores[sequence, index]
+        places.append(place)

@@ -1,0 +1,1 @@
+"""The machine around the engine: processors, memory, folders, logs."""

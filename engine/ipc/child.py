@@ -1,0 +1,173 @@
+"""One engine process with its sockets and its folder, from start to reaping. Never restarts anything, and
+knows nothing of requests: a new process gets a new object, so nothing stale can reach it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from engine.config import EngineConfig, LogFormat
+from engine.ipc.wire import from_engine, to_engine
+from engine.ipc.worker import WorkerSpec
+from engine.messages import ClientMessage, EngineMessage
+
+LAST_WORDS_SECONDS = 0.2
+"""After the process has ended, what it sent may still be on its way for a moment."""
+
+TERMINATE_SECONDS = 5.0
+"""From the signal that asks a process to end to the one that ends it."""
+
+RECONNECT_MS = 20
+"""How long a first request may wait at most because we connected before the worker was there."""
+
+STDERR = 2
+
+
+def module_command(module: str) -> list[str]:
+    """Runs ``module`` as a program with our search path. (``-m`` would look into the current folder first,
+    and run whatever is called ``engine`` there.)"""
+    boot = f"import runpy, sys; sys.path[:] = {sys.path!r}; runpy.run_module({module!r}, run_name='__main__')"
+    return [sys.executable, "-c", boot]
+
+
+def engine_environment(own: Mapping[str, str]) -> dict[str, str]:
+    """Ours, and how long GNU's OpenMP spins after parallel work: microseconds rather than milliseconds.
+
+    Torch's threads and those of the CPU kernels take turns on the same cores; a first token took 1.6 times as
+    long while they spun against each other. Who has set how they wait is left alone.
+    """
+    if own.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
+        return dict(own)
+    return {**own, "GOMP_SPINCOUNT": "1000"}
+
+
+class EngineChild:
+    """Made by ``start``. Whoever has one closes it."""
+
+    _process: asyncio.subprocess.Process
+    _exited: asyncio.Task[int]
+    _incoming: asyncio.Future[list[zmq.Frame]]
+
+    def __init__(self) -> None:
+        self._context = zmq.Context()
+        self._outbox = self._context.socket(zmq.PUSH)
+        self._inbox = zmq.asyncio.Socket(self._context, zmq.PULL)
+        for socket in (self._outbox, self._inbox):
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.set_hwm(0)
+        self._outbox.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+        self._resources = contextlib.ExitStack()
+        self._resources.callback(self._context.term)
+        self._resources.callback(self._outbox.close)
+        self._resources.callback(self._inbox.close)
+
+    @classmethod
+    async def start(cls, command: Sequence[str], config: EngineConfig, log_format: LogFormat) -> EngineChild:
+        """Raises ``OSError`` if the process cannot be started."""
+        child = cls()
+        try:
+            await child._start(command, config, log_format)
+        except BaseException as error:
+            child._resources.close()
+            if isinstance(error, zmq.ZMQError):
+                raise OSError(error.errno, f"no sockets for the engine: {error}") from error
+            raise
+        return child
+
+    async def _start(self, command: Sequence[str], config: EngineConfig, log_format: LogFormat) -> None:
+        folder = _private_folder()
+        self._resources.callback(shutil.rmtree, folder, ignore_errors=True)
+        spec = WorkerSpec(
+            config=config,
+            requests_address=f"ipc://{folder / 'requests'}",
+            reports_address=f"ipc://{folder / 'reports'}",
+            log_level=logging.getLogger().getEffectiveLevel(),
+            log_format=log_format,
+        )
+        # Whoever receives binds. A connecting sender has its queue from the start, so (without a high-water
+        # mark) sending neither waits nor fails, and needs no asyncio.
+        self._inbox.bind(spec.reports_address)
+        self._outbox.connect(spec.requests_address)
+        self._incoming = self._receive_frames()
+
+        stdin, life_line = os.pipe()
+        self._resources.callback(os.close, life_line)  # held open until then: the worker ends when it closes
+        try:
+            os.write(life_line, msgspec.json.encode(spec) + b"\n")
+            # Stdout belongs to whoever started us (a benchmark's JSON, say).
+            self._process = await asyncio.create_subprocess_exec(
+                *command, stdin=stdin, stdout=STDERR, env=engine_environment(os.environ)
+            )
+        finally:
+            os.close(stdin)
+        self._exited = asyncio.create_task(self._process.wait())
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.returncode
+
+    def send(self, message: ClientMessage) -> None:
+        """Raises ``WireError`` for a message that cannot travel. What a dead process gets is lost."""
+        self._outbox.send_multipart(to_engine.encode(message), copy=False)
+
+    async def receive(self, timeout: float | None) -> EngineMessage | None:
+        """The next message; ``None`` when the process has ended and all it said was read.
+
+        Raises ``TimeoutError`` after ``timeout`` seconds of silence, ``WireError`` for what is no message.
+        """
+        either: set[asyncio.Future[Any]] = {self._incoming, self._exited}
+        await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if self._exited.done():
+            await asyncio.wait({self._incoming}, timeout=LAST_WORDS_SECONDS)
+        if self._incoming.done():
+            frames = self._incoming.result()
+            self._incoming = self._receive_frames()
+            return from_engine.decode(frames)
+        if self._exited.done():
+            return None
+        raise TimeoutError
+
+    async def close(self) -> None:
+        """End the process if it has not ended, reap it, and leave nothing behind."""
+        # Not ``_exited``: an event loop that is torn down cancels it while the process still runs.
+        ended = asyncio.create_task(self._process.wait())
+        try:
+            if self.returncode is None:
+                self._process.terminate()
+                await asyncio.wait({ended}, timeout=TERMINATE_SECONDS)
+        finally:  # also when cancelled
+            if self.returncode is None:
+                self._process.kill()
+            self._resources.close()
+            await asyncio.wait({ended, self._exited})
+
+    def _receive_frames(self) -> asyncio.Future[list[zmq.Frame]]:
+        return asyncio.ensure_future(self._inbox.recv_multipart(copy=False))
+
+
+def _private_folder() -> Path:
+    """A fresh folder that nobody else can enter: the sockets in it have no other protection."""
+    folder = Path(tempfile.mkdtemp(prefix="specvlm-"))
+    found = folder.lstat()
+    if stat.S_IMODE(found.st_mode) != stat.S_IRWXU or found.st_uid != os.getuid():
+        folder.rmdir()
+        raise PermissionError(f"{folder} is not private; engine sockets need a private folder")
+    return folder

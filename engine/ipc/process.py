@@ -1,0 +1,215 @@
+"""The client of an engine in a process of its own: starts it, watches it, and starts it again if it dies.
+
+The state goes loading → ready → restarting → ready …, and ends with failed or stopped. What was open when
+an engine died is told so and not run again: the next engine knows nothing of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.client import EngineDeadError, EngineState
+from engine.config import EngineConfig, LogFormat
+from engine.ipc.child import EngineChild, module_command
+from engine.ipc.streams import StreamingClient
+from engine.ipc.wire import WireError
+from engine.messages import ClientMessage, EngineInfo, EngineStats, LoadFailed, Shutdown, StepReport
+
+HANG_SECONDS = 120.0
+"""An idle engine speaks every second; this is for its longest step. While loading there is no limit."""
+
+LAST_STEP_SECONDS = 4.0
+"""For an engine that is told to stop to end its step and its requests; then they end without it."""
+SHUTDOWN_SECONDS = 4.0
+"""And for the engine then to end by itself, before it is terminated."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RestartPolicy:
+    """Seconds between death and restart double from ``first_delay`` on, until an engine has run well for
+    ``healthy_seconds``. After ``max_failed_loads`` in a row nothing is tried any more."""
+
+    first_delay: float = 0.5
+    max_delay: float = 30.0
+    healthy_seconds: float = 60.0
+    max_failed_loads: int = 5
+
+
+@dataclass(slots=True)
+class Run:
+    """How one engine process went."""
+
+    ready_at: float | None = None
+    ended_at: float = 0.0
+    reason: str = ""
+    load_failed: bool = False
+
+
+class Backoff:
+    def __init__(self, policy: RestartPolicy) -> None:
+        self._policy = policy
+        self._deaths = 0
+        self._failed_loads = 0
+
+    def after(self, run: Run) -> float | None:
+        """Seconds to wait before the next start; ``None``: give up."""
+        if run.ready_at is None:
+            self._failed_loads += 1
+            if self._failed_loads >= self._policy.max_failed_loads:
+                return None
+        else:
+            self._failed_loads = 0
+            if run.ended_at - run.ready_at >= self._policy.healthy_seconds:
+                self._deaths = 0
+        self._deaths += 1
+        doublings = min(self._deaths - 1, 30)
+        return min(self._policy.max_delay, self._policy.first_delay * float(2**doublings))
+
+
+class ProcessClient(StreamingClient):
+    """``EngineClient`` over ``python -m engine``, or over another ``command`` that speaks as it does."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        command: Sequence[str] | None = None,
+        hang_timeout: float = HANG_SECONDS,
+        restart: RestartPolicy = RestartPolicy(),
+        log_format: LogFormat = "auto",
+    ) -> None:
+        super().__init__()
+        self._config = config
+        self._command = module_command("engine") if command is None else command
+        self._hang_timeout = hang_timeout
+        self._log_format = log_format
+        self._backoff = Backoff(restart)
+        self._failure = ""
+        self._changed = asyncio.Event()
+        self._child: EngineChild | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the engine process, while there is one."""
+        return None if self._child is None else self._child.pid
+
+    async def start(self) -> None:
+        if self._state == "stopped":
+            raise RuntimeError("an engine client that was shut down cannot be started again")
+        if self._supervisor is None:
+            self._supervisor = asyncio.create_task(self._supervise())
+
+    async def wait_ready(self, timeout: float | None = None) -> EngineInfo:
+        async with asyncio.timeout(timeout):
+            while self._state != "ready" or self._info is None:
+                if self._state in ("failed", "stopped"):
+                    raise EngineDeadError(self._failure or f"the engine is {self._state}")
+                await self._changed.wait()
+        return self._info
+
+    async def _stop(self, timeout: float) -> None:
+        was_ready = self._state == "ready"
+        self._set_state("stopped")
+        if self._supervisor is None:
+            return
+        if was_ready:
+            await self._streams.wait_empty(timeout)
+            with contextlib.suppress(EngineDeadError):
+                self._send(Shutdown())
+                await asyncio.wait({self._supervisor}, timeout=LAST_STEP_SECONDS)
+                self._streams.fail_all("the engine did not end its requests in time")
+                await asyncio.wait({self._supervisor}, timeout=SHUTDOWN_SECONDS)
+        self._supervisor.cancel()
+        await asyncio.wait({self._supervisor})
+
+    def _send(self, message: ClientMessage) -> None:
+        if self._child is None:
+            raise EngineDeadError(f"the engine is {self._state}")
+        self._child.send(message)
+
+    def _set_state(self, state: EngineState) -> None:
+        self._state = state
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _supervise(self) -> None:
+        """One engine after the other, until stopped or beyond hope."""
+        try:
+            while True:
+                run = await self._run_engine()
+                if self._state == "stopped":
+                    return
+                delay = self._backoff.after(run)
+                # A model that was loaded before may well be again, once memory is free or a disk is back.
+                if delay is None or (run.load_failed and self._info is None):
+                    self._give_up(run.reason)
+                    return
+                log.error("%s; starting again in %.1f s", run.reason, delay)
+                await asyncio.sleep(delay)
+        except Exception as error:  # a mistake of ours must not leave clients waiting
+            log.exception("the engine is not watched any more")
+            self._give_up(f"the engine is not watched any more: {error}")
+
+    def _give_up(self, reason: str) -> None:
+        log.error("giving up: %s", reason)
+        self._failure = reason
+        self._set_state("failed")
+
+    async def _run_engine(self) -> Run:
+        """One engine process from start to end. When this returns, nothing of it is left."""
+        run = Run()
+        try:
+            child = await EngineChild.start(self._command, self._config, self._log_format)
+        except OSError as error:
+            run.reason = f"the engine process could not be started: {error}"
+            return run
+        self._child = child
+        try:
+            run.reason = await self._follow(child, run)
+        finally:
+            run.ended_at = asyncio.get_running_loop().time()
+            self._child = None
+            if self._state == "ready":
+                self._set_state("restarting")
+            self._streams.fail_all("the engine process ended")
+            self._on_report(StepReport(outputs=[], stats=EngineStats()))  # nothing runs any more
+            await child.close()
+        return run
+
+    async def _follow(self, child: EngineChild, run: Run) -> str:
+        """Pass on what the engine says until it ends or cannot be trusted any more. Returns why."""
+        silence = None
+        while True:
+            try:
+                message = await child.receive(silence)
+            except TimeoutError:
+                return f"the engine process was silent for {silence} s"
+            except WireError as error:
+                return f"the engine process sent nonsense: {error}"
+            match message:
+                case None:
+                    return f"the engine process ended with code {child.returncode}"
+                case LoadFailed():
+                    run.load_failed = True
+                    return f"the model cannot be served: {message.message}"
+                case StepReport():
+                    self._on_report(message)
+                case EngineInfo():
+                    run.ready_at = asyncio.get_running_loop().time()
+                    silence = self._hang_timeout
+                    self._info = message
+                    if self._state != "stopped":
+                        self._set_state("ready")
+                        log.info(
+                            "engine ready: %s on %s in %.1f s",
+                            message.model,
+                            message.device,
+                            message.load_seconds,
+                        )

@@ -1,0 +1,1 @@
+"""How much to speculate: what drafts are worth and what forwards cost."""
