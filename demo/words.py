@@ -39,7 +39,6 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "black": (12, 12, 16),
     "dark blue": (18, 28, 70),
 }
-DARK_BACKGROUNDS = frozenset({"black", "dark blue"})
 CLASHES: dict[str, frozenset[str]] = {
     "white": frozenset({"white"}),
     "light gray": frozenset({"white", "gray"}),

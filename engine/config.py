@@ -18,6 +18,8 @@ CompressorName = Literal["auto", "none", BranchName, "text_only"]
 
 MAX_TREE_NODES = 64
 """Nodes of a draft tree with its root: a node's ancestors are the bits of one 64-bit integer."""
+MAX_STEPS = 32
+MAX_TOPK = 32
 
 
 class SpeculativeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,7 +41,7 @@ class SpeculativeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         return all((self.num_steps, self.topk, self.num_draft_tokens))
 
     def __post_init__(self) -> None:
-        limits = {"num_steps": 32, "topk": 32, "num_draft_tokens": MAX_TREE_NODES - 1}
+        limits = {"num_steps": MAX_STEPS, "topk": MAX_TOPK, "num_draft_tokens": MAX_TREE_NODES - 1}
         for name, most in limits.items():
             value = getattr(self, name)
             if not 0 <= value <= most:

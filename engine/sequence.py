@@ -282,8 +282,8 @@ def _shown(block: Block, trace: bool) -> ShownPicture:
 
 def _limits(asked: SpeculativeParams, limits: SpeculativeConfig) -> SpeculativeConfig:
     """The lower of what the request asks for and the engine allows; nothing where any part is nothing."""
-    parts = {
-        name: min(getattr(limits, name), most if (most := getattr(asked, name)) is not None else 64)
-        for name in ("num_steps", "topk", "num_draft_tokens")
-    }
+    parts = {}
+    for name in ("num_steps", "topk", "num_draft_tokens"):
+        wanted, most = getattr(asked, name), getattr(limits, name)
+        parts[name] = most if wanted is None else min(wanted, most)
     return SpeculativeConfig(**parts) if asked.enabled and all(parts.values()) else NO_SPECULATION

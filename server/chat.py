@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
-from itertools import chain
 from typing import Any
 
 from engine.messages import EngineInfo
 from processing.prompt import Prompt
-from processing.tools.reader import CallDelta
 from server.answering import AnswerParts, OpenAnswer, open_answer
 from server.calls import delta_calls, joined_calls
+from server.choice import gathered
 from server.errors import bad_request
 from server.schemas.answers import (
     AnswerMessage,
@@ -21,7 +20,6 @@ from server.schemas.answers import (
     ChoiceLogprobs,
     ChunkChoice,
     Delta,
-    FinishReason,
     TokenLogprob,
     Usage,
 )
@@ -42,17 +40,8 @@ class ChatAnswer:
         self._created = int(time.time())
 
     async def whole(self) -> ChatCompletion:
-        texts = [""] * self._num_choices
-        calls: list[list[CallDelta]] = [[] for _ in range(self._num_choices)]
-        logprobs: list[list[TokenLogprob]] = [[] for _ in range(self._num_choices)]
-        reasons: list[FinishReason] = ["stop"] * self._num_choices
-        rounds: list[list[TracedRound]] = [[] for _ in range(self._num_choices)]
-        async for piece in self.opened.generation:
-            texts[piece.index] += piece.text
-            calls[piece.index] += piece.calls
-            logprobs[piece.index] += piece.logprobs
-            rounds[piece.index] += piece.rounds
-            reasons[piece.index] = piece.finish_reason or reasons[piece.index]
+        wholes = await gathered(self.opened.generation, self._num_choices)
+        trace = [one for whole in wholes for one in whole.rounds] if self._request.traces else None
         return ChatCompletion(
             id=self._id,
             system_fingerprint=self.opened.fingerprint,
@@ -60,19 +49,19 @@ class ChatAnswer:
             model=self._model,
             choices=[
                 Choice(
-                    index=index,
+                    index=whole.index,
                     message=AnswerMessage(
-                        content=None if calls[index] and not text else text,
-                        tool_calls=joined_calls(calls[index]),
+                        content=None if whole.calls and not whole.text else whole.text,
+                        tool_calls=joined_calls(whole.calls),
                     ),
-                    logprobs=self._choice_logprobs(logprobs[index]),
-                    finish_reason=reasons[index],
+                    logprobs=self._choice_logprobs(whole.logprobs),
+                    finish_reason=whole.finish_reason or "stop",
                 )
-                for index, text in enumerate(texts)
+                for whole in wholes
             ],
             usage=self.opened.usage(),
             metrics=self.opened.metrics(),
-            speculative_trace=list(chain.from_iterable(rounds)) if self._request.traces else None,
+            speculative_trace=trace,
         )
 
     def events(self) -> AsyncIterator[Event]:

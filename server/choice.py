@@ -7,7 +7,7 @@ are those of plain decoding. The token that stopped the engine is counted and no
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -41,6 +41,16 @@ class Piece:
     rounds: list[TracedRound] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
+    def add(self, more: Piece) -> None:
+        """What the same choice gained after this."""
+        self.text += more.text
+        self.calls += more.calls
+        self.logprobs += more.logprobs
+        self.offsets += more.offsets
+        self.prompt_logprobs += more.prompt_logprobs
+        self.rounds += more.rounds
+        self.finish_reason = more.finish_reason or self.finish_reason
+
     @property
     def weight(self) -> int:
         """Tokens, alternatives and nodes it tells of. What it tells of the prompt is bounded by itself."""
@@ -50,6 +60,14 @@ class Piece:
     def __bool__(self) -> bool:
         told = self.logprobs or self.prompt_logprobs or self.rounds
         return bool(self.text or self.calls or told or self.finish_reason)
+
+
+async def gathered(pieces: AsyncIterable[Piece], num_choices: int) -> list[Piece]:
+    """All that each choice gained, by index."""
+    wholes = [Piece(index) for index in range(num_choices)]
+    async for piece in pieces:
+        wholes[piece.index].add(piece)
+    return wholes
 
 
 class Choice:

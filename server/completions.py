@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from itertools import chain
 from typing import Final
 
 from engine.messages import EngineInfo
 from processing.prompt import Prompt
 from server.answering import AnswerParts, OpenAnswer, open_answer
+from server.choice import gathered
 from server.logprobs import CompletionLogprobFormatter
-from server.schemas.answers import FinishReason, TokenLogprob, Usage
+from server.schemas.answers import TokenLogprob, Usage
 from server.schemas.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from server.schemas.speculation import AnswerMetrics, TracedRound
 from server.sse import Event, chunk_events
@@ -42,29 +42,17 @@ class CompletionAnswer:
         self._created = int(time.time())
 
     async def whole(self) -> Completion:
-        texts = list(self._echoes)
-        logprobs: list[list[TokenLogprob]] = [[] for _ in texts]
-        offsets: list[list[int]] = [[] for _ in texts]
-        prompts: list[list[TokenLogprob]] = [[] for _ in texts]
-        reasons: list[FinishReason] = ["stop"] * len(texts)
-        rounds: list[list[TracedRound]] = [[] for _ in texts]
-        async for piece in self.opened.generation:
-            texts[piece.index] += piece.text
-            logprobs[piece.index] += piece.logprobs
-            offsets[piece.index] += piece.offsets
-            prompts[piece.index] += piece.prompt_logprobs
-            rounds[piece.index] += piece.rounds
-            reasons[piece.index] = piece.finish_reason or reasons[piece.index]
+        wholes = await gathered(self.opened.generation, len(self._echoes))
         choices = [
             CompletionChoice(
                 index=index,
-                text=text,
-                logprobs=await self._format(index, logprobs[index], offsets[index], prompts[index]),
-                finish_reason=reasons[index],
+                text=echo + whole.text,
+                logprobs=await self._format(index, whole.logprobs, whole.offsets, whole.prompt_logprobs),
+                finish_reason=whole.finish_reason or "stop",
             )
-            for index, text in enumerate(texts)
+            for index, (echo, whole) in enumerate(zip(self._echoes, wholes, strict=True))
         ]
-        trace = list(chain.from_iterable(rounds)) if self._request.traces else None
+        trace = [one for whole in wholes for one in whole.rounds] if self._request.traces else None
         return self._completion(
             choices, usage=self.opened.usage(), metrics=self.opened.metrics(), trace=trace
         )

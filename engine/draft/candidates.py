@@ -23,15 +23,15 @@ class Candidates:
     ``token_ids`` int64 ``[S, C]``. ``parents`` int64 ``[S, C]``: index of the parent among the sequence's
     candidates, -1 for a child of the root (the sequence's last token). ``depths`` int64 ``[S, C]``: 1 for
     a child of the root. ``scores`` float32 ``[S, C]``: the draft's cumulative log-probability of the path
-    from the root, ``-inf`` where there is no candidate. ``said`` float32 ``[S, C, 2]``: where a draft and
-    look-up were merged, what each of them said by itself, ``-inf`` for nothing.
+    from the root, ``-inf`` where there is no candidate. ``source_scores`` float32 ``[S, C, 2]``: where a
+    draft and look-up were merged, the score that each of them gives, ``-inf`` for nothing.
     """
 
     token_ids: npt.NDArray[np.int64]
     parents: npt.NDArray[np.int64]
     depths: npt.NDArray[np.int64]
     scores: npt.NDArray[np.float32]
-    said: npt.NDArray[np.float32] | None = None
+    source_scores: npt.NDArray[np.float32] | None = None
 
     @property
     def num_sequences(self) -> int:
@@ -42,11 +42,11 @@ class Candidates:
         wide, here = nothing(len(rows), self.token_ids.shape[1]), np.asarray(rows)
         wide.token_ids[here], wide.parents[here] = self.token_ids, self.parents
         wide.depths[here], wide.scores[here] = self.depths, self.scores
-        if self.said is None:
+        if self.source_scores is None:
             return wide
-        said = np.full((*wide.scores.shape, 2), -np.inf, np.float32)
-        said[here] = self.said
-        return replace(wide, said=said)
+        source_scores = np.full((*wide.scores.shape, 2), -np.inf, np.float32)
+        source_scores[here] = self.source_scores
+        return replace(wide, source_scores=source_scores)
 
     def check(self) -> None:
         """Assert the order and the falling scores."""
@@ -79,7 +79,7 @@ class DraftTree:
 
     ``token_ids``, ``parents`` (-1: the root), ``depths`` (from 1) int64 ``[M]``; ``masks`` uint64
     ``[M + 1]``: bit ``j`` of row ``i``'s says that row ``j`` is row ``i`` or one of its ancestors.
-    ``scores`` float32 ``[M]`` and ``said`` ``[M, 2]``, as candidates have them.
+    ``scores`` float32 ``[M]`` and ``source_scores`` ``[M, 2]``, as candidates have them.
     """
 
     token_ids: npt.NDArray[np.int64]
@@ -87,7 +87,7 @@ class DraftTree:
     depths: npt.NDArray[np.int64]
     scores: npt.NDArray[np.float32]
     masks: npt.NDArray[np.uint64]
-    said: npt.NDArray[np.float32] | None = None
+    source_scores: npt.NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -110,8 +110,9 @@ def pick(candidates: Candidates, chosen: npt.NDArray[np.bool_]) -> list[DraftTre
     masks = _masks(parents, np.where(here, np.take_along_axis(candidates.depths, order, axis=1), 0))
     columns = [np.take_along_axis(a, order, axis=1) for a in (candidates.token_ids, candidates.depths)]
     scores = np.take_along_axis(candidates.scores, order, axis=1)
-    said = candidates.said
-    said = None if said is None else np.take_along_axis(said, order[:, :, None], axis=1)
+    source_scores = candidates.source_scores
+    if source_scores is not None:
+        source_scores = np.take_along_axis(source_scores, order[:, :, None], axis=1)
     return [
         DraftTree(
             columns[0][s, :n],
@@ -119,7 +120,7 @@ def pick(candidates: Candidates, chosen: npt.NDArray[np.bool_]) -> list[DraftTre
             columns[1][s, :n],
             scores[s, :n],
             masks[s, : n + 1],
-            None if said is None else said[s, :n],
+            None if source_scores is None else source_scores[s, :n],
         )
         if n
         else None

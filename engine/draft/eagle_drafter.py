@@ -25,7 +25,7 @@ from engine.draft.base import NgramSource
 from engine.draft.candidates import Candidates, nothing
 from engine.draft.compression import Compression
 from engine.draft.features import FeatureStore
-from engine.draft.follower import EAGER, Follower, can_follow, draft_of, num_behind, reserve
+from engine.draft.follower import CATCH_UP_TOKENS, Follower, can_follow, draft_of, num_behind, reserve
 from engine.draft.level_graphs import LevelGraphs, Trees
 from engine.draft.levels import Grown, Ints, children, first_level, next_frontier, to_host
 from engine.draft.model import DraftModel
@@ -171,7 +171,7 @@ class EagleDrafter:
         for a long prompt, that costs nobody else the draft.
         """
         groups: list[list[Sequence]] = []
-        for is_far, group in groupby(sequences, lambda sequence: num_behind(sequence) > EAGER):
+        for is_far, group in groupby(sequences, lambda sequence: num_behind(sequence) > CATCH_UP_TOKENS):
             members = list(group)
             groups += [[sequence] for sequence in members] if is_far else [members]
         states = []

@@ -25,7 +25,7 @@ from engine.draft.rows import DraftRows
 from engine.kv_cache import KVCache
 from engine.sequence import Sequence
 
-EAGER = 256
+CATCH_UP_TOKENS = 256
 """Tokens of a prompt that may wait for the draft while the target is not through with it."""
 
 
@@ -56,7 +56,7 @@ class Follower:
         if draft is None:
             return
         self._decide(sequence, draft)
-        far_behind = not sequence.can_draft and sequence.draft_reach - draft.num_seen >= EAGER
+        far_behind = not sequence.can_draft and sequence.draft_reach - draft.num_seen >= CATCH_UP_TOKENS
         if far_behind and can_follow(sequence):
             self.catch_up([sequence])
 

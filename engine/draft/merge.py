@@ -12,7 +12,7 @@ from engine.draft.candidates import Candidates
 
 Scores = npt.NDArray[np.float32]
 DRAFT, LOOKUP = 0, 1
-"""Columns of ``said``."""
+"""Columns of ``source_scores``."""
 Number = TypeVar("Number", np.int64, np.float32)
 
 
@@ -24,14 +24,14 @@ def merge(drafted: Candidates, found: Candidates, translate: Callable[[Scores], 
     """
     width = found.scores.shape[1]
     scores = _wider(drafted.scores, width, -np.inf)
-    said = np.full((*scores.shape, 2), -np.inf, np.float32)
-    said[..., DRAFT] = scores
+    source_scores = np.full((*scores.shape, 2), -np.inf, np.float32)
+    source_scores[..., DRAFT] = scores
     merged = Candidates(
         _wider(drafted.token_ids, width, 0),
         _wider(drafted.parents, width, -1),
         _wider(drafted.depths, width, 0),
         scores,
-        said=said,
+        source_scores=source_scores,
     )
     worth = np.where(np.isfinite(found.scores), translate(found.scores), np.float32(-np.inf))
     for sequence in np.flatnonzero(np.isfinite(found.scores).any(axis=1)).tolist():
@@ -49,9 +49,9 @@ def _wider(values: npt.NDArray[Number], width: int, fill: float) -> npt.NDArray[
 
 def _add(merged: Candidates, end: int, found: Candidates, worth: Scores, sequence: int) -> None:
     """Write the candidates found for one sequence into its row, new ones from column ``end`` on."""
-    assert merged.said is not None
+    assert merged.source_scores is not None
     tokens, parents = merged.token_ids[sequence], merged.parents[sequence]
-    scores, said = merged.scores[sequence], merged.said[sequence, :, LOOKUP]
+    scores, source_scores = merged.scores[sequence], merged.source_scores[sequence, :, LOOKUP]
     places: list[int] = []  # of what was found, in the merged row
     for index in np.flatnonzero(np.isfinite(found.scores[sequence])).tolist():
         above = int(found.parents[sequence, index])
@@ -65,5 +65,5 @@ def _add(merged: Candidates, end: int, found: Candidates, worth: Scores, sequenc
             end += 1
         limit = 0.0 if parent < 0 else scores[parent]
         scores[place] = max(scores[place], min(worth[sequence, index], limit))
-        said[place] = found.scores[sequence, index]
+        source_scores[place] = found.scores[sequence, index]
         places.append(place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,7 +24,7 @@ def prune(candidates: Candidates, grammars: Seq[GrammarState | None]) -> Candida
         parents = [index[parent] for parent in candidates.parents[row, real].tolist()]
         allowed = grammar.allowed(candidates.token_ids[row, real].tolist(), parents)
         scores[row, real[~np.array(allowed, np.bool_)]] = -np.inf
-    return Candidates(candidates.token_ids, candidates.parents, candidates.depths, scores, candidates.said)
+    return replace(candidates, scores=scores)
 
 
 def fill_ahead(spans: Seq[Span], done: Callable[[], bool]) -> None:

@@ -55,7 +55,7 @@ FREE = 0.01  # a draft that costs less than this share of a plain step is always
 FIRST_TREES = 4  # drafted before the estimates may say no …
 FIRST_PLAIN = 2  # … and plain steps after them, to see what the host does without trees; one is enough
 PAYING_ROUNDS = 16  # share what the draft has to read beyond what one round adds
-EAGER = 8  # so many times as often it looks where something was found, or a request is new
+LOOK_SPEEDUP = 8  # so many times as often it looks where something was found, or a request is new
 LOOK_COST = 0.05  # of all time, at most, goes to looks against the estimates, …
 RARE_COST = 0.01  # … and to those where by its costs nothing could win
 
@@ -210,14 +210,14 @@ class SpeculationBudget:
         """A verified tree and the indices of its walked nodes, whether or not the output ended among them."""
         flags = np.zeros(len(tree), np.bool_)
         flags[list(accepted)] = True
-        drafted = tree.scores if tree.said is None else tree.said[:, DRAFT]
+        drafted = tree.scores if tree.source_scores is None else tree.source_scores[:, DRAFT]
         own = np.isfinite(drafted)
         self.acceptance.observe(request_id, drafted[own], flags[own])
-        if tree.said is not None:
-            found = np.isfinite(tree.said[:, LOOKUP])
-            self._lookup.observe(request_id, tree.said[found, LOOKUP], flags[found])
+        if tree.source_scores is not None:
+            found = np.isfinite(tree.source_scores[:, LOOKUP])
+            self._lookup.observe(request_id, tree.source_scores[found, LOOKUP], flags[found])
         if self._on_trial and flags.any():
-            self._patience = max(1, self._explore_every // EAGER)
+            self._patience = max(1, self._explore_every // LOOK_SPEEDUP)
 
     def observe_forward(self, rows: int, seconds: float) -> None:
         """A forward of the target over ``rows`` rows took ``seconds``."""
@@ -262,7 +262,7 @@ class SpeculationBudget:
             self._patience = patience = self._explore_every
         elif batch.new.any() and self._rates_of_chains(batch, draft_seconds, sure).max() > enough:
             patience = min(
-                patience, self._explore_every // EAGER
+                patience, self._explore_every // LOOK_SPEEDUP
             )  # a new text: earlier ones say little of it
         self._since_look += 1
         shallowest = int((ceiling > enough).argmax()) + 1
@@ -336,6 +336,6 @@ def _looking(batch: DraftPlan) -> int:
 
 
 def _looked_up(candidates: Candidates) -> npt.NDArray[np.bool_]:
-    if candidates.said is None:
+    if candidates.source_scores is None:
         return np.zeros(candidates.scores.shape, np.bool_)
-    return np.isfinite(candidates.said[:, :, LOOKUP])
+    return np.isfinite(candidates.source_scores[:, :, LOOKUP])

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from pydantic import Field
 
-from engine.config import MAX_TREE_NODES, CompressorName
+from engine.config import MAX_STEPS, MAX_TOPK, MAX_TREE_NODES, CompressorName
 from server.schemas.base import AnswerModel, ClientModel, is_absent
-
-MAX_STEPS: Final = 32
-MAX_TOPK: Final = 32
 
 
 class SpeculativeFields(ClientModel):

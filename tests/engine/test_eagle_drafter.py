@@ -164,7 +164,7 @@ def test_trap_4_the_draft_never_reads_ahead_of_chunks_and_pictures(
     eager: int, tiny: BuildCheckpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prompts in chunks that end before, inside and behind pictures, followed chunk by chunk."""
-    monkeypatch.setattr("engine.draft.follower.EAGER", eager)
+    monkeypatch.setattr("engine.draft.follower.CATCH_UP_TOKENS", eager)
     golden = load_golden(tiny("llava"))
     prompts = prompts_of(golden)
     core, notes = watched(golden, prompts, max_num_batched_tokens=13, max_num_encoder_tokens=16)

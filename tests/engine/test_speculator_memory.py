@@ -146,8 +146,8 @@ def test_the_draft_that_goes_on_holds_what_it_should(
     stage: str, chunk: int, golden: Golden, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In steps and requests that come later, too; long prompts are followed chunk by chunk."""
-    monkeypatch.setattr("engine.draft.follower.EAGER", 9)
-    monkeypatch.setattr("engine.draft.eagle_drafter.EAGER", 9)
+    monkeypatch.setattr("engine.draft.follower.CATCH_UP_TOKENS", 9)
+    monkeypatch.setattr("engine.draft.eagle_drafter.CATCH_UP_TOKENS", 9)
     prompts = prompts_of(golden)
     core, notes = watched(
         golden,
@@ -176,7 +176,7 @@ def test_the_draft_that_goes_on_holds_what_it_should(
 def test_a_prompt_too_long_for_the_draft_costs_nobody_else_theirs(
     golden: Golden, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.draft.eagle_drafter.EAGER", 30)
+    monkeypatch.setattr("engine.draft.eagle_drafter.CATCH_UP_TOKENS", 30)
     prompts = [golden.prompt("Hello"), golden.prompt("The quick brown fox. " * 12), golden.prompt("1 2 3")]
     core, notes = watched(golden, prompts)
     model: Any = core._speculator.drafter.model  # type: ignore[union-attr]

@@ -30,7 +30,7 @@ def test_a_gate_that_cannot_wait_for_the_end_of_a_long_prompt_gives_way(
     branches: list[list[str | None]] = []
     for limit in (8192, second.start + 5):
         monkeypatch.setattr("engine.draft.features.MAX_WAITING", limit)
-        monkeypatch.setattr("engine.draft.follower.EAGER", 1)
+        monkeypatch.setattr("engine.draft.follower.CATCH_UP_TOKENS", 1)
         core = core_with(golden, prompts, elastic, max_num_batched_tokens=rows)
         story = run_all(core, [(0, ask("0", prompts[0], "auto"))])
         assert check(golden, prompts, story, f"room for {limit}") > 0, "the draft was given up"

@@ -10,7 +10,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletion
 
-from engine.config import SpeculativeConfig
+from engine.config import MAX_STEPS, MAX_TOPK, SpeculativeConfig
 from engine.messages import (
     EngineStats,
     GenerateRequest,
@@ -20,7 +20,6 @@ from engine.messages import (
     TracedRound,
 )
 from server.schemas.chat import ChatRequest
-from server.schemas.speculation import MAX_STEPS, MAX_TOPK
 from server.speculation import answer_metrics
 from tests.server.conftest import MODEL, Live, StartServer
 from tests.server.drafting import WRONG
