@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from engine.adapters.base import Adapter
 from engine.config import EngineConfig
 from engine.errors import ModelLoadError
 
-# A packed row holds many sequences: a scale that depends on the longest position would mix them up.
-_ROW_DEPENDENT_ROPE = {"dynamic", "longrope"}
+# A packed row holds many sequences: a scale that depends on the longest position would mix them up. (That of
+# ``dynamic`` does so only past ``max_position_embeddings``, where no sequence gets: see ``still_rope``.)
+_ROW_DEPENDENT_ROPE = {"longrope"}
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 _HALVES = {"BF16": torch.bfloat16, "F16": torch.float16}
 _WHOLE = ("F32", "F64")
@@ -54,7 +56,13 @@ def read_eos_token_ids(config: EngineConfig) -> frozenset[int]:
     hf_config = read_config(config)
     owners: list[Any] = [hf_config, hf_config.get_text_config()]
     with contextlib.suppress(OSError):  # many models have none
-        owners.append(GenerationConfig.from_pretrained(config.model, revision=config.revision))
+        generation = GenerationConfig.from_pretrained(config.model, revision=config.revision)
+        if generation.eos_token_id is not None:
+            # A configuration without such a token has that of its class, which may be an ordinary one here.
+            written, _ = PretrainedConfig.get_config_dict(config.model, revision=config.revision)
+            parts = [written, *(part for part in written.values() if isinstance(part, dict))]
+            named = [part["eos_token_id"] for part in parts if "eos_token_id" in part]
+            owners = [generation, *(SimpleNamespace(eos_token_id=ids) for ids in named)]
     with contextlib.suppress(OSError, ValueError):  # the server's process says what is wrong with a tokenizer
         tokenizer = AutoTokenizer.from_pretrained(
             config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
@@ -69,7 +77,7 @@ def read_eos_token_ids(config: EngineConfig) -> frozenset[int]:
 
 def read_config(config: EngineConfig) -> PretrainedConfig:
     try:
-        return AutoConfig.from_pretrained(
+        hf_config = AutoConfig.from_pretrained(
             config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
     except Exception as error:  # what is wrong in a file decides what is raised
@@ -77,6 +85,11 @@ def read_config(config: EngineConfig) -> PretrainedConfig:
         raise ModelLoadError(
             f"{config.model!r} is not a {kind} with a readable config.json: {error}"
         ) from error
+    if getattr(hf_config, "quantization_config", None) is not None:
+        raise ModelLoadError(
+            f"{config.model!r} is quantized, which is not supported; use the checkpoint it was made from"
+        )
+    return hf_config
 
 
 def refuse_row_dependent(config: PretrainedConfig) -> None:
@@ -91,6 +104,13 @@ def refuse_row_dependent(config: PretrainedConfig) -> None:
     layers = set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS
     if layers:
         raise ModelLoadError(f"attention layers of type {sorted(layers)} are not supported")
+
+
+def still_rope(text_model: torch.nn.Module) -> None:
+    """Let rotary embeddings that would look at the longest position of every row do without."""
+    for module in text_model.modules():
+        if getattr(module, "rope_type", None) == "dynamic":
+            setattr(module, "rope_type", "default")  # noqa: B010 (a module's attributes have no types)
 
 
 def load_weights(config: EngineConfig, adapter_type: type[Adapter], dtype: torch.dtype) -> PreTrainedModel:
@@ -111,7 +131,7 @@ def load_whole(adapter_type: type[Adapter], path: str, **kwargs: Any) -> PreTrai
         model, report = adapter_type.load(
             path, **kwargs, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelLoadError(f"cannot load weights of {path!r}: {error}") from error
     faults = [f"{name} is missing" for name in sorted(report["missing_keys"])]
     faults += [

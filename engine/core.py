@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from functools import partial
 
@@ -40,6 +41,8 @@ from engine.speculation.speculator import Speculator
 from engine.target import TargetModel
 from engine.validation import Admission, Rejected
 from engine.verify import Walk
+
+log = logging.getLogger(__name__)
 
 
 class EngineCore:
@@ -148,10 +151,15 @@ class EngineCore:
     def add(self, request: GenerateRequest) -> None:
         """Queue a request whose id is free. One that can never be served is refused in the next outputs."""
         try:
-            request = self._admission.admit(request)
+            self._take_in(self._admission.admit(request))
         except Rejected as error:
             self._pending.append(failure(request.request_id, error.code, str(error)))
-            return
+        except Exception:  # whatever is odd about one request, the others go on
+            log.exception("request %s could not be queued", request.request_id)
+            message = "the engine could not queue this request"
+            self._pending.append(failure(request.request_id, "internal_error", message))
+
+    def _take_in(self, request: GenerateRequest) -> None:
         if request.sampling.grammar is None:
             self._queue(request)
         elif self._compiling is not None:

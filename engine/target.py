@@ -25,6 +25,7 @@ from engine.checkpoint import (
     refuse_row_dependent,
     resolve_device,
     resolve_dtype,
+    still_rope,
 )
 from engine.config import EngineConfig
 from engine.errors import ModelLoadError
@@ -112,6 +113,7 @@ class TargetModel:
             model, dtype = load_narrow(config, adapter_type, dtype), torch.float32
         adapter = adapter_type(model)
         refuse_row_dependent(adapter.text_config)
+        still_rope(adapter.text_model)
         model.set_attn_implementation(adapter.attn_implementation)
         if kernels is not None:
             log.info("CPU kernels in place of %s", install(adapter.text_model, kernels))
@@ -160,8 +162,10 @@ class TargetModel:
         """What the adapter makes of each picture, in ``dtype``, and what is to be left of it."""
         with torch_threads(self.num_threads):
             encoded = self.adapter.encode_images([whole_of(image) for image in images])
+        # Copies: what is cached of one picture must not keep a whole batch in memory.
+        several = len(images) > 1
         return [
-            compress(image, Encoded(own.values.to(self.dtype), own.scores))
+            compress(image, Encoded(own.values.to(self.dtype, copy=several), own.scores))
             for image, own in zip(images, encoded, strict=True)
         ]
 

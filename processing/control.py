@@ -38,7 +38,7 @@ class TokenSet:
 
     def __init__(self, tokens: Iterable[str]) -> None:
         self.tokens = tuple(sorted(set(tokens), key=lambda token: (-len(token), token)))
-        self.pattern = re.compile("|".join(map(re.escape, self.tokens)) or "(?!)")
+        self.pattern = re.compile(_any_of(self.tokens) or "(?!)")
         self._starts = tuple({token[:n] for token in self.tokens for n in range(1, len(token))})
         self._ends = tuple({token[n:] for token in self.tokens for n in range(1, len(token))})
 
@@ -56,6 +56,28 @@ class TokenSet:
             if rest.endswith(self._starts):
                 ranges.append((at - 1, at))
         return _merged(ranges)
+
+
+def _any_of(tokens: Iterable[str]) -> str:
+    """A pattern for the longest of ``tokens`` that begins somewhere. Common beginnings are written once: a
+    vocabulary may reserve thousands of ``<unused…>``, and each ``<`` of a text would be held against all.
+    """
+    root: dict[str, Any] = {}
+    for token in tokens:
+        node = root
+        for char in token:
+            node = node.setdefault(char, {})
+        node[""] = {}  # a token ends here
+    return _pattern_of(root)
+
+
+def _pattern_of(node: dict[str, Any]) -> str:
+    branches = [re.escape(char) + _pattern_of(rest) for char, rest in node.items() if char]
+    if not branches:
+        return ""
+    if len(branches) == 1 and "" not in node:
+        return branches[0]
+    return f"(?:{'|'.join(branches)})" + ("?" if "" in node else "")
 
 
 def _merged(ranges: Iterable[Range]) -> list[Range]:

@@ -187,7 +187,11 @@ class Processor:
             check_shape(image.size)
         # All at once: some families tile a picture depending on how many there are. Nested as one message.
         batch = [[to_rgb(image) for image in images]]
-        features, replacements = self._vlm._process_images(batch, **self._image_options)
+        try:
+            features, replacements = self._vlm._process_images(batch, **self._image_options)
+        except ValueError as error:
+            sizes = ", ".join(f"{image.width} x {image.height}" for image in images)
+            raise PromptError(f"the model's image processor refuses pictures of {sizes} pixels") from error
         unused = set(self._vlm.unused_input_names) - TILE_COUNTS
         kept = {name: value for name, value in features.items() if name not in unused}
         return split_features(kept, len(images)), replacements

@@ -24,6 +24,7 @@ from processing.errors import PromptError
 # Roles that templates build control tokens from; any other role is a user's text.
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function", "ipython", "model"})
 PROBE = "specvlm-probe-0d1f"
+_PROBE_PARTS = [{"type": "text", "text": PROBE}] * 2
 MAX_REASON_LEN = 200
 
 # What transformers gives every template, and Jinja itself.
@@ -56,7 +57,7 @@ class ChatTemplate:
         self._takes = {
             (role, kind): self._probe(role, content)
             for role in ("system", "user", "assistant")
-            for kind, content in (("string", PROBE), ("parts", [{"type": "text", "text": PROBE}]))
+            for kind, content in (("string", PROBE), ("parts", _PROBE_PARTS))
         }
 
     def render(
@@ -105,7 +106,8 @@ class ChatTemplate:
             text = self._render(chat, add_generation_prompt=False)
         except PromptError:
             return False
-        return PROBE in text and f"'{PROBE}'" not in text and f'"{PROBE}"' not in text
+        wanted = 1 if isinstance(content, str) else len(_PROBE_PARTS)  # some read a list's first part only
+        return text.count(PROBE) == wanted and f"'{PROBE}'" not in text and f'"{PROBE}"' not in text
 
     def _as_dict(self, message: ChatMessage) -> dict[str, Any]:
         entry = {name: value for name, value in message.extra.items() if value is not None}

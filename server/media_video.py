@@ -55,11 +55,17 @@ def frames_in(url: str) -> list[str]:
 
 def count_frames(image: Image.Image, max_total_pixels: int) -> int:
     """Of an opened animation, none of which may have more than so many pixels in all frames together."""
+    size = image.size
     most = min(MAX_FRAMES, max_total_pixels // (image.width * image.height))
     try:
-        image.seek(most)  # decodes on its way, but no farther than is allowed
+        for number in range(1, most + 1):
+            image.seek(number)  # decodes the one before
+            if image.size != size:  # Pillow follows a GIF's frame beyond the screen that was checked
+                raise MediaError("invalid_image", "A frame of the animation is larger than the first.")
     except EOFError:
-        return int(getattr(image, "n_frames", 1))
+        return number
+    except MediaError:
+        raise
     except Exception:  # decoders of hostile bytes raise whatever they like
         raise MediaError("invalid_image", "The animation is damaged or incomplete.") from None
     raise MediaError("image_too_large", f"An animation of this size may have {most} frames; send fewer.")

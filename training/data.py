@@ -54,7 +54,7 @@ def open_data(settings: TrainSettings, paths: Sequence[Path], folder: Path, name
     encoder = Encoder(
         Processor.from_pretrained(str(folder)), stop_token_ids(folder), settings.mask, settings.max_length
     )
-    key = data_key(paths, encoder, folder)
+    key = data_key(paths, items, encoder, folder)
     return Data(
         items, build_index(items, encoder, key, settings.out / name, workers=settings.workers), encoder
     )

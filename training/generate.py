@@ -20,7 +20,7 @@ from tqdm import tqdm
 from engine.draft.files import fingerprint
 from engine.llm import LLM
 from training.errors import TrainingError
-from training.records import Dialogue, Message, to_record
+from training.records import Dialogue, Message, pictures_key, to_record
 from training.settings import TrainSettings
 from training.sources import read_items
 
@@ -49,7 +49,8 @@ def generate(settings: TrainSettings, folder: Path, paths: Sequence[Path]) -> li
     llm: LLM | None = None
     for path in paths:
         prompts = _prompts(path, settings)
-        made_by = {**shared, "prompts": hashlib.sha256(path.read_bytes()).hexdigest()}
+        prompts_key = hashlib.sha256(path.read_bytes()).hexdigest()
+        made_by = {**shared, "prompts": prompts_key, "pictures": pictures_key(prompts)}
         target, partial = answers_path(path), answers_path(path).with_suffix(".partial")
         done = _num_answered(target if target.exists() else partial, made_by)
         if done > len(prompts) or (target.exists() and done < len(prompts)):

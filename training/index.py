@@ -22,7 +22,7 @@ from tqdm import tqdm
 from training.encode import Encoder, Spans
 from training.errors import DataError, TrainingError
 from training.loading import load_ahead
-from training.records import Item
+from training.records import Item, pictures_key
 
 _ARRAYS = ("items", "lengths", "spans", "counts")
 
@@ -69,12 +69,13 @@ class Index:
         }
 
 
-def data_key(data: Sequence[Path], encoder: Encoder, model_folder: Path) -> str:
-    """Changes with the data files, the tokenizer, the template and what is to be predicted."""
+def data_key(data: Sequence[Path], items: Sequence[Item], encoder: Encoder, model_folder: Path) -> str:
+    """Changes with data files, their pictures, the tokenizer, the template and what is to be predicted."""
     small = (p for p in sorted(model_folder.iterdir()) if p.suffix in (".json", ".jinja", ".model"))
     digest = hashlib.blake2b(f"{encoder.mask}/{encoder.max_length}".encode(), digest_size=16)
     for path in small:
         digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    digest.update(pictures_key(items).encode())
     for path in data:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file():

@@ -25,7 +25,7 @@ class Journal:
         self._main, self._out = main, out
         self._evaluation = ""
         if main:
-            kept = [line for line in read_log(out / LOG) if line["step"] <= step]
+            kept = [line for line in read_log(out / LOG) if line["step"] <= step] if step else []
             partial = out / (LOG + ".partial")
             partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
             os.replace(partial, out / LOG)

@@ -30,6 +30,13 @@ class Picture:
             return os.path.relpath(self.source, folder)
         return f"data:image/*;base64,{base64.b64encode(self.source).decode()}"
 
+    def stamp(self) -> tuple[int, int]:
+        """Size and time of the file; what is in a record changes with the record."""
+        if isinstance(self.source, bytes):
+            return len(self.source), 0
+        found = self.source.stat()
+        return found.st_size, found.st_mtime_ns
+
     def load(self) -> Image.Image:
         """RGB and upright, as the server would decode it. Raises ``DataError``."""
         opened = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source

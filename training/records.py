@@ -6,7 +6,8 @@ Knows the two formats; no files, no tokens. What it cannot read raises ``DataErr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,18 @@ class Document:
 
 
 Item = Dialogue | Document
+
+
+def pictures_key(items: Iterable[Item]) -> str:
+    """Changes when a picture of these is replaced: sizes and times of their files, since contents may be
+    hundreds of gigabytes.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for item in items:
+        for message in item.messages if isinstance(item, Dialogue) else ():
+            parts = message.content if isinstance(message.content, tuple) else ()
+            digest.update(repr([part.stamp() for part in parts if isinstance(part, Picture)]).encode())
+    return digest.hexdigest()
 
 
 def _content(content: str | tuple[str | Picture, ...] | None) -> str | list[ContentPart] | None:

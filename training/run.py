@@ -127,7 +127,9 @@ class Run:
         )
         self.done = Progress()
         self._checkpoint = settings.out / CHECKPOINT
-        if settings.resume and self._checkpoint.exists():
+        if not settings.resume:  # or a kill before the first save would bring the old run back
+            self._checkpoint.unlink(missing_ok=True)
+        elif self._checkpoint.exists():
             self.done = load_checkpoint(
                 self._checkpoint, self._student.modules(), self.trainer.optimizer, self._made_by
             )

@@ -66,8 +66,10 @@ class VisionAdapter(Adapter):
         return [Encoded(own, scores) for own, scores in zip(values, self._scores(images), strict=True)]
 
     def grids(self, image: ImageInput) -> tuple[Grid, ...]:
-        """Those of the family, unless they do not add up to the picture's tokens."""
-        found = self._grids(image)
+        """Those of the family, unless they do not add up to the picture's tokens. Of a strip's tiles nothing
+        may be left once their padding is off: no grid has a side of 0.
+        """
+        found = tuple((rows, columns) for rows, columns in self._grids(image) if rows and columns)
         fits = sum(rows * columns for rows, columns in found) == image.num_tokens
         return found if fits else super().grids(image)
 

@@ -84,6 +84,12 @@ class FeatureStore:
         self.page_size = page_size
         self.page_ends = torch.zeros(num_pages, size, dtype=dtype, device=device)
         self._waiting: weakref.WeakKeyDictionary[DraftKV, _Waiting] = weakref.WeakKeyDictionary()
+        self._room = MAX_WAITING_IN_ALL
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether half of what may wait in all does."""
+        return self._room < MAX_WAITING_IN_ALL // 2
 
     def keep(
         self,
@@ -104,11 +110,11 @@ class FeatureStore:
         )
         ends = np.flatnonzero(positions % self.page_size == self.page_size - 1)
         first, row = 0, 0
-        room = MAX_WAITING_IN_ALL - sum(waiting.num_tokens for waiting in self._waiting.values())
+        self._room = MAX_WAITING_IN_ALL - sum(waiting.num_tokens for waiting in self._waiting.values())
         for span, path in zip(spans, paths, strict=True):
             count = span.length + len(path)
             own = embeddings[row : row + span.length]
-            room -= self._wait(span, kept[first : first + count], own, image_scores, room)
+            self._wait(span, kept[first : first + count], own, image_scores)
             first, row = first + count, row + span.num_rows
         if len(ends):  # after the sequences took what they need of older page ends
             index = torch.from_numpy(ends).to(features.device)
@@ -126,6 +132,7 @@ class FeatureStore:
         # A view would keep what was taken in memory.
         own = [rest.clone()] if len(rest) else []
         self._waiting[draft] = _Waiting(end, own, later, waiting.image_scores)
+        self._room += len(features) - len(rest)
         taken = features[start - waiting.first : end - waiting.first]
         return CatchUp(sequence, start, end, taken, waiting.embeddings, waiting.image_scores)
 
@@ -146,29 +153,26 @@ class FeatureStore:
         features: torch.Tensor,
         embeddings: torch.Tensor,
         image_scores: Mapping[bytes, torch.Tensor],
-        room: int,
-    ) -> int:
-        """Keep what a span computed for its draft, if there is ``room`` for so many tokens; how many are
-        kept.
-        """
+    ) -> None:
+        """Keep what a span computed for its draft, or let that give up where there is no room."""
         draft = span.sequence.draft
         if draft is None or draft.given_up:
-            return 0
+            return
         waiting = self._waiting.get(draft)
         if waiting is None:
             waiting = self._waiting[draft] = _Waiting(span.start, [self._before(span)])
+            self._room -= waiting.num_tokens
         waiting.add(features.clone())  # a view would keep the whole step's row in memory
+        self._room -= len(features)
         if span.start < span.sequence.num_prompt_tokens:
             waiting.embeddings.append((span.start, embeddings.clone()))
             keys = [key for key, _ in span.sequence.images_in(span.start, span.end)]
             waiting.image_scores |= {key: image_scores[key] for key in keys if key in image_scores}
         # Behind an undecided picture it waits for the gate, which gives way in time: see ``is_full``.
         end = draft.reach(span.end) if draft.undecided else span.end
-        if end - draft.num_seen > MAX_WAITING or len(features) > room:
+        if end - draft.num_seen > MAX_WAITING or self._room < 0:
             draft.given_up = True
-            del self._waiting[draft]
-            return 0
-        return len(features)
+            self._room += self._waiting.pop(draft).num_tokens
 
     def _before(self, span: Span) -> torch.Tensor:
         """The feature of the token before a sequence's first span ``[1, size]``; zeros at the beginning."""

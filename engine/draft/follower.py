@@ -26,7 +26,7 @@ from engine.kv_cache import KVCache
 from engine.sequence import Sequence
 
 CATCH_UP_TOKENS = 256
-"""Tokens of a prompt that may wait for the draft while the target is not through with it."""
+"""Tokens that may wait for the draft of a prompt that the target is not through with, or where many wait."""
 
 
 class Follower:
@@ -49,15 +49,17 @@ class Follower:
         self._rows = DraftRows(model, compression, embed, pages.page_size)
 
     def follow(self, sequence: Sequence) -> None:
-        """Catch up with a prompt that is not through, so that little is left when it is. Takes pages that the
-        next sequence may count on.
+        """Catch up with a prompt that is not through, so that little is left when it is, and with answers
+        that are decoded plainly, before so much waits that drafts give up. Takes pages that the next
+        sequence may count on.
         """
         draft = sequence.draft
         if draft is None:
             return
         self._decide(sequence, draft)
-        far_behind = not sequence.can_draft and sequence.draft_reach - draft.num_seen >= CATCH_UP_TOKENS
-        if far_behind and can_follow(sequence):
+        far_behind = sequence.draft_reach - draft.num_seen >= CATCH_UP_TOKENS
+        in_time = sequence.can_draft and not self.features.is_crowded  # it is caught up with where it drafts
+        if far_behind and not in_time and can_follow(sequence):
             self.catch_up([sequence])
 
     @torch.inference_mode()

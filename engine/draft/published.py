@@ -6,10 +6,11 @@
   ``hidden_norm``, ``norm.weight``, ``lm_head.weight`` [D, H], and the D draft tokens as ``d2t`` (target id
   minus draft id) and ``t2d`` (which target ids there are).
 
-``embed_tokens.weight``, where a file has it, is a copy of the target's: its shape is checked, the target's is
-used. Weights are in ``model.safetensors`` or ``pytorch_model.bin``. The draft's ``config.json`` decides its
-heads, sizes, norms and rotary frequencies (base 10,000 where it names none, as in the public code), the
-target its kind of layer. A draft that says nothing of M-RoPE follows an M-RoPE target's sections.
+``embed_tokens.weight``, where a file has it, is a copy of the target's, maybe from before its vocabulary was
+padded: its width is checked, the target's is used. Weights are in ``model.safetensors`` or
+``pytorch_model.bin``. The draft's ``config.json`` decides its heads, sizes, norms and rotary frequencies
+(base 10,000 where it names none, as in the public code), the target its kind of layer. A draft that says
+nothing of M-RoPE follows an M-RoPE target's sections.
 
 Tried on tiny files in these layouts only, never on published weights: no hub was reachable. MSD drafts use
 EAGLE-2's names as far as we know and load as such, without the way around ``fc`` that MSD gives to picture
@@ -167,8 +168,10 @@ def _fill(
 
 
 def _embeddings(tensors: dict[str, Tensor], text_config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
-    shape = (int(text_config.vocab_size), int(text_config.hidden_size))
-    return {EMBEDDINGS: shape} if EMBEDDINGS in tensors else {}
+    """The target's own are used, so it does not matter for how many tokens these were made."""
+    if EMBEDDINGS not in tensors:
+        return {}
+    return {EMBEDDINGS: (len(tensors[EMBEDDINGS]), int(text_config.hidden_size))}
 
 
 def _head_shapes(

@@ -180,7 +180,7 @@ def _key(config: EngineConfig, target: TargetModel) -> str:
     if target.device.type == "cuda":
         machine = torch.cuda.get_device_name(target.device)
     else:
-        machine = f"{_cpu_name()} x{torch.get_num_threads()}"
+        machine = f"{_cpu_name()} x{target.num_threads}"
     folder = Path(config.model)
     model = fingerprint(folder) if folder.is_dir() else f"{config.model}@{config.revision}"
     own = f"specvlm {_own_version()} {_products(target)}"

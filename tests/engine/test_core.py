@@ -322,21 +322,21 @@ def test_what_cannot_be_served_says_why(golden: Golden, changes: dict[str, Any],
         EngineCore.load(EngineConfig(**settings))
 
 
-def test_row_dependent_models_are_refused(golden: Golden, tmp_path: Any) -> None:
-    import json
-    import shutil
+def test_a_request_that_cannot_be_queued_ends_alone(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
+    core = load(golden)
+    odd, prompt = golden.prompt("Odd"), golden.prompt("Hello")
 
-    shutil.copytree(golden.folder, tmp_path / "model")
-    path = tmp_path / "model" / "config.json"
-    config = json.loads(path.read_text())
-    config["text_config"]["rope_parameters"] = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
-    path.write_text(json.dumps(config))
-    with pytest.raises(ModelLoadError, match="rope type"):
-        EngineCore.load(EngineConfig(model=str(tmp_path / "model"), device="cpu"))
-    config["model_type"] = "gpt2"
-    path.write_text(json.dumps(config))
-    with pytest.raises(ModelLoadError, match=r"known families: .*llama, llava, "):
-        EngineCore.load(EngineConfig(model=str(tmp_path / "model"), device="cpu"))
+    def positions(asked: Prompt) -> None:
+        if asked.token_ids == odd.token_ids:
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(core.target.adapter, "positions", positions)
+    asked = {"a": prompt, "odd": odd, "b": prompt}
+    requests = [request(name, one, max_tokens=8) for name, one in asked.items()]
+    ends = {one.request_id: one for one in outputs_of(core, *requests) if one.finish_reason}
+    assert ends["odd"].error is not None
+    assert ends["odd"].error.code == "internal_error"
+    assert {ends["a"].finish_reason, ends["b"].finish_reason} <= {"stop", "length"}
 
 
 def test_a_lower_priority_number_ends_first(golden: Golden) -> None:

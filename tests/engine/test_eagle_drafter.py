@@ -251,6 +251,21 @@ def test_speculation_that_starts_late_is_caught_up_in_one_pass(tiny: BuildCheckp
     check(golden, notes, trees=False)
 
 
+def test_plain_decoding_for_long_costs_no_draft_its_place(
+    tiny: BuildCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits for drafts is bounded for all together: before it is full, they catch up."""
+    golden = load_golden(tiny("llava"))
+    prompts = prompts_of(golden)
+    most = sum(len(prompt.token_ids) + 1 for prompt in prompts) + 4
+    monkeypatch.setattr("engine.draft.features.MAX_WAITING_IN_ALL", most)
+    monkeypatch.setattr("engine.draft.follower.CATCH_UP_TOKENS", 4)
+    core, notes = watched(golden, prompts, late=NUM_TOKENS - 3)
+    play(core, prompts)
+    assert {note.request_id for note in notes} == {"0", "1", "2", "3"}
+    check(golden, notes, trees=False)
+
+
 def test_tokens_that_overflow_the_buffer_end_speculation_for_that_request_alone(
     tiny: BuildCheckpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -164,6 +164,19 @@ def test_what_nobody_catches_up_with_is_dropped(monkeypatch: pytest.MonkeyPatch)
     assert not bench.store._waiting, "features are kept for a draft that has given up"
 
 
+def test_no_more_drafts_give_up_than_must(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.draft.features.MAX_WAITING_IN_ALL", 40)
+    bench = Bench([2] * 8, 4)
+    bench.step([(i, 2, [], 0) for i in range(8)])
+    for _ in range(4):
+        bench.step([(i, 1, [], 0) for i in range(8)])
+        waiting = [one.num_tokens for one in bench.store._waiting.values()]
+        assert sum(waiting) <= 40
+        gone = [s for s in bench.sequences if s.draft is not None and s.draft.given_up]
+        assert sum(waiting) + len(gone) * max(waiting) > 40 - max(waiting) or not gone
+    assert 1 <= len(gone) <= 4
+
+
 def test_features_leave_with_their_sequence() -> None:
     bench = Bench([3, 3], 4)
     bench.step([(0, 3, [], 0), (1, 3, [], 0)])

@@ -48,8 +48,8 @@ MALFORMED_TENSORS: list[tuple[str, Change, list[str]]] = [
     ),
     (
         "eagle2",
-        lambda t: t.update({"embed_tokens.weight": torch.ones(9, HIDDEN)}),
-        ["[9, 32] instead of [40, 32]"],
+        lambda t: t.update({"embed_tokens.weight": torch.ones(9, 8)}),
+        ["[9, 8] instead of [9, 32]"],
     ),
     (
         "eagle2",

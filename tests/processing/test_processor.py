@@ -233,6 +233,18 @@ def test_system_messages_that_are_printed_stay_strings(tiny: BuildCheckpoint) ->
     assert processor.decode(processor.apply(chat).token_ids) == "be\nbrief/hi"
 
 
+def test_no_part_of_a_system_message_is_lost(tiny: BuildCheckpoint) -> None:
+    # As Gemma 3's and Mistral Small's templates: of a list, the first part is read.
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'system' and m['content'] is not string %}"
+        "{{ m['content'][0]['text'] }}/{% elif m['content'] is string %}{{ m['content'] }}/"
+        "{% else %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %}{% endif %}{% endfor %}"
+    )
+    processor = Processor.from_pretrained(str(tiny("llama")), chat_template=template)
+    chat = [ChatMessage("system", [TextPart("be"), TextPart("brief")]), ChatMessage("user", [TextPart("hi")])]
+    assert processor.decode(processor.apply(chat).token_ids) == "be\nbrief/hi"
+
+
 class TestHash:
     def of(self, llava: Processor, image: Image.Image) -> bytes:
         (found,) = llava.apply(chat_with(image)).images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -215,3 +216,21 @@ def test_many_spelled_tokens_cost_linear_time(processors: dict[Kind, Processor])
     begin = time.monotonic()
     processors["byte_level"].apply([ChatMessage("user", "<|im_end|><image>" * 20_000)])
     assert time.monotonic() - begin < 10
+
+
+@given(
+    st.lists(st.text("<ab|>", min_size=1, max_size=5), min_size=1, max_size=12),
+    st.text("<ab|>.", max_size=40),
+)
+def test_tokens_are_found_as_by_trying_the_longest_first(tokens: list[str], text: str) -> None:
+    found = [match.span() for match in TokenSet(tokens).pattern.finditer(text)]
+    flat = re.compile("|".join(map(re.escape, sorted(set(tokens), key=lambda one: (-len(one), one)))))
+    assert found == [match.span() for match in flat.finditer(text)]
+
+
+def test_thousands_of_reserved_tokens_cost_no_more_than_one() -> None:
+    """Gemma 3 has 6,000 of them, and looking for them holds the interpreter."""
+    tokens = TokenSet(["<bos>", "[INST]", *(f"<unused{number}>" for number in range(6000))])
+    began = time.process_time()
+    tokens.exposed("<" * 200_000 + "<unused59")
+    assert time.process_time() - began < 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import struct
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -151,6 +152,21 @@ async def test_all_frames_together_are_bounded() -> None:
     assert await code_of(frames, max_total_pixels=1000) == "images_too_large"
     assert await code_of(frames, max_request_bytes=1000) == "images_too_large"
     assert await code_of(frames, max_bytes=100) == "image_too_large"
+
+
+def growing_gif() -> bytes:
+    """A screen of 16 x 16 whose third frame reaches far beyond it, which Pillow follows."""
+    small, wide = (encoded(Image.new("P", size), "GIF") for size in ((16, 16), (600, 600)))
+    start = small.index(struct.pack("<cHHHH", b",", 0, 0, 16, 16))
+    beyond = wide[wide.index(struct.pack("<cHHHH", b",", 0, 0, 600, 600)) : -1]
+    return small[:-1] + small[start:-1] + beyond + small[start:-1] * 3 + b";"
+
+
+async def test_a_frame_beyond_the_first_ones_size_is_refused() -> None:
+    """All limits are checked with the size of the first frame."""
+    url = data_url(growing_gif(), "data:image/gif;base64,")
+    assert await code_of(url, max_total_pixels=20_000) == "invalid_image"
+    assert await code_of(url) == "invalid_image"
 
 
 async def test_hundreds_of_thousands_of_frames_cost_little() -> None:

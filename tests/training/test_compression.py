@@ -14,6 +14,7 @@ from torch import Tensor
 from compressors.base import Picture
 from compressors.elastic import BranchConfig, Elastic, ElasticConfig
 from engine.draft.files import load_draft
+from tests.models import picture
 from tests.training.test_training import same, settings, stop_after
 from training.batches import Batch
 from training.compression import Compression, by_dialogue, gate_inputs, per_picture
@@ -217,6 +218,16 @@ def test_it_does_not_matter_how_a_batch_with_compressed_pictures_is_cut(
     assert same(state(tmp_path / "many"), state(tmp_path / "one"), atol=2e-6)
 
 
+def test_other_pictures_are_other_data(tiny: Callable[..., Path], dialogues: Any, tmp_path: Path) -> None:
+    """A picture that was replaced is in no file of records; features that are cached are of the old one."""
+    data, model, out = dialogues(4, pictures=True), tiny("llava"), tmp_path / "out"
+    train(settings(model, data, out, max_steps=1, epochs=2, feature_cache_gb=0.1))
+    shown = next(path for path in tmp_path.rglob("*.png"))
+    picture(99).save(shown)
+    with pytest.raises(TrainingError, match="data was"):
+        train(settings(model, data, out, max_steps=1, epochs=2, feature_cache_gb=0.1))
+
+
 def test_a_run_can_go_on_from_a_published_draft(
     tiny: Callable[..., Path], dialogues: Any, tmp_path: Path
 ) -> None:
@@ -276,6 +287,6 @@ def test_settings_that_contradict_each_other_are_refused(changes: dict[str, Any]
 def test_pruning_by_attention_is_refused_where_the_tower_has_no_class_token(
     tiny: Callable[..., Path], dialogues: Any, tmp_path: Path
 ) -> None:
-    blind = settings(tiny("llama"), dialogues(2), tmp_path / "out", branches=["prune_attention:5"])
+    asked: dict[str, Any] = {"compressor": "select", "branches": ["pool:5", "prune_attention:5"]}
     with pytest.raises(TrainingError, match="what the vision tower attends to"):
-        train(blind.model_copy(update={"compressor": "select"}))
+        train(settings(tiny("llama"), dialogues(2), tmp_path / "out", **asked))

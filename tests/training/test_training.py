@@ -215,8 +215,27 @@ def test_other_settings_do_not_go_on_with_a_checkpoint(reciting: Path, tmp_path:
     recitals(data, 9)
     with pytest.raises(TrainingError, match="data was"):
         train(settings(reciting, data, out))
-    train(settings(reciting, data, out, lr=0.1, resume=False))
-    assert len(read_log(out / "log.jsonl")) == 2
+    begun = settings(reciting, data, out, lr=0.1, resume=False, eval_data=[data])
+    train(begun)
+    train(begun)
+    lines = read_log(out / "log.jsonl")
+    assert [line["step"] for line in lines if line["kind"] == "evaluation"] == [0, 2], "one run's alone"
+
+
+def test_a_run_that_begins_again_does_not_go_on_with_the_old_checkpoint(
+    reciting: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where it was killed before it had one of its own."""
+    data, out = recitals(tmp_path / "a.jsonl", 8), tmp_path / "out"
+    train(settings(reciting, data, out))
+
+    def killed(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.trainer.Trainer.step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(reciting, data, out, resume=False))
+    assert not (out / "checkpoint.pt").exists()
 
 
 def test_a_folder_that_is_no_draft_is_not_replaced(reciting: Path, tmp_path: Path) -> None:
