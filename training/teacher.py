@@ -141,7 +141,7 @@ class Teacher:
         flat.index_copy_(0, batch.image_slots, values[:, : flat.shape[1]])
         if scores is not None:
             told = [one.scores for one in encoded if one.scores is not None]
-            scores.view(-1)[batch.image_slots] = torch.cat(told)
+            scores.view(-1)[batch.image_slots] = torch.cat(told).float()
         return embeddings, scores, self._adapter.image_inputs(batch.image_slots, values, batch.ids.shape)
 
     @torch.no_grad()
