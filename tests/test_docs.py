@@ -25,7 +25,7 @@ from tests.imports import ROOT
 
 PAGES = sorted(
     path.relative_to(ROOT)
-    for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("demo/**/*.md"))
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("demo/**/*.md"))
 )
 LINK = re.compile(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
