@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import zmq
 import zmq.asyncio
 
@@ -123,6 +124,14 @@ class EngineChild:
     @property
     def returncode(self) -> int | None:
         return self._process.returncode
+
+    def cpu_seconds(self) -> float:
+        """Processor time that the process has taken, all threads together; 0 if it has ended."""
+        try:
+            times = psutil.Process(self.pid).cpu_times()
+        except psutil.Error:
+            return 0.0
+        return float(times.user + times.system)
 
     def send(self, message: ClientMessage) -> None:
         """Raises ``WireError`` for a message that cannot travel. What a dead process gets is lost."""

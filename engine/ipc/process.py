@@ -17,10 +17,21 @@ from engine.config import EngineConfig, LogFormat
 from engine.ipc.child import EngineChild, module_command
 from engine.ipc.streams import StreamingClient
 from engine.ipc.wire import WireError
-from engine.messages import ClientMessage, EngineInfo, EngineStats, LoadFailed, Shutdown, StepReport
+from engine.messages import (
+    ClientMessage,
+    EngineInfo,
+    EngineMessage,
+    EngineStats,
+    LoadFailed,
+    Shutdown,
+    StepReport,
+)
 
 HANG_SECONDS = 120.0
-"""An idle engine speaks every second; this is for its longest step. While loading there is no limit."""
+"""An idle engine sends a report every second. One that is silent for this long hangs, unless it computes on
+a CPU: there a large picture or prompt may keep a single step busy for minutes. Loading has no limit."""
+LONGEST_STEP_SECONDS = 1800.0
+"""After so much silence an engine is replaced even if it computes."""
 
 LAST_STEP_SECONDS = 4.0
 """For an engine that is told to stop to end its step and its requests; then they end without it."""
@@ -183,14 +194,37 @@ class ProcessClient(StreamingClient):
             await child.close()
         return run
 
-    async def _follow(self, child: EngineChild, run: Run) -> str:
-        """Pass on what the engine says until it ends or cannot be trusted any more. Returns why."""
-        silence = None
+    async def _next(self, child: EngineChild, *, ready: bool) -> EngineMessage | None:
+        """The next message; ``None`` when the process has ended. Raises ``TimeoutError`` with the seconds of
+        silence if it hangs.
+        """
+        if not ready:
+            return await child.receive(None)
+        on_cpu = self._info is not None and self._info.device == "cpu"
+        part, silent, before = self._hang_timeout / 2, 0.0, float("inf")
         while True:
             try:
-                message = await child.receive(silence)
+                return await child.receive(part)
             except TimeoutError:
-                return f"the engine process was silent for {silence} s"
+                silent, spent = silent + part, child.cpu_seconds()
+                computes = on_cpu and spent - before > part / 10  # what hangs takes next to no time
+                before = spent
+                if silent >= self._hang_timeout and (not computes or silent >= LONGEST_STEP_SECONDS):
+                    raise TimeoutError(f"{silent:.1f}") from None
+                if silent == self._hang_timeout:
+                    log.warning(
+                        "a single step has taken the engine %.0f s so far; smaller pictures, fewer rows "
+                        "(--max-num-batched-tokens) or a smaller model keep steps short",
+                        silent,
+                    )
+
+    async def _follow(self, child: EngineChild, run: Run) -> str:
+        """Pass on what the engine says until it ends or cannot be trusted any more. Returns why."""
+        while True:
+            try:
+                message = await self._next(child, ready=run.ready_at is not None)
+            except TimeoutError as error:
+                return f"the engine process was silent for {error} s"
             except WireError as error:
                 return f"the engine process sent nonsense: {error}"
             match message:
@@ -203,7 +237,6 @@ class ProcessClient(StreamingClient):
                     self._on_report(message)
                 case EngineInfo():
                     run.ready_at = asyncio.get_running_loop().time()
-                    silence = self._hang_timeout
                     self._info = message
                     if self._state != "stopped":
                         self._set_state("ready")

@@ -27,7 +27,7 @@ from engine.messages import (
 from processing.prompt import ImageInput, Prompt
 
 # As the first token of a prompt, these make the engine misbehave; REJECT only refuses the request.
-BREAK, HANG, DIE, REJECT, FORGET, HANG_HARD = -1, -2, -3, -4, -5, -6
+BREAK, HANG, DIE, REJECT, FORGET, HANG_HARD, COMPUTE = -1, -2, -3, -4, -5, -6, -7
 
 
 class Script(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -115,6 +115,10 @@ class FakeCore:
                 mutex = ctypes.create_string_buffer(64)
                 while True:
                     ctypes.PyDLL(None).pthread_mutex_lock(mutex)
+            case [-7]:  # one long step, as of a large picture on a CPU
+                until = time.monotonic() + 5
+                while not self._produced[request.request_id] and time.monotonic() < until:
+                    pass
             case [-3]:
                 os._exit(9)
             case [-4]:

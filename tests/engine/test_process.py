@@ -17,7 +17,7 @@ from engine.client import EngineDeadError, RequestRejectedError
 from engine.ipc.process import Backoff, RestartPolicy, Run
 from engine.ipc.wire import WireError
 from tests.engine.clients import collect, until, until_idle
-from tests.engine.fake_core import BREAK, DIE, HANG, REJECT, Script, expected, make_request
+from tests.engine.fake_core import BREAK, COMPUTE, DIE, HANG, REJECT, Script, expected, make_request
 from tests.engine.processes import ENDLESS, kill, running
 
 
@@ -191,6 +191,15 @@ async def test_hung_engine_is_noticed_and_replaced() -> None:
             await collect(client, make_request("bad", HANG))
         await client.wait_ready()
         assert await collect(client, make_request("a")) == expected(make_request("a"))
+
+
+async def test_an_engine_that_computes_for_long_does_not_hang() -> None:
+    """Not on a CPU: others would lose their answers to a client's large picture, again and again."""
+    async with running(hang_timeout=2.0) as client:
+        await client.wait_ready()
+        slow, other = make_request("slow", COMPUTE), make_request("other")
+        answers = await asyncio.gather(collect(client, slow), collect(client, other))
+        assert answers == [expected(slow), expected(other)]
 
 
 async def test_model_that_cannot_be_served_is_final() -> None:
