@@ -3,18 +3,18 @@
 # For a GPU host:   docker build -t specvlm .
 # For a CPU:        docker build -t specvlm:cpu --build-arg BASE=ubuntu:24.04 --build-arg TORCH_INDEX=… .
 #
-# BASE         an Ubuntu 24.04. The `base` flavour of CUDA is enough: it lets the driver in and checks its version;
-#              torch brings the CUDA libraries that it was built with.
-# TORCH_INDEX  where pip also looks for torch. Empty: the build on the package index, which is for CUDA and runs on
-#              a CPU too. PyTorch's index of CPU wheels (see its installation page) makes an image some GB smaller.
+# BASE         an Ubuntu 24.04 image. CUDA's `base` flavour is enough: it makes the driver available and checks its
+#              version; torch comes with the CUDA libraries that it was built with.
+# TORCH_INDEX  an additional index for torch. If empty, torch comes from the package index: a CUDA build, which also
+#              runs on a CPU. PyTorch's index of CPU wheels (see its installation page) makes an image some GB smaller.
 ARG BASE=nvidia/cuda:13.0.2-base-ubuntu24.04
 
-# What runs: Python, and a compiler, which is used here at the first start. On a CPU it makes our kernels for the
-# processor that it finds (shipping a library would mean one for every instruction set, or the slowest of them);
-# with CUDA, Triton makes the stub that launches its kernels and needs Python's headers for it.
+# The runtime: Python, and a compiler, which is used at the first start. On a CPU, it compiles our kernels for the
+# processor at hand (a prebuilt library would have to exist for every instruction set, or use the slowest of them).
+# With CUDA, Triton compiles the stub that launches its kernels, and needs Python's headers for that.
 # hadolint ignore=DL3006
 FROM ${BASE} AS base
-# Versions are those of the release: a pinned one vanishes from Ubuntu's archive with the next security update.
+# Versions are not pinned: a pinned version disappears from Ubuntu's archive with the next security update.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
@@ -28,7 +28,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 ARG TORCH_INDEX=
 WORKDIR /build
-# Without our packages beside it, the project is nothing but its dependencies: a layer that stays while code changes.
+# Without our packages, this installs only the project's dependencies: a layer that stays cached when code changes.
 COPY pyproject.toml constraints.txt ./
 RUN --mount=type=cache,target=/root/.cache/pip \
     touch README.md \
@@ -55,7 +55,7 @@ ENV PATH=/opt/specvlm/bin:$PATH \
 WORKDIR /cache
 USER 10001:10001
 EXPOSE 8000
-# Asks the port that SPECVLM_PORT names: publish another one with -p, rather than --port inside.
+# Checks the port in SPECVLM_PORT; to use another port, map it with -p instead of passing --port.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=15m --retries=3 \
     CMD ["python", "/opt/specvlm/healthcheck.py"]
 ENTRYPOINT ["specvlm"]

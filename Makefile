@@ -1,5 +1,5 @@
-# The only entry points: people and CI run the same targets. `make serve` and `make test` need nothing but
-# Python 3.11 or newer; the first call makes .venv and installs the pinned packages into it.
+# The entry points for people and CI alike. `make serve` and `make test` need nothing but Python 3.11 or newer; the
+# first call creates .venv and installs the pinned packages into it.
 
 VENV    := .venv
 BIN     := $(VENV)/bin
@@ -10,7 +10,7 @@ NODE    := tests/http/node
 CLIENTS := .venv-clients
 ARGS    ?=
 
-# The first interpreter that runs and is new enough (a pyenv shim may exist and not run).
+# The first interpreter that works and is new enough (a pyenv shim may exist without working).
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 
@@ -19,12 +19,12 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 
 help:
 	@echo 'make serve       start the server on the embedded demo model; flags: make serve ARGS="--port 9000"'
-	@echo 'make test        the test suite;  make test ARGS="-k scheduler -x"'
-	@echo 'make test-slow   the long tests'
-	@echo 'make check       ruff, formatting, mypy'
-	@echo 'make format      fix what ruff can fix'
-	@echo 'make bench       measurements as one JSON document in bench-results/'
-	@echo 'make clean       remove .venv, caches and build results'
+	@echo 'make test        run the test suite; flags: make test ARGS="-k scheduler -x"'
+	@echo 'make test-slow   run the long tests'
+	@echo 'make check       check with ruff (lint and format) and mypy'
+	@echo 'make format      fix and format the code with ruff'
+	@echo 'make bench       run the benchmarks; writes one JSON document to bench-results/'
+	@echo 'make clean       remove .venv, caches and build output'
 
 serve: $(STAMP)
 	$(BIN)/python -m server serve $(ARGS)
@@ -54,22 +54,22 @@ clean:
 		.pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamp is written last, so an interrupted install is taken up again. A venv whose pip does not run is
-# one whose creation was interrupted, or whose interpreter is gone: it is made anew.
+# The stamp is written last, so an interrupted installation is run again. If pip does not run, the creation of the
+# venv was interrupted or its interpreter is gone, and it is created again.
 $(STAMP): pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo 'SpecVLM needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3' >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo 'SpecVLM needs Python 3.11 or newer; set its path: make PYTHON=/path/to/python3' >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { \
-		echo 'This Python cannot make virtual environments (on Debian and Ubuntu: apt install python3-venv)' >&2; exit 1; }
+		echo 'This Python cannot create virtual environments (on Debian and Ubuntu: apt install python3-venv)' >&2; exit 1; }
 	$(INSTALL) setuptools
 	$(INSTALL) --no-build-isolation -e '.[client]'
 	@touch $@
 
-# What serving does without: linters, test tools, plots, training's file formats.
+# What serving does not need: linters, test tools, plots, file formats of training data.
 $(DEV): $(STAMP)
 	$(INSTALL) --no-build-isolation -e '.[dev]'
 	@touch $@
 
-# The npm client is used by one test file, which says so where it has to skip.
+# The npm client is used by one test file, which reports when it has to be skipped.
 node:
 	@if command -v npm >/dev/null 2>&1; then $(MAKE) --no-print-directory $(NODE)/node_modules/.package-lock.json \
 		|| echo 'npm packages could not be installed: the Node client tests will be skipped' >&2; fi
@@ -78,8 +78,8 @@ $(NODE)/node_modules/.package-lock.json: $(NODE)/package.json $(NODE)/package-lo
 	npm ci --prefix $(NODE) --no-audit --no-fund --loglevel=error
 	@touch $@
 
-# Clients that we did not write, and what only they need, beside our own environment: their pins would clash.
-# Complete and pinned, so nothing is resolved; their tests say so where they have to skip.
+# Third-party clients and their dependencies, in an environment of their own because their pins would conflict with
+# ours. The list is complete and pinned, so nothing is resolved; their tests report when they have to be skipped.
 clients: $(STAMP)
 	@$(MAKE) --no-print-directory $(CLIENTS)/.installed \
 		|| echo 'the client libraries could not be installed: their tests will be skipped' >&2

@@ -1,1 +1,1 @@
-"""Measurements taken side by side in one run; each prints JSON with what is needed to repeat it."""
+"""Benchmarks that compare alternatives within one run; each prints JSON with what is needed to repeat it."""

@@ -1,6 +1,7 @@
-"""``python -m benchmarks``: every measurement, each in a process of its own, as one JSON document.
+"""Run all measurements of the engine and print the results as one JSON document.
 
-A fresh process a measurement keeps their memory, caches and thread pools apart. Progress goes to stderr.
+Each measurement runs in a process of its own, which keeps memory, caches and thread pools apart. Progress
+goes to stderr.
 """
 
 from __future__ import annotations
@@ -61,16 +62,26 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--model", type=Path, help="checkpoint folder; without it the embedded demo model")
+    parser.add_argument("--model", type=Path, help="Checkpoint folder (default: the embedded demo model).")
     parser.add_argument(
-        "--only", nargs="+", choices=MEASUREMENTS, metavar="NAME", help=" ".join(MEASUREMENTS)
+        "--only",
+        nargs="+",
+        choices=MEASUREMENTS,
+        metavar="NAME",
+        help=f"Run only these measurements, out of: {' '.join(MEASUREMENTS)}.",
     )
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--num-tokens", type=int, default=64, help="output tokens of one run")
-    parser.add_argument("--seed", type=int, default=0, help="of pictures and prompts")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s).")
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE.svg", help="also draw the figures beside their aims"
+        "--repeats", type=int, default=5, help="Times to repeat each measurement (default: %(default)s)."
+    )
+    parser.add_argument(
+        "--num-tokens", type=int, default=64, help="Output tokens per request (default: %(default)s)."
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="Seed of the images and prompts (default: %(default)s)."
+    )
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE.svg", help="Also plot the results against their goals."
     )
     return parser
 
@@ -82,7 +93,7 @@ def _demo_model() -> Path:
 
 
 def _run(name: str, settings: Settings) -> dict[str, Any]:
-    """The JSON that ``python -m benchmarks.NAME`` prints; a failure is a result too, and is shown."""
+    """Return the JSON that ``python -m benchmarks.NAME`` prints, or its error as a result."""
     print(f"measuring {name} …", file=sys.stderr, flush=True)
     start = time.perf_counter()
     command = [sys.executable, "-m", f"benchmarks.{name}", json.dumps(settings.as_dict())]
@@ -91,7 +102,7 @@ def _run(name: str, settings: Settings) -> dict[str, Any]:
     )
     print(f"  {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     if done.returncode != 0:
-        return {"error": f"exit code {done.returncode}; its messages went to stderr"}
+        return {"error": f"exit code {done.returncode}; see its messages on stderr"}
     result = json.loads(done.stdout)
     assert isinstance(result, dict)
     return result

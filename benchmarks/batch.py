@@ -1,4 +1,4 @@
-"""Plain throughput of eight streams beside one, in the same engine."""
+"""Compares the throughput of eight streams with that of one, by plain decoding in the same engine."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ def measure(settings: Settings) -> dict[str, Any]:
 
     rates = interleaved(lambda i: rate(i, STREAMS), lambda i: rate(i, 1), repeats=settings.repeats)
     return {
-        "unit": "output tokens per second over all streams, while all of them decode",
+        "unit": "output tokens per second of all streams together, while all of them are decoding",
         "streams": STREAMS,
         "many": rates["a"],
         "one": rates["b"],
         "ratio": rates["ratio"],
         "figures": [
-            judged(f"{STREAMS} streams, times one", rates["ratio"]["median"], 4.5, at_least=True),
+            judged(f"throughput, {STREAMS} streams / 1", rates["ratio"]["median"], 4.5, at_least=True),
         ],
     }
 
 
 def joint_rate(traces: list[Trace]) -> float:
-    """Tokens a second from when every stream has its first token to when the first stream ends."""
+    """Return tokens per second from when every stream has its first token to when the first stream ends."""
     begin = max(trace.token_times[0] for trace in traces)
     end = min(trace.token_times[-1] for trace in traces)
     tokens = sum(begin < moment <= end for trace in traces for moment in trace.token_times)

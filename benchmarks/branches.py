@@ -1,4 +1,4 @@
-"""Ten pictures in a request, some 1,000 visual tokens: its answer by what the draft sees of them."""
+"""Compares compressor branches on requests with ten pictures (about 1,000 visual tokens)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BASE = "none"
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    """Every question is asked in all ways in turn, from another one on each time; each way begins cold."""
+    """Ask every question with each branch in turn, in a rotating order; caches are cold for each branch."""
     ours = Ours(settings)
     sampling = SamplingParams(max_tokens=settings.num_tokens, temperature=0.0, ignore_eos=True)
     ways: list[Any] = list(ours.core.info.compressors)
@@ -34,14 +34,14 @@ def measure(settings: Settings) -> dict[str, Any]:
     assert all(
         [trace.token_ids for trace in found] == [trace.token_ids for trace in traces[BASE]]
         for found in traces.values()
-    ), "what the draft sees changed an answer"
+    ), "compression for the draft changed an answer"
     results = {way: _described(found, traces[BASE]) for way, found in traces.items()}
-    ratio = results["auto"]["seconds_to_none"]["median"]  # what a request gets that does not say
+    ratio = results["auto"]["seconds_to_none"]["median"]  # the default of a request
     return {
-        "unit": "seconds from ten decoded pictures to the last token",
+        "unit": "seconds from having ten decoded images to the last token",
         "pictures": PICTURES,
         "ways": results,
-        "figures": [judged("ten pictures, auto over whole ones, seconds", ratio, 1.0, at_least=False)],
+        "figures": [judged("ten images, time with auto / uncompressed", ratio, 1.0, at_least=False)],
     }
 
 

@@ -1,4 +1,4 @@
-"""What the compressors' table says of a way: acceptance length, also beside others' over the same answers."""
+"""Figures of the compressors' table: acceptance lengths, and their comparison over the same answers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from training.acceptance import Acceptance
 
 RESAMPLES = 4000
 HOW_BEST = (
-    "the fixed branches with the greatest acceptance length over these same dialogues, so chosen with "
-    "hindsight, which favours them: of the branches that the gate chooses among, at their own ratios, and of "
-    "all in the table that compress"
+    "the fixed branch with the greatest acceptance length on these same dialogues, a choice in hindsight "
+    "that favours it: among the gate's branches at their own ratios (branch), and among all rows of the "
+    "table that compress (in_table)"
 )
 
 
 def together(parts: Sequence[Acceptance]) -> Acceptance:
-    """All dialogues of several walks."""
+    """Merge the dialogues of several walks."""
     return Acceptance(
         np.concatenate([one.histograms for one in parts]),
         np.concatenate([one.gained for one in parts]),
@@ -34,7 +34,7 @@ def together(parts: Sequence[Acceptance]) -> Acceptance:
 
 
 def describe(found: Acceptance, base: Acceptance) -> dict[str, Any]:
-    """``base``: whole pictures."""
+    """Describe acceptance relative to ``base``, that with whole pictures."""
     ratio, bounds = compared(found, base)
     return {
         "acceptance_length": round(found.length, 4),
@@ -48,8 +48,9 @@ def describe(found: Acceptance, base: Acceptance) -> dict[str, Any]:
 def best_fixed(
     compressor: Elastic | None, ways: Mapping[str, Way], found: Mapping[str, Acceptance]
 ) -> dict[str, str]:
-    """Names of the best ways that are the same for every picture, see ``HOW_BEST``: ``branch`` of a gate that
-    selects, ``in_table`` of all.
+    """Return the names of the best ways that are the same for every picture (see ``HOW_BEST``).
+
+    ``branch``: the best branch of a selecting gate. ``in_table``: the best of all.
     """
     lengths = {
         name: found[name].length
@@ -64,7 +65,7 @@ def best_fixed(
 
 
 def against(found: Acceptance, bests: Mapping[str, Acceptance]) -> dict[str, Any]:
-    """A gated way beside the best fixed ones, in pairs of dialogues."""
+    """Compare a gated way with the best fixed ones, in pairs of dialogues."""
     told: dict[str, Any] = {}
     for key, suffix in (("branch", ""), ("in_table", "_in_table")):
         if key in bests:
@@ -73,14 +74,16 @@ def against(found: Acceptance, bests: Mapping[str, Acceptance]) -> dict[str, Any
 
 
 def compared(found: Acceptance, base: Acceptance) -> tuple[float, list[float]]:
-    """The ratio of two acceptance lengths over the same answers, and its 95 %."""
+    """Return the ratio of two acceptance lengths over the same answers, and its 95 % interval."""
     low, high = interval(found.histograms.sum(1), base.histograms.sum(1))
     return round(found.length / base.length, 4), [round(low, 4), round(high, 4)]
 
 
 def interval(rounds: npt.NDArray[np.int64], base: npt.NDArray[np.int64]) -> tuple[float, float]:
-    """95 % of the ratio of two acceptance lengths over the same answers, from their rounds in each dialogue,
-    int64 ``[D]``. Both gain the same tokens, so it is the ratio of rounds turned round.
+    """Return the 95 % interval of the ratio of two acceptance lengths over the same answers.
+
+    ``rounds`` and ``base``: number of rounds in each dialogue, int64 ``[D]``. Both gain the same tokens, so
+    the ratio is that of the rounds, inverted.
     """
     drawn = np.random.default_rng(0).integers(0, len(rounds), (RESAMPLES, len(rounds)))
     low, high = np.quantile(base[drawn].sum(1) / np.maximum(1, rounds[drawn].sum(1)), (0.025, 0.975))
@@ -90,8 +93,9 @@ def interval(rounds: npt.NDArray[np.int64], base: npt.NDArray[np.int64]) -> tupl
 def by_choice(
     compressor: Elastic | None, costs: Mapping[str, Mapping[str, Any]], taken: Counter[str]
 ) -> dict[str, Any]:
-    """Costs of a way that chooses: the mean over its choices, without what choosing costs; nothing where it
-    takes what has no row of its own.
+    """Return the costs of a gated way: the mean over its choices, without the cost of choosing.
+
+    Empty if it chooses a way that has no row of its own.
     """
     if compressor is None or not taken or not taken.keys() <= costs.keys():
         return {}

@@ -1,4 +1,4 @@
-"""What ``python -m benchmarks.compressors`` measured: a curve for each branch, and a table in Markdown."""
+"""Presents the results of ``python -m benchmarks.compressors``: a plot and a Markdown table."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from training.chart import new_figure, save
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SMALLEST = 0.005  # where text only stands on a scale without a zero
+SMALLEST = 0.005  # where "text only" is drawn, as a logarithmic scale has no zero
 
 
 def write_svg(result: dict[str, Any], path: Path) -> None:
-    """Acceptance length, as a share of that with whole pictures, against visual tokens kept: a panel for each
-    number of pictures. Bars are 95 % intervals.
+    """Plot acceptance length, relative to whole pictures, against the share of visual tokens kept.
+
+    There is a panel for each number of pictures. Error bars are 95 % intervals.
     """
     figure = new_figure(11, 4.2)
     panels = figure.subplots(1, len(result["tables"]), sharey=True, squeeze=False)[0]
     for axes, table in zip(panels, result["tables"], strict=True):
         _panel(axes, table["ways"])
-        axes.set_title(f"pictures in a request: {table['pictures']} ({table['dialogues']} dialogues)")
-    panels[0].set_ylabel("acceptance length, whole pictures = 1")
-    figure.supxlabel("share of visual tokens that the draft keeps (dashed: 3 % less)", fontsize="medium")
+        axes.set_title(f"images per request: {table['pictures']} ({table['dialogues']} dialogues)")
+    panels[0].set_ylabel("acceptance length (1: whole images; dashed: 3 % less)")
+    figure.supxlabel("share of visual tokens that the draft keeps", fontsize="medium")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
     save(figure, path)
 
@@ -41,7 +42,7 @@ def _panel(axes: Axes, ways: dict[str, dict[str, Any]]) -> None:
         high = [
             point["to_whole_pictures_95"][1] - height for height, point in zip(heights, points, strict=True)
         ]
-        # Side by side: branches keep the same number of tokens, and their bars would hide each other.
+        # Shifted a little: branches keep the same number of tokens, and their bars would hide each other.
         places = [max(SMALLEST, point["visual_tokens_kept"]) * 1.03 ** (number - 4) for point in points]
         style = "o-" if len(points) > 1 else "D"
         axes.errorbar(
@@ -58,13 +59,13 @@ def _panel(axes: Axes, ways: dict[str, dict[str, Any]]) -> None:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """A row for each way, the numbers of pictures side by side; then what gates chose, by kind."""
+    """Format a table with a row for each way, followed by the gates' choices for each kind of question."""
     tables = result["tables"]
     heads = ["way"]
     for table in tables:
-        title = f"{table['pictures']} picture{'s' * (table['pictures'] > 1)}"
-        heads += [f"{title}: tokens kept", "length", "to whole (95 %)", "draft KV", "prefill ms"]
-        heads += ["FLOPs: compressing, drafting"]
+        title = f"{table['pictures']} image{'s' * (table['pictures'] > 1)}"
+        heads += [f"{title}: tokens kept", "acceptance length", "relative to whole (95 % interval)"]
+        heads += ["draft KV", "draft prefill, ms", "FLOPs: compressor, draft prefill"]
     heads.append("parameters")
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for name, first in tables[0]["ways"].items():
@@ -77,7 +78,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def _cells(way: dict[str, Any]) -> list[str]:
-    """Of one way and number of pictures."""
+    """Return the cells of one way and number of pictures."""
     cells = [f"{way['visual_tokens_kept']:.2f}", f"{way['acceptance_length']:.3f}"]
     cells.append(_ratio(way, "to_whole_pictures"))
     cells.append(f"{way['draft_kv_bytes'] / 1024:.1f} KiB" if "draft_kv_bytes" in way else "")
@@ -94,7 +95,7 @@ def _ratio(way: dict[str, Any], name: str) -> str:
 
 
 def _choices(table: dict[str, Any]) -> list[str]:
-    """What each gate of a table took, and how it compares with taking always the same."""
+    """Describe the choices of each gate of a table, and how it compares with the best fixed way."""
     lines = []
     for name, way in table["ways"].items():
         if "branches" not in way:
@@ -105,6 +106,7 @@ def _choices(table: dict[str, Any]) -> list[str]:
         ]
         for key, ratio in (("branch", "to_best_fixed"), ("in_table", "to_best_fixed_in_table")):
             if ratio in way:
-                told.append(f"to {table['best_fixed'][key]}, the best fixed: {_ratio(way, ratio)}")
-        lines.append(f"- {name}, {table['pictures']} in a request: {'; '.join(told)}")
+                told.append(f"relative to {table['best_fixed'][key]}, the best fixed: {_ratio(way, ratio)}")
+        pictures = f"{table['pictures']} image{'s' * (table['pictures'] > 1)}"
+        lines.append(f"- {name}, {pictures} per request: {'; '.join(told)}")
     return lines

@@ -1,7 +1,8 @@
-"""How long the draft's own prefill of a prompt takes, by the way that its pictures go.
+"""Times the draft's prefill of a prompt, for each way to compress its pictures.
 
-What the engine does for a new prompt, without its pages: join features and embeddings of all tokens, choose
-(a gate), compress, and run the draft's layer over what is left. The target is not in it.
+It does what the engine does for a new prompt, but without KV pages: join features and embeddings of all
+tokens, let the gate choose if there is one, compress, and run the draft's layer over the remaining tokens.
+The target is not included.
 """
 
 from __future__ import annotations
@@ -26,8 +27,7 @@ from training.teacher import Seen, Teacher
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One dialogue, alone in its batch, whose first ``length`` tokens are the prompt: all its pictures are
-    among them."""
+    """A dialogue alone in its batch. Its first ``length`` tokens are the prompt, with all its pictures."""
 
     batch: Batch
     seen: Seen
@@ -43,7 +43,7 @@ def prompt_of(batch: Batch, teacher: Teacher) -> Prompt:
 
 @torch.no_grad()
 def prefill(draft: EagleDraft, way: Way, prompt: Prompt) -> Tensor:
-    """The draft's states ``[1, kept, hidden]`` of the slots of a prompt."""
+    """Compute the draft's states ``[1, kept, hidden]`` for the slots of a prompt."""
     seen, length = prompt.seen, prompt.length
     states = shifted(draft.fuse(seen.features[:, :length]), prompt.batch.dialogues[:, :length])
     joined = draft.join(states, seen.embeddings[:, :length])[0]
@@ -63,8 +63,10 @@ def prefill(draft: EagleDraft, way: Way, prompt: Prompt) -> Tensor:
 def prefill_times(
     teacher: Teacher, draft: OwnDraft, batches: Iterable[Batch], ways: Mapping[str, Way], *, bf16: bool
 ) -> dict[str, float]:
-    """Milliseconds, the median over dialogues, of every way. Each dialogue goes all ways before the next one,
-    in an order that turns, so that all meet the same machine.
+    """Return the milliseconds that each way takes, as the median over dialogues.
+
+    Each dialogue is run in all ways before the next one, in a rotating order, so that all ways are measured
+    under the same conditions.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)

@@ -19,13 +19,16 @@ from training.compression import Choose, always, gated
 
 WEIGHTLESS = ("prune", "prune_uniform", "prune_norm", "pool")
 TEXT_TOKENS = 40
-"""Of the prompt whose draft prefill is counted in FLOPs."""
+"""Text tokens of the prompt for which the FLOPs of the draft's prefill are counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """``choose``: as :mod:`training.compression` has it. ``fixed``: the compressor where all pictures get the
-    same. ``note``: what a reader must know to judge it."""
+    """A way to compress pictures.
+
+    ``choose``: see :mod:`training.compression`. ``fixed``: the compressor, if all pictures have the same one.
+    ``note``: what a reader must know to judge the figures.
+    """
 
     choose: Choose
     fixed: Compressor | None = None
@@ -33,8 +36,9 @@ class Way:
 
 
 def ways_of(draft: OwnDraft, ratios: Sequence[float], *, knows_attention: bool) -> dict[str, Way]:
-    """By name; ``none``, the base of all comparisons, is the first. ``knows_attention``: whether pictures
-    have scores to prune by.
+    """Return the ways to measure, by name; the first is ``none``, the baseline of all comparisons.
+
+    ``knows_attention``: whether pictures have attention scores to prune by.
     """
     found: dict[str, Way] = {}
     names = [*WEIGHTLESS, AttentionPrune.name] if knows_attention else WEIGHTLESS
@@ -59,14 +63,14 @@ def _at_ratios(
 
 
 def _combined(compressor: Elastic) -> dict[str, Way]:
-    """The way that was trained, and the other two put together from its branches where it has them."""
+    """Return the trained combination, and the other two built from its branches as far as it has them."""
     mode = compressor.config.mode
     found = {f"{mode} (trained)": Way(gated(compressor))}
     names = {way.name for way in compressor.ways}
     if mode != "weight" and "conv" in names:
         parts = [training_free("prune", 3), training_free("pool", 3), compressor.branch("conv").at(3)]
         even = Weighted(parts, torch.full((3,), 1 / 3))
-        found["weight-3, even"] = Way(always(even), even, "not trained together: a third of each")
+        found["weight-3, even"] = Way(always(even), even, "equal weights, not trained together")
     if mode != "concat" and {"conv", "resampler"} <= names:
         two = compressor.branch("resampler").at(50)
         concat = Concat([training_free("pool", 20), compressor.branch("conv").at(3), two])
@@ -75,8 +79,9 @@ def _combined(compressor: Elastic) -> dict[str, Way]:
 
 
 def costs(draft: OwnDraft, way: Way, pictures: Sequence[Picture], bytes_per_value: int) -> dict[str, Any]:
-    """Of one prompt with ``pictures``: what the draft's prefill takes if every picture goes this way. FLOPs
-    are counted while it runs: products of matrices, convolutions and attention, nothing else.
+    """Return the costs of the draft's prefill of one prompt if all its ``pictures`` are compressed this way.
+
+    FLOPs are counted during a run: those of matrix products, convolutions and attention only.
     """
     fixed = way.fixed
     if fixed is None:
@@ -108,7 +113,7 @@ def parameters(module: torch.nn.Module) -> int:
 
 
 def sizes(draft: OwnDraft) -> dict[str, int]:
-    """Parameters of the draft, its branches and its gate."""
+    """Count the parameters of the draft, its branches and its gate."""
     found = {"draft": parameters(draft.module)}
     for way in draft.compressor.ways if draft.compressor else ():
         found[way.name] = parameters(way)

@@ -1,13 +1,13 @@
-"""What compressing pictures for the draft is worth: every branch at every ratio, beside whole pictures.
+"""Compare compressor branches at several ratios with uncompressed images, by the draft's acceptance length.
 
     python -m benchmarks.compressors OUT --draft demo/weights/draft > compressors.json
 
 Held-out prompts with one picture (some questions do not need it) and with six are written to OUT and answered
-by the target, once. Then each way to compress is walked over the same answers as chain speculation at
-temperature 0 would walk them, so that two ways differ in their rounds alone; 95 % intervals of the ratio of
-acceptance lengths are bootstrapped over dialogues, in pairs. The draft's prefill is timed for each way: that
-alone needs a quiet machine. Needs no engine but for the answers. JSON on
-stdout, tables in Markdown on stderr.
+by the target, once. Then the same answers are walked with each way to compress, as chain speculation at
+temperature 0 would generate them, so that two ways differ only in their rounds; 95 % intervals of the ratio
+of acceptance lengths are bootstrapped over dialogues, in pairs. The draft's prefill is timed for each way;
+only this part needs an otherwise idle machine. The engine is used for the answers only. JSON is printed to
+stdout, tables in Markdown to stderr.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ from training.teacher import Teacher
 
 BASE = "none"
 KINDS = {1: ("picture", "aside"), ALBUM: ("album",)}
-"""Kinds of questions, by the number of pictures in a request. An aside has nothing to do with its picture."""
+"""Kinds of questions by the number of pictures in a request. An aside is unrelated to its picture."""
 TIMED = 24
-"""Dialogues of a table whose prefill is timed."""
+"""Number of dialogues per table whose prefill is timed."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -97,24 +97,49 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.compressors", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("out", type=Path, help="folder for prompts and answers, kept for the next run")
+    parser.add_argument("out", type=Path, help="Folder for prompts and answers, which later runs reuse.")
     parser.add_argument(
-        "--draft", type=Path, action="append", required=True, help="folder of a draft; repeat"
+        "--draft",
+        type=Path,
+        action="append",
+        required=True,
+        help="Folder of a draft; repeat the flag to measure several drafts.",
     )
-    parser.add_argument("--plot", type=Path, help="an SVG of the first draft's figures")
-    parser.add_argument("--model", type=Path, help="the target's folder; without it the embedded demo model")
-    parser.add_argument("--one", type=int, default=96, help="dialogues with one picture, a third need it not")
-    parser.add_argument("--six", type=int, default=24, help="dialogues with six pictures")
-    parser.add_argument("--ratios", type=float, nargs="+", default=[1, 3, 5, 10, 20])
-    parser.add_argument("--steps", type=int, default=6, help="drafts a round")
+    parser.add_argument("--plot", type=Path, help="SVG file for a plot of the first draft's results.")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of all arithmetic"
+        "--model", type=Path, help="Folder of the target model (default: the embedded demo model)."
+    )
+    parser.add_argument(
+        "--one",
+        type=int,
+        default=96,
+        help="Number of dialogues with one image; a third of their questions are unrelated to it "
+        "(default: %(default)s).",
+    )
+    parser.add_argument(
+        "--six", type=int, default=24, help="Number of dialogues with six images (default: %(default)s)."
+    )
+    parser.add_argument(
+        "--ratios",
+        type=float,
+        nargs="+",
+        default=[1, 3, 5, 10, 20],
+        help="Compression ratios to measure (default: %(default)s).",
+    )
+    parser.add_argument(
+        "--steps", type=int, default=6, help="Tokens to draft per round (default: %(default)s)."
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="Data type of the computation (default: %(default)s).",
     )
     return parser
 
 
 def _answered(out: Path, model: Path, kind: str, count: int) -> TrainSettings:
-    """So many prompts of a kind, and the target's answers to them where they are not there yet."""
+    """Write ``count`` prompts of a kind and the target's answers to them, unless they already exist."""
     folder = out / f"{kind}-{count}"
     path = folder / "heldout.jsonl"
     if not path.exists():
@@ -138,7 +163,7 @@ def _answered(out: Path, model: Path, kind: str, count: int) -> TrainSettings:
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """Of the dialogues of one kind, by way: what was accepted, and how often each branch was taken."""
+    """Results on the dialogues of one kind, by way: acceptance, and how often each branch was taken."""
 
     found: dict[str, Acceptance]
     taken: dict[str, Counter[str]]
@@ -194,7 +219,7 @@ def _batches(data: Data, settings: TrainSettings) -> list[Batch]:
 
 
 def _one_by_one(data: Data, settings: TrainSettings, count: int) -> Iterator[Batch]:
-    """The first dialogues, each in a batch of its own."""
+    """Yield the first ``count`` dialogues, each in a batch of its own."""
     alone = settings.model_copy(update={"row_length": 2, "tokens_per_pass": 2})
     return data.batches(data.first(count, alone), settings.workers)
 
@@ -220,14 +245,14 @@ def _walk(
 
 
 def _of_kind(walk: Walk, name: str, way: Way) -> dict[str, Any]:
-    """What a way is worth for one kind of question."""
+    """Describe a way's results for one kind of question."""
     told = describe(walk.found[name], walk.found[BASE])
     del told["accepted_per_depth"]
     return told | ({} if way.fixed is not None else {"branches": dict(walk.taken[name].most_common())})
 
 
 def _counting(choose: Choose, taken: Counter[str]) -> Choose:
-    """``choose``, with the branches that it takes counted."""
+    """Wrap ``choose`` to count the branches that it takes."""
 
     def chosen(batch: Batch, features: torch.Tensor, placed: Sequence[Placed]) -> Sequence[Compressor]:
         ways = choose(batch, features, placed)

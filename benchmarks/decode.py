@@ -1,4 +1,4 @@
-"""Plain decode speed of one stream beside ``model.generate``: same prompt, same weights, same process."""
+"""Compares plain decoding of one stream with ``model.generate``: same prompt, same weights, same process."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def measure(settings: Settings) -> dict[str, Any]:
     )
     ratio = rates["ratio"]["median"]
     return {
-        "unit": "tokens per second after the first, one stream, greedy, a new picture each run",
+        "unit": "tokens per second after the first token; one stream, greedy, a new image in each run",
         "ours": rates["a"],
         "transformers": rates["b"],
         "ratio": rates["ratio"],
-        # Greedy outputs are equal up to near-ties; where they part is shown, never hidden.
+        # Greedy outputs are equal except for near-ties; the first difference is reported.
         "first_difference": [
             first_difference(traces["ours", i].token_ids, traces["reference", i].token_ids)
             for i in range(settings.repeats)
         ],
-        "figures": [judged("decode, times model.generate", ratio, 1.8, at_least=True)],
+        "figures": [judged("decoding speed / model.generate", ratio, 1.8, at_least=True)],
     }
 
 

@@ -1,4 +1,4 @@
-"""Time to the first token: a new picture, another question on it, and the same question again."""
+"""Measures time to first token: for a new picture, another question about it, and the same question again."""
 
 from __future__ import annotations
 
@@ -11,24 +11,22 @@ from benchmarks.workload import chat, picture, question
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    """A run on a new picture and its two repeats follow each other, so they meet the same machine."""
+    """Run a new picture and its two repeats one after the other, so that conditions are the same."""
     ours = Ours(settings)
     runs: list[tuple[float, ...]] = []
     for index in range(-1, settings.repeats):
         image = picture(settings.seed + 5000 + index)
         first, other = question(2 * index), question(2 * index + 1)
         runs.append(tuple(ours.run([chat(image, text)], 2)[0].first_token for text in (first, other, first)))
-    cold, other_question, same = zip(*runs[1:], strict=True)  # the first one warmed up
+    cold, other_question, same = zip(*runs[1:], strict=True)  # the first run is a warm-up
     ratios = summary([b / a for a, b in zip(cold, other_question, strict=True)])
     return {
-        "unit": "seconds from the decoded picture to the first token, processing included",
+        "unit": "seconds from having the decoded image to the first token, including processing",
         "new_picture": summary(cold),
         "other_question_on_it": summary(other_question),
         "same_question_again": summary(same),
         "ratio": ratios,
-        "figures": [
-            judged("first token on a known picture, times new", ratios["median"], 0.2, at_least=False)
-        ],
+        "figures": [judged("time to first token, known / new image", ratios["median"], 0.2, at_least=False)],
     }
 
 

@@ -1,7 +1,7 @@
-"""Weights kept in half precision beside the same weights in float32: same arithmetic, half as much to read.
+"""Compares weights stored in half precision with the same weights in float32.
 
-The demo's held-out questions, answered by both; the answers must be the same, as half precision is only used
-for weights that it holds exactly.
+The arithmetic is the same, but there is half as much to read. Both answer the demo's held-out questions; the
+answers must be equal, as half precision is only used for weights that it represents exactly.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def measure(settings: Settings) -> dict[str, Any]:
         a.token_ids == b.token_ids for a, b in zip(answers(half, asked), answers(whole, asked), strict=True)
     )
     return {
-        "unit": "tokens per second after the first, one stream, plain decoding, greedy",
+        "unit": "tokens per second after the first token; one stream, plain greedy decoding",
         "half": rates["a"],
         "float32": rates["b"],
         "ratio": rates["ratio"],
         "same_answers": f"{same} of {len(asked)}",
         "figures": [
-            judged("half precision weights, times float32", rates["ratio"]["median"], 1.4, at_least=True),
-            judged("same answers", same / len(asked), 1.0, at_least=True),
+            judged("half-precision weights / float32", rates["ratio"]["median"], 1.4, at_least=True),
+            judged("share of equal answers", same / len(asked), 1.0, at_least=True),
         ],
     }
 

@@ -1,4 +1,4 @@
-"""Where and when something was measured: machine, versions, commit, and who else was using the cores."""
+"""Records the conditions of a measurement: machine, versions, commit, and load from other processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import psutil
 
 PACKAGES = ("specvlm", "torch", "transformers", "tokenizers", "numpy")
 
-# Share of all cores that others may use before the figures are marked.
+# Share of the CPU that other processes may use before the results get a warning.
 BUSY = 0.15
 
 
@@ -31,21 +31,24 @@ def machine() -> dict[str, Any]:
 
 
 def load(seconds: float = 1.0) -> dict[str, Any]:
-    """Load average, and the share of the cores in use over ``seconds`` while this process sleeps."""
+    """Return the load average, and the share of the CPU in use over ``seconds`` while this process sleeps."""
     one, five, _ = psutil.getloadavg()
     return {"load_1min": one, "load_5min": five, "cpu_share": psutil.cpu_percent(interval=seconds) / 100.0}
 
 
 def busy_warning(before: dict[str, Any], after: dict[str, Any]) -> str | None:
-    """The figures of a shared machine say little; a reader must be told."""
+    """Return a warning if other processes used the machine, as the results are then unreliable."""
     share = max(before["cpu_share"], after["cpu_share"])
     if share <= BUSY:
         return None
-    return f"other processes used {share:.0%} of the cores around this run: ratios are rough, times worse"
+    return (
+        f"other processes used {share:.0%} of the CPU around this run: ratios are approximate, and absolute "
+        "times even less reliable"
+    )
 
 
 def commit() -> str | None:
-    """The commit of the checkout, ``+dirty`` where tracked files differ from it; ``None`` if installed."""
+    """Return the commit of the checkout, with ``+dirty`` if tracked files differ; ``None`` if installed."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():  # an installed package may lie inside somebody else's checkout
         return None

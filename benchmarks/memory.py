@@ -1,4 +1,4 @@
-"""Peak memory of a process that answers on a picture, ours and ``transformers``, each in its own."""
+"""Compares the peak memory of processes that answer about a picture: our engine and ``transformers``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.settings import Settings, run_measurement
 from benchmarks.workload import chat, picture, question
 
-# Small and equal for every run, so that the figure is about the code and not about a configured cache.
+# Small and the same in every run, so that the result reflects the code and not the configured cache size.
 KV_CACHE_BYTES = 64 * 2**20
 
 
@@ -19,7 +19,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     ours, reference = (_child(who, settings) for who in ("ours", "reference"))
     weights = _weight_bytes(settings)
     return {
-        "unit": "bytes of resident memory at the peak, loading included",
+        "unit": "bytes of peak resident memory, including loading",
         "kv_cache_bytes": KV_CACHE_BYTES,
         "weight_bytes": weights,
         "ours": ours,

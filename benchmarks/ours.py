@@ -1,4 +1,4 @@
-"""The engine, driven in process as the server's engine process drives it: ``add``, then ``step``."""
+"""Drives the engine in-process, as the server's engine process does: ``add``, then ``step``."""
 
 from __future__ import annotations
 
@@ -31,13 +31,16 @@ class Ours:
 
     @property
     def target(self) -> Any:
-        """The model under the engine, for timing its passes."""
+        """The engine's model, for timing its forward passes."""
         return self.core.target
 
     def run(
         self, chats: Sequence[Chat], num_tokens: int, step: Callable[[], StepReport] | None = None
     ) -> list[Trace]:
-        """Greedy, exactly ``num_tokens`` for each chat, all at once; clocks start at the decoded pictures."""
+        """Generate exactly ``num_tokens`` greedily for each chat, all at once.
+
+        Timing starts with decoded pictures.
+        """
         sampling = SamplingParams(max_tokens=num_tokens, temperature=0.0, ignore_eos=True)
         traces = self.answer(chats, sampling, step=step)
         assert all(len(trace.token_ids) == num_tokens for trace in traces)
@@ -53,7 +56,7 @@ class Ours:
         lossy: VisualCompression | None = None,
         step: Callable[[], StepReport] | None = None,
     ) -> list[Trace]:
-        """One answer a chat, all at once. ``salt``: runs with another one share no cached prefix."""
+        """Answer all chats at once. ``salt``: runs with different ones share no cached prefix."""
         step = step or self.core.step
         traces: dict[str, Trace] = {}
         for chat in chats:

@@ -1,6 +1,6 @@
-"""Share of a decoding step that is not the model: scheduling, building the row, drawing, reporting.
+"""Measures the share of a decoding step outside the model: scheduling, batch building, sampling, reporting.
 
-The model's share is the time inside its forward and its head. CPU only: a GPU runs them asynchronously.
+The model's share is the time in its forward pass and head. CPU only, as a GPU runs them asynchronously.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ class Stopwatch:
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    assert not torch.cuda.is_available(), "this times the CPU path"
-    ours, model = Ours(settings, draft="none"), Stopwatch()  # a step of plain decoding, a token a stream
+    assert not torch.cuda.is_available(), "this measurement is for CPUs only"
+    ours, model = Ours(settings, draft="none"), Stopwatch()  # plain decoding: one token per stream and step
     for name in ("forward", "logits"):
         model.wrap(ours.target, name)
     results = {streams: _shares(ours, model, streams, settings) for streams in (1, 8)}
     return {
-        "unit": "share of a decoding step outside the model's forward and head",
+        "unit": "share of a decoding step spent outside the model's forward pass and head",
         "one_stream": summary(results[1]),
         "eight_streams": summary(results[8]),
         "figures": [
-            judged("step outside the model, one stream", summary(results[1])["median"], 0.05, at_least=False),
-            judged("step outside the model, 8 streams", summary(results[8])["median"], 0.05, at_least=False),
+            judged("time outside the model, 1 stream", summary(results[1])["median"], 0.05, at_least=False),
+            judged("time outside the model, 8 streams", summary(results[8])["median"], 0.05, at_least=False),
         ],
     }
 
 
 def _shares(ours: Ours, model: Stopwatch, streams: int, settings: Settings) -> list[float]:
-    """One share a step, over steps in which every stream decodes."""
+    """Return the share for each step in which every stream decodes."""
     shares = []
 
     def step() -> Any:

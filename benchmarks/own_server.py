@@ -1,4 +1,4 @@
-"""``specvlm serve`` in a process of its own, on a free port, for as long as a block runs."""
+"""Runs ``specvlm serve`` in a subprocess on a free port for the duration of a ``with`` block."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Tell = Callable[[float, str], object]
 
 
 class ServerError(Exception):
-    """It ended, or did not become ready; says what it wrote."""
+    """The server exited or did not become ready; the message contains its output."""
 
 
 @dataclass(frozen=True, slots=True)
 class OwnServer:
-    """``url`` has no path. ``seconds``: from its start to the first 200 of ``/ready``."""
+    """A running server. ``url`` has no path. ``seconds``: from its start to the first 200 from ``/ready``."""
 
     url: str
     seconds: float
@@ -42,15 +42,15 @@ class OwnServer:
 def own_server(
     flags: Sequence[str], *, limit_seconds: float = 180.0, tell: Tell = lambda *_: None
 ) -> Iterator[OwnServer]:
-    """``flags`` are those of ``specvlm serve``. The caller's ``SPECVLM_*`` variables do not reach it.
-    ``tell`` is called while it starts, with the seconds gone and the last line that it wrote.
+    """Start ``specvlm serve`` with ``flags``, without the caller's ``SPECVLM_*`` environment variables.
 
-    Raises ``ServerError`` if it is not ready after ``limit_seconds``.
+    ``tell`` is called during startup with the elapsed seconds and the last line of output. Raises
+    ``ServerError`` if the server exits or is not ready after ``limit_seconds``.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # This code's server, whatever the working folder holds; relative paths in flags are the caller's.
+    # Run our own server, whatever the working directory contains; relative paths in flags are the caller's.
     command = [sys.executable, "-P", "-m", "server", "serve", "--port", str(port), *flags]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SPECVLM_")}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), environment.get("PYTHONPATH")]))
@@ -79,7 +79,7 @@ def _wait(
     while (gone := time.perf_counter() - start) < limit and process.poll() is None:
         if gone - told >= TELL_SECONDS:
             told = gone
-            # A bar of a download is one line, written over and over.
+            # The progress bar of a download is a single line that is rewritten again and again.
             tell(gone, next((line for line in reversed(_tail(output).splitlines()) if line.strip()), ""))
         try:
             if httpx.get(url, timeout=1.0).status_code == 200:
@@ -88,12 +88,12 @@ def _wait(
             pass
         time.sleep(0.02)
     ended = process.poll()
-    fate = f"was not ready after {limit:.0f} s" if ended is None else f"ended with code {ended}"
+    fate = f"was not ready after {limit:.0f} s" if ended is None else f"exited with code {ended}"
     raise ServerError(f"specvlm serve {fate}:\n{_tail(output)}")
 
 
 def _tail(output: IO[bytes]) -> str:
-    """The end of what the process wrote. It shares the file's position, so that this must not move it."""
+    """Return the end of the process's output, without moving the file position, which the process shares."""
     size = os.fstat(output.fileno()).st_size
     read = os.pread(output.fileno(), TAIL_BYTES, max(0, size - TAIL_BYTES))
     return read.decode(errors="replace")

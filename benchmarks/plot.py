@@ -1,4 +1,4 @@
-"""Draws every figure that has an aim as a bar beside it."""
+"""Plots every result that has a goal as a bar relative to it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_svg(document: dict[str, Any], path: Path) -> None:
 
 
 def draw(document: dict[str, Any]) -> Figure:
-    """Bars are shares of the aim of each, which is the dashed line."""
+    """Draw a bar for each result, as a share of its goal (the dashed line)."""
     found = figures(document)
     figure = new_figure(8, 1 + 0.35 * len(found))
     axes = figure.subplots()
@@ -36,5 +36,5 @@ def draw(document: dict[str, Any]) -> Figure:
     axes.margins(x=0.3)
     axes.set_xticks([])
     where = f"{document['machine']['cpu']}, {document['settings']['threads']} threads"
-    axes.set(title=where, xlabel=document["warning"] or "dashed: the aim")
+    axes.set(title=where, xlabel=document["warning"] or "dashed line: goal")
     return figure

@@ -14,7 +14,7 @@ from benchmarks.workload import Chat, Trace
 
 
 class Clock(BaseStreamer):
-    """Notes when ``generate`` hands out each token; the first call holds the prompt."""
+    """Records when ``generate`` outputs each token; the first call contains the prompt."""
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
@@ -31,7 +31,7 @@ class Clock(BaseStreamer):
 
 
 class Reference:
-    """One stream at a time; ``generate`` has no prefix cache and no other requests."""
+    """Runs one request at a time; ``generate`` has no prefix cache and no batching across requests."""
 
     def __init__(self, settings: Settings) -> None:
         torch.set_num_threads(settings.threads)
@@ -39,7 +39,7 @@ class Reference:
         self._model = AutoModelForImageTextToText.from_pretrained(settings.model, dtype=torch.float32).eval()
 
     def run(self, chat: Chat, num_tokens: int) -> Trace:
-        """Greedy, exactly ``num_tokens``; the clock starts at the decoded picture."""
+        """Generate exactly ``num_tokens`` greedily. Timing starts with a decoded picture."""
         trace = Trace(time.perf_counter())
         inputs: dict[str, Any] = self._processor.apply_chat_template(
             chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"

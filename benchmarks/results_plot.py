@@ -1,7 +1,7 @@
-"""``python -m benchmarks.results_plot results.json results.svg``: what speculation gains, as bars.
+"""``python -m benchmarks.results_plot results.json results.svg``: plot the speed-up by speculation.
 
-Of a document of ``python -m benchmarks --only decode speculation``. Plain decoding of the same questions in
-the same engine is 1; ``model.generate`` is where plain decoding of the other measurement puts it.
+The input is the output of ``python -m benchmarks --only decode speculation``. Plain decoding of the same
+questions in the same engine is 1; the line of ``model.generate`` is taken from the ``decode`` measurement.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a forward of the target costs, head included, by rows: with our kernels and in plain torch."""
+"""Compares the cost of the target's forward pass and head by number of rows: our kernels and plain torch."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from engine.target import TargetModel
 
 PAGE_SIZE, NUM_PAGES = 16, 32
 FORWARDS = 5
-"""The quickest of so many counts as one measurement: other work on the machine only ever adds."""
+"""The fastest of this many passes is one measurement, since other load on the machine only adds time."""
 
 
 def measure(settings: Settings) -> dict[str, Any]:
     torch.set_num_threads(settings.threads)
     ours, plain = (_forward(settings, cpu_kernels) for cpu_kernels in (True, False))
-    results: dict[str, Any] = {"unit": "seconds of a forward, 256 tokens in KV before the rows"}
+    results: dict[str, Any] = {"unit": "seconds per forward pass, with 256 tokens in the KV cache"}
     for rows in ROWS:
         times = interleaved(
             partial(_quickest, plain, rows), partial(_quickest, ours, rows), repeats=settings.repeats
@@ -34,8 +34,8 @@ def measure(settings: Settings) -> dict[str, Any]:
     results["tree of 8 nodes"] = tree
     gain = results["1 rows"]["ratio"]["median"]
     results["figures"] = [
-        judged("one row, torch over kernels", gain, 1.8, at_least=True),
-        judged("tree of 8 nodes over one row", tree["ratio"]["median"], 1.25, at_least=False),
+        judged("time of one row, torch / our kernels", gain, 1.8, at_least=True),
+        judged("time of a tree of 8 nodes / one row", tree["ratio"]["median"], 1.25, at_least=False),
     ]
     return results
 

@@ -1,4 +1,4 @@
-"""What all measurements of one run share; travels to their processes as JSON."""
+"""Settings that all measurements of a run share; passed to their processes as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """``num_tokens``: output tokens of one run. ``seed``: of pictures and prompts."""
+    """Settings of a run. ``num_tokens``: output tokens per request. ``seed``: for pictures and prompts."""
 
     model: str
     threads: int = 2
@@ -25,7 +25,7 @@ class Settings:
 
 
 def run_measurement(measure: Callable[[Settings], dict[str, Any]]) -> None:
-    """Entry of one measurement's process: settings as JSON in ``argv``, its result as JSON on stdout."""
+    """Run one measurement in its own process: settings as JSON in ``argv``, the result as JSON on stdout."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     settings = Settings(**json.loads(sys.argv[1]))
     print(json.dumps(measure(settings)))

@@ -1,7 +1,8 @@
-"""What speculation gains for one stream: by kind of question and temperature, on and off in one engine.
+"""Measures the speed-up by speculation for one stream, by kind of question and temperature.
 
-Held-out questions about pictures of all kinds and free chat, answered to their natural end. Both ways give
-the same text, which is asserted: one measurement compares the same tokens.
+Held-out questions about pictures of all kinds and free chat are answered to their natural end, with
+speculation on and off in one engine. Only answers with the same tokens both ways are compared; others, which
+differ at a near-tie, are counted.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ _SUMMED = (
     *("seconds_on", "seconds_off", "tokens", "rounds", "spec_tokens", "drafted", "parted"),
     *("draft_seconds", "step_seconds"),
 )
-WEAK = 0.02  # standard deviation of random draft weights
+WEAK = 0.02  # standard deviation of the random draft's weights
 
 
 @dataclass(slots=True)
 class Tally:
-    """Sums over the answers of one kind. ``longest``: the histogram of accepted drafts, summed."""
+    """Sums over the answers of one kind. ``histogram``: rounds by number of accepted drafts."""
 
     seconds_on: float = 0.0
     seconds_off: float = 0.0
@@ -60,7 +61,7 @@ class Tally:
     ratios: list[float] = field(default_factory=list)
 
     def add(self, on: Trace, off: Trace) -> None:
-        if on.token_ids != off.token_ids:  # a near-tie: shown, and left out of the times
+        if on.token_ids != off.token_ids:  # a near-tie: counted, and left out of the times
             self.parted += 1
             return
         if len(on.token_ids) < 2:
@@ -106,17 +107,17 @@ def measure(settings: Settings) -> dict[str, Any]:
     results["random draft"] = joined(list(compare(random_draft(settings), settings, 0.0).values())).summary()
     greedy, sampled = results["temperature 0"], results["temperature 1"]
     results["figures"] = [
-        judged("speed-up, pictures, T=0", greedy["all pictures"]["speed_up"], 2.0, at_least=True),
-        judged("speed-up, pictures, T=1", sampled["all pictures"]["speed_up"], 1.6, at_least=True),
-        judged("length, pictures, T=0", _length(greedy["all pictures"]), 3.5, at_least=True),
-        judged("length, free chat, T=0", _length(greedy["free chat"]), 1.7, at_least=True),
-        judged("random draft, times plain", results["random draft"]["speed_up"], 0.97, at_least=True),
+        judged("speed-up, images, T=0", greedy["all pictures"]["speed_up"], 2.0, at_least=True),
+        judged("speed-up, images, T=1", sampled["all pictures"]["speed_up"], 1.6, at_least=True),
+        judged("acceptance length, images, T=0", _length(greedy["all pictures"]), 3.5, at_least=True),
+        judged("acceptance length, free chat, T=0", _length(greedy["free chat"]), 1.7, at_least=True),
+        judged("speed-up, random draft, T=0", results["random draft"]["speed_up"], 0.97, at_least=True),
     ]
     return results
 
 
 def _length(summary: dict[str, Any]) -> float:
-    """Tokens a round; where nothing was drafted that is plain decoding's one."""
+    """Return the tokens per round; if nothing was drafted, 1, as in plain decoding."""
     return summary["mean_acceptance_length"] or 1.0
 
 
@@ -128,8 +129,9 @@ def compare(
     *,
     salt: str = "",
 ) -> dict[str, Tally]:
-    """The same questions with and without speculation, in turn, AB BA. Asked again in the same engine they
-    need another ``salt``: look-up would find the answers.
+    """Answer the same questions with and without speculation, alternating the order (AB, BA).
+
+    To ask them again in the same engine, use another ``salt``, or n-gram lookup would find the old answers.
     """
     tallies = {kind: Tally() for kind in KINDS}
     warm = questions("describe", settings, 1)[0]
@@ -151,7 +153,7 @@ def compare(
 
 
 def questions(kind: str, settings: Settings, count: int) -> list[Chat]:
-    """Held-out ones about pictures; for free chat prompts that no training text answers."""
+    """Return held-out questions about pictures, or for free chat, prompts that no training text answers."""
     if kind == "free chat":
         texts = prompts()[:: max(1, len(prompts()) // count)][:count]
         return [[{"role": "user", "content": [{"type": "text", "text": text}]}] for text in texts]
@@ -164,7 +166,7 @@ def questions(kind: str, settings: Settings, count: int) -> list[Chat]:
 
 
 def random_draft(settings: Settings) -> Ours:
-    """An engine whose draft knows nothing: speculation must then cost next to nothing."""
+    """Create an engine with an untrained draft, for which speculation must cost next to nothing."""
     folder = Path(tempfile.mkdtemp(prefix="random-draft-"))
     text_config = AutoConfig.from_pretrained(settings.model).get_text_config()
     draft = EagleDraft(text_config, attn_implementation="sdpa")

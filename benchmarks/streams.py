@@ -1,4 +1,4 @@
-"""Speculation with 1, 2, 4, 8 and 16 streams at once, on and off in one engine: it must never lose."""
+"""Compares throughput with and without speculation for 1 to 16 concurrent streams: it must never lose."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ def measure(settings: Settings) -> dict[str, Any]:
     chats = questions("describe", settings, max(STREAMS))
 
     def rate(speculative: SpeculativeParams, streams: int, index: int) -> float:
-        # Every stream runs to the same length, so that the batch stays as large as it is said to be; longer
-        # with more of them, for the first must not end while the last one's prompt is still running.
+        # All streams generate the same length, so that the batch keeps its size; more streams generate more,
+        # as the first must not end while the prompt of the last is still being processed.
         length = settings.num_tokens + 16 * streams
         sampling = SamplingParams(max_tokens=length, temperature=0.0, ignore_eos=True)
         salt = f"{speculative.enabled} {streams} {index}"
         return joint_rate(ours.answer(chats[:streams], sampling, speculative, salt=salt))
 
-    results: dict[str, Any] = {"unit": "output tokens per second over all streams, while all of them decode"}
+    results: dict[str, Any] = {
+        "unit": "output tokens per second of all streams together, while all of them are decoding"
+    }
     figures = []
     for streams in STREAMS:
         rates = interleaved(
             partial(rate, SPECULATE, streams), partial(rate, OFF, streams), repeats=settings.repeats
         )
         results[f"{streams} streams"] = {"on": rates["a"], "off": rates["b"], "ratio": rates["ratio"]}
-        figures.append(
-            judged(f"{streams} streams, on over off", rates["ratio"]["median"], 0.97, at_least=True)
-        )
+        figures.append(judged(f"speed-up, {streams} streams", rates["ratio"]["median"], 0.97, at_least=True))
     results["figures"] = figures
     return results
 

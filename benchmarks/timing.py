@@ -1,4 +1,4 @@
-"""Compares two ways of doing a thing, interleaved, since the speed of a machine drifts within minutes."""
+"""Compares two measurements by interleaving them, since the speed of a machine drifts within minutes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Measure = Callable[[int], float]
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Minimum, median and maximum, beside the raw values they came from."""
+    """Return minimum, median and maximum, together with the raw values."""
     return {
         "min": min(values),
         "median": statistics.median(values),
@@ -20,11 +20,11 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
 
 
 def interleaved(a: Measure, b: Measure, *, repeats: int, warmup: int = 1) -> dict[str, Any]:
-    """Run ``a(i)`` and ``b(i)`` in turn; each returns a positive figure (seconds, tokens a second).
+    """Run ``a(i)`` and ``b(i)`` in turn; each returns a positive figure (seconds, tokens per second).
 
     The order within a pair alternates (AB, BA, AB …), so that neither always runs on the warmer machine.
-    ``ratio`` is ``a / b`` of each pair: drift between pairs cancels out. Warm-up runs
-    come first, with indices past ``repeats``.
+    ``ratio`` is ``a / b`` for each pair, so that drift between pairs cancels out. Warm-up runs come first,
+    with indices from ``repeats`` on.
     """
     for i in range(repeats, repeats + warmup):
         a(i)
@@ -45,6 +45,6 @@ def interleaved(a: Measure, b: Measure, *, repeats: int, warmup: int = 1) -> dic
 
 
 def judged(name: str, value: float, aim: float, *, at_least: bool) -> dict[str, Any]:
-    """A figure beside the aim that it was measured for."""
+    """Describe a result together with its goal ``aim``, and whether that is met."""
     met = value >= aim if at_least else value <= aim
     return {"name": name, "value": value, "aim": aim, "better": "higher" if at_least else "lower", "met": met}

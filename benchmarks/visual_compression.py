@@ -1,10 +1,10 @@
-"""What lossy compression for the target costs and gains: right answers and time to first token, by ratio.
+"""Measure how lossy compression of images for the target affects correct answers and time to first token.
 
     python -m benchmarks.visual_compression --plot lossy.svg > lossy.json
 
-The demo's held-out samples (``demo.evaluate``, checked exactly) are answered with whole pictures and with
-every method at every ratio: each sample in all ways before the next one, in an order that turns, so that all
-ways meet the same machine. Nothing is cached between answers but within a dialogue. 95 % intervals are
+The demo's held-out samples (``demo.evaluate``, scored exactly) are answered with whole pictures and with
+every method at every ratio: each sample in all ways before the next one, in a rotating order, so that all
+ways are measured under the same conditions. Nothing is cached across dialogues. 95 % intervals are
 bootstrapped over samples, in pairs with whole pictures.
 """
 
@@ -48,7 +48,11 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(slots=True)
 class Tally:
-    """Of one way, a number for each sample: its mark, 0 to 1, and the first token of its first turn."""
+    """Results of one way, one per sample.
+
+    ``marks``: the score, 0 to 1. ``first_tokens``: time to first token of the first turn, in seconds.
+    ``visual_tokens``: in the first turn.
+    """
 
     marks: list[float] = field(default_factory=list)
     first_tokens: list[float] = field(default_factory=list)
@@ -91,16 +95,31 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.visual_compression", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--model", type=Path, help="the target's folder; without it the embedded demo model")
-    parser.add_argument("--samples", type=int, default=160, help="held-out samples, all tasks in turn")
-    parser.add_argument("--ratios", type=float, nargs="+", default=[2, 4, 10, 25, 100])
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="also draw both against the ratio")
+    parser.add_argument(
+        "--model", type=Path, help="Folder of the target model (default: the embedded demo model)."
+    )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=160,
+        help="Number of held-out samples, cycling through all tasks (default: %(default)s).",
+    )
+    parser.add_argument(
+        "--ratios",
+        type=float,
+        nargs="+",
+        default=[2, 4, 10, 25, 100],
+        help="Compression ratios to measure (default: %(default)s).",
+    )
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s).")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE.svg", help="Also plot the results against the ratio."
+    )
     return parser
 
 
 def walk(ours: Ours, ways: dict[str, VisualCompression], samples: int) -> dict[str, Tally]:
-    """Answer ``samples`` held-out samples in every way. One more, first, warms up and is not counted."""
+    """Answer ``samples`` held-out samples in every way, after one more as a warm-up that is not counted."""
     tallies = {name: Tally() for name in ways}
     for index in tqdm(range(-1, samples), desc="samples", mininterval=5):
         one = sample(SEED, index % samples, "heldout", TASKS[index % samples % len(TASKS)])
@@ -130,7 +149,7 @@ def _answer(ours: Ours, way: VisualCompression, salt: str, tally: Tally, turns: 
 
 
 def chat_of(messages: list[dict[str, Any]], images: Sequence[Any]) -> Chat:
-    """A turn of ``demo.evaluate`` with its pictures where they belong."""
+    """Convert a turn of ``demo.evaluate`` to a chat with its pictures filled in."""
     waiting = iter(images)
     chat: Chat = []
     for message in messages:
@@ -160,7 +179,7 @@ def described(tally: Tally, whole: Tally) -> dict[str, Any]:
 
 
 def interval(values: Floats, middle: Any) -> list[float]:
-    """95 % of ``middle`` (``np.mean`` or ``np.median``) of ``values``, which are drawn again and again."""
+    """Return the bootstrapped 95 % interval of ``middle`` (``np.mean`` or ``np.median``) of ``values``."""
     drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
     low, high = np.quantile(middle(values[drawn], axis=1), (0.025, 0.975))
     return [round(float(low), 4), round(float(high), 4)]

@@ -1,4 +1,4 @@
-"""Pictures and questions from a seed, and what one generation left behind."""
+"""Seeded pictures and questions, and the trace of a generation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Chat = list[dict[str, Any]]
 
 @dataclass(slots=True)
 class Trace:
-    """``token_times``: when each output token was known, seconds on the clock of ``start``."""
+    """The trace of a generation. ``token_times``: arrival of each output token, on the clock of ``start``."""
 
     start: float
     token_ids: list[int] = field(default_factory=list)
@@ -35,22 +35,22 @@ class Trace:
 
     @property
     def first_token(self) -> float:
-        """Seconds from the chat to its first token."""
+        """Seconds from ``start`` to the first token."""
         return self.token_times[0] - self.start
 
     @property
     def decode_seconds(self) -> float:
-        """From the first token to the last."""
+        """Seconds from the first token to the last."""
         return self.token_times[-1] - self.token_times[0]
 
     @property
     def decode_rate(self) -> float:
-        """Tokens a second after the first."""
+        """Tokens per second after the first token."""
         return (len(self.token_times) - 1) / self.decode_seconds
 
 
 def picture(seed: int, size: int = 240) -> Image.Image:
-    """Coarse coloured blocks with noise: no two seeds share a processed pixel grid."""
+    """Draw coarse coloured blocks with noise; no two seeds give the same processed pixels."""
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 256, size=(6, 6, 3)).repeat(size // 6, axis=0).repeat(size // 6, axis=1)
     noise = rng.integers(-8, 9, size=blocks.shape)
@@ -67,6 +67,6 @@ def chat(image: Image.Image, text: str) -> Chat:
 
 
 def first_difference(a: list[int], b: list[int]) -> int | None:
-    """Index at which two outputs part; ``None`` where they are equal."""
+    """Return the index at which two outputs first differ, or ``None`` if they are equal."""
     pairs = enumerate(zip(a, b, strict=True))
     return next((i for i, (x, y) in pairs if x != y), None)

@@ -1,1 +1,1 @@
-"""Visual-token compressors for the draft: fewer slots for a picture, the same text. Imports torch alone."""
+"""Visual-token compressors for the draft: fewer slots per picture, the same text. Depends only on torch."""

@@ -1,8 +1,8 @@
-"""One picture's visual tokens in, fewer out: the protocol of all compressors.
+"""The base class of all compressors, which reduce a picture's visual tokens to fewer.
 
-A compressor sees a picture as the draft's layer would read it, one vector a visual token, and as grids of
-tokens; it knows no models, no pages and no positions but the order of tokens. It must never give more tokens
-than it was given: whoever reserves memory relies on it.
+A compressor sees a picture as the draft's layer would read it, one vector per visual token, and as grids of
+tokens. It knows nothing of models, pages or positions other than the order of tokens. It must never return
+more tokens than it was given: memory reservation relies on this.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Picture:
     """The shape of one picture's N visual tokens, in the order of the prompt.
 
     ``grids``: (height, width) of each grid of tokens, row by row, one grid after the other: several for a
-    picture in tiles, ``((1, N),)`` where nothing is known. ``key``: the picture's hash, the seed of random
-    choices, so that a picture always keeps the same tokens. ``scores`` float ``[N]``: how much each token
-    matters, if somebody knows (the attention that the vision tower paid to it).
+    tiled picture, ``((1, N),)`` if unknown. ``key``: the picture's hash, the seed of random choices, so that
+    a picture always keeps the same tokens. ``scores`` float ``[N]``: the importance of each token, if known
+    (the attention that the vision tower paid to it).
     """
 
     grids: tuple[Grid, ...]
@@ -41,18 +41,22 @@ class Picture:
 
 @dataclass(slots=True)
 class Compressed:
-    """``values`` ``[M, D]``; ``sources`` int64 ``[M]``, never falling: the visual token (0 to N - 1) whose
-    place and position each of them takes, whatever the position scheme."""
+    """The compressed tokens of one picture.
+
+    ``values`` ``[M, D]``; ``sources`` int64 ``[M]``, non-decreasing: the visual token (0 to N - 1) whose
+    place and position each of them takes, whatever the position scheme.
+    """
 
     values: Tensor
     sources: Tensor
 
 
 class Compressor(nn.Module):
-    """``ratio``: visual tokens for each one that is kept, at least 1; where grids allow, nearly.
-    ``needs_scores``: of every picture.
+    """Base class of compressors.
 
-    Weights, if there are any, do not depend on the ratio.
+    ``ratio``: visual tokens per kept token, at least 1; approximate, as far as grids allow.
+    ``needs_scores``: whether every picture must have ``scores``. Weights, if there are any, do not depend on
+    the ratio.
     """
 
     name: str
@@ -65,22 +69,25 @@ class Compressor(nn.Module):
 
     @property
     def tag(self) -> str:
-        """Name and ratio, as in ``pool-5``: with the weights and the picture it decides what comes out."""
+        """Name and ratio, as in ``pool-5``. With the weights and the picture, it determines the result."""
         return f"{self.name}-{self.ratio:g}"
 
     def at(self, ratio: float) -> Self:
-        """The same weights at another ratio."""
+        """Return a compressor with the same weights at another ratio."""
         other = copy.copy(self)
         other.ratio = self._checked(ratio)
         return other
 
     def num_kept(self, picture: Picture) -> int:
-        """How many tokens come out, from the picture's shape alone; between 1 and N."""
+        """Return the number of tokens kept, which depends only on the picture's shape; between 1 and N."""
         return sum(height * width for height, width in kept_grids(picture, self.ratio))
 
     @abstractmethod
     def forward(self, inputs: Tensor, pictures: Sequence[Picture]) -> list[Compressed]:
-        """``inputs`` ``[sum N, D]``: the pictures' tokens, one picture after the other; sizes may differ."""
+        """Compress pictures of possibly different sizes.
+
+        ``inputs`` ``[sum N, D]``: the pictures' tokens, one picture after the other.
+        """
 
     def _checked(self, ratio: float) -> float:
         if not 1.0 <= ratio <= self.max_ratio:
@@ -90,7 +97,7 @@ class Compressor(nn.Module):
 
 
 class Whole(Compressor):
-    """Every token, as it is."""
+    """Keeps every token unchanged."""
 
     name = "none"
 
@@ -104,7 +111,7 @@ class Whole(Compressor):
 
 
 class TextOnly(Compressor):
-    """No token: the draft knows of the picture what the target's features of the text tell it."""
+    """Keeps no token: the draft knows the picture only through the target's features of the text."""
 
     name = "text_only"
 
@@ -121,8 +128,10 @@ class TextOnly(Compressor):
 
 
 def kept_grids(picture: Picture, ratio: float) -> list[Grid]:
-    """What is left of each grid: both sides shorter by the root of ``ratio``, as nearly as whole numbers
-    allow, none below 1. 10 x 10 at 5: 4 x 5; 1 x 100 at 5: 1 x 20.
+    """Return the compressed size of each grid.
+
+    Both sides shrink by the square root of ``ratio``, as closely as integers allow, and stay at least 1. For
+    example, 10 x 10 at 5 becomes 4 x 5, and 1 x 100 at 5 becomes 1 x 20.
     """
     return [_shrunk(grid, ratio) for grid in picture.grids]
 
@@ -131,7 +140,7 @@ def _shrunk(grid: Grid, ratio: float) -> Grid:
     height, width = grid
     rows = _nearest(height / ratio**0.5, height)
     columns = _nearest(height * width / ratio / rows, width)
-    # A flat grid cannot give up its share of rows: its columns were cut short of the limit above.
+    # A narrow grid cannot reduce its columns enough, since at least one is left: the rows make up for that.
     rows = _nearest(height * width / ratio / columns, height)
     return rows, columns
 
@@ -141,7 +150,7 @@ def _nearest(wanted: float, limit: int) -> int:
 
 
 def cell_centres(grid: Grid, kept: Grid) -> list[int]:
-    """The token in the middle of each cell when ``grid`` is cut into ``kept`` cells, row by row, rising."""
+    """Return the token at the centre of each cell when ``grid`` is cut into ``kept`` cells, ascending."""
     (height, width), (rows, columns) = grid, kept
     ys = [(2 * row + 1) * height // (2 * rows) for row in range(rows)]
     xs = [(2 * column + 1) * width // (2 * columns) for column in range(columns)]
@@ -149,7 +158,7 @@ def cell_centres(grid: Grid, kept: Grid) -> list[int]:
 
 
 def grid_centres(picture: Picture, ratio: float) -> list[int]:
-    """``cell_centres`` of all grids of a picture, as its visual tokens."""
+    """Return the ``cell_centres`` of all grids of a picture, as indices of its visual tokens."""
     centres: list[int] = []
     first = 0
     for grid, kept in zip(picture.grids, kept_grids(picture, ratio), strict=True):
@@ -161,8 +170,9 @@ def grid_centres(picture: Picture, ratio: float) -> list[int]:
 def on_grids(
     inputs: Tensor, pictures: Sequence[Picture], function: Callable[[Tensor], Tensor]
 ) -> list[Tensor]:
-    """``function`` maps ``[G, D, h, w]`` to ``[G, D, h', w']`` and is called once for each shape that occurs;
-    returns every picture's tokens ``[M, D]`` after it, grid after grid.
+    """Apply ``function`` to all grids of all pictures; return each picture's tokens ``[M, D]``, grid by grid.
+
+    ``function`` maps ``[G, D, h, w]`` to ``[G, D, h', w']`` and is called once for each grid shape.
     """
     grids = [grid for picture in pictures for grid in picture.grids]
     parts = inputs.split([height * width for height, width in grids])

@@ -1,4 +1,4 @@
-"""Several compressors as one: their tokens side by side, or added up. Parts stay their owner's modules."""
+"""Combinations of compressors: concatenated or weighted tokens. The parts remain their owner's modules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from compressors.base import Compressed, Compressor, Picture
 
 
 def compress(inputs: Tensor, pictures: Sequence[Picture], ways: Sequence[Compressor]) -> list[Compressed]:
-    """Every picture by its own compressor, one call for each that occurs; ``inputs`` ``[sum N, D]``."""
+    """Compress each picture with its own compressor, one call per compressor; ``inputs`` ``[sum N, D]``."""
     parts = inputs.split([picture.num_tokens for picture in pictures])
     found: dict[int, Compressed] = {}
     for way in dict.fromkeys(ways):
@@ -23,13 +23,13 @@ def compress(inputs: Tensor, pictures: Sequence[Picture], ways: Sequence[Compres
 
 
 class Concat(Compressor):
-    """The tokens of all ``parts``, in the order of their places; the whole picture where that is no more."""
+    """The tokens of all ``parts``, ordered by place; the whole picture if that is not more tokens."""
 
     name = "concat"
 
     def __init__(self, parts: Sequence[Compressor]) -> None:
         super().__init__()
-        self._parts = tuple(parts)  # a tuple: their weights are saved by their owner
+        self._parts = tuple(parts)  # a tuple, since their weights are saved by their owner
 
     @property
     def tag(self) -> str:
@@ -55,9 +55,9 @@ class Concat(Compressor):
 
 
 class Weighted(Compressor):
-    """The weighted sum of ``parts``, which keep equally many tokens. ``weights`` ``[B]`` sum to 1.
+    """The weighted sum of ``parts``, which keep the same number of tokens. ``weights`` ``[B]`` sum to 1.
 
-    The tokens stand where those of the last part do.
+    The tokens take the places of those of the last part.
     """
 
     name = "weight"
@@ -79,7 +79,7 @@ class Weighted(Compressor):
 
     def forward(self, inputs: Tensor, pictures: Sequence[Picture]) -> list[Compressed]:
         found = [part(inputs, pictures) for part in self._parts]
-        weights = self._weights.to(inputs)  # a decided gate leaves them on the host
+        weights = self._weights.to(inputs)  # ``Elastic.decide`` leaves them on the host
         return [
             Compressed((torch.stack([one.values for one in own], -1) * weights).sum(-1), own[-1].sources)
             for own in zip(*found, strict=True)

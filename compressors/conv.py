@@ -1,4 +1,4 @@
-"""A learned convolution before pooling: neighbours may be mixed, channels too, before cells are averaged."""
+"""A learned convolution before pooling, which can mix neighbours and channels before cells are averaged."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from compressors.pool import Pool, pooled
 class Conv(Compressor):
     """``pool(x) + pointwise(pool(silu(depthwise3x3(norm(x)))))`` on every grid.
 
-    The pointwise part starts at zero, so a new one is average pooling and training can only leave it for
-    something better. Beyond 5 to 1 a kernel of 3 x 3 covers a small part of a cell, hence the limit.
+    The pointwise part is initialised to zero, so that training starts from average pooling. Beyond a ratio of
+    5 a 3 x 3 kernel covers only a small part of a cell, hence the limit.
     """
 
     name = "conv"
@@ -30,7 +30,7 @@ class Conv(Compressor):
 
     def reset(self, generator: torch.Generator) -> None:
         nn.init.ones_(self.norm.weight)
-        nn.init.normal_(self.depthwise.weight, std=1 / 3, generator=generator)  # nine inputs: variance stays
+        nn.init.normal_(self.depthwise.weight, std=1 / 3, generator=generator)  # nine inputs: keeps variance
         for parameter in (self.depthwise.bias, *self.pointwise.parameters()):
             assert parameter is not None
             nn.init.zeros_(parameter)

@@ -1,4 +1,4 @@
-"""Keep the visual tokens that differ most from each other: DivPrune (arXiv 2503.02175). Nothing is learnt."""
+"""Keeps the visual tokens that differ most from each other: DivPrune (arXiv 2503.02175). Training-free."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from compressors.base import Compressed, Compressor, Picture, kept_grids
 
 
 class DiversePrune(Compressor):
-    """From each grid as many tokens as its size allows, chosen greedily: the one farthest from its nearest
-    neighbour first, then always the one farthest from all that were chosen, by cosine. Cost: the product of
-    all pairs of a grid's tokens, and a loop over the chosen ones.
+    """Greedily chooses each grid's share of tokens: first the one farthest from its nearest neighbour, then
+    always the one farthest from all chosen ones, by cosine distance.
+
+    Costs the products of all pairs of a grid's tokens, and a loop over the chosen ones.
     """
 
     name = "prune_diverse"
@@ -34,7 +35,7 @@ class DiversePrune(Compressor):
 
 
 def most_diverse(inputs: Tensor, count: int) -> Tensor:
-    """Which ``count`` of ``inputs`` ``[N, D]``: int64 ``[count]``, rising. Of equals the first."""
+    """Choose ``count`` of ``inputs`` ``[N, D]``: int64 ``[count]``, ascending. The first of equals wins."""
     if count >= len(inputs):
         return torch.arange(len(inputs), device=inputs.device)
     unit = F.normalize(inputs.float(), dim=-1)
@@ -45,6 +46,6 @@ def most_diverse(inputs: Tensor, count: int) -> Tensor:
         best = nearest.argmax().view(1)
         chosen[number : number + 1] = best
         row = distances.index_select(0, best)[0]
-        # What was chosen stays at minus infinity, whatever comes nearer.
+        # Chosen tokens stay at minus infinity.
         nearest = (torch.minimum(nearest, row) if number else row).index_fill(0, best, -torch.inf)
     return chosen.sort().values

@@ -1,7 +1,7 @@
-"""The elastic compressor: some branches and how they are combined, as a configuration and as a module.
+"""The elastic compressor: several branches and their combination, as a configuration and as a module.
 
-SpecVLM (arXiv 2509.11815, section 3.2): *Select* takes one branch a picture, *Weight* adds branches up,
-*Concat* sets their tokens side by side. What the paper leaves open is decided in docs/compressors.md.
+SpecVLM (arXiv 2509.11815, section 3.2): *Select* takes one branch per picture, *Weight* computes a weighted
+sum of branches, *Concat* concatenates their tokens. docs/compressors.md describes what the paper leaves open.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from compressors.resampler import Resampler
 
 Mode = Literal["select", "weight", "concat"]
 WEIGHT_STEPS = 8
-"""In *Weight* mode weights are multiples of one eighth, so that a tag says exactly what comes out."""
+"""In *Weight* mode weights are multiples of 1/8, so that a tag determines the result exactly."""
 _TRAINING_FREE: dict[str, Callable[[float], Compressor]] = {
     "none": lambda ratio: Whole(),  # noqa: ARG005 (there is nothing to choose)
     "text_only": lambda ratio: TextOnly(),  # noqa: ARG005
@@ -39,7 +39,7 @@ LEARNED = ("conv", "resampler")
 
 @dataclass(frozen=True, slots=True)
 class BranchConfig:
-    """``ratio``: at which it serves unless somebody asks for another."""
+    """A branch and its default ``ratio``, which requests may override."""
 
     name: str
     ratio: float = 1.0
@@ -47,7 +47,7 @@ class BranchConfig:
 
 @dataclass(frozen=True, slots=True)
 class ElasticConfig:
-    """``num_queries``: the resampler's, the most tokens that it gives."""
+    """``num_queries``: the number of the resampler's queries, which limits the tokens that it returns."""
 
     mode: Mode
     branches: tuple[BranchConfig, ...]
@@ -55,10 +55,11 @@ class ElasticConfig:
 
 
 class Elastic(nn.Module):
-    """``size``: width of what the draft's layer reads; ``feature_size``: that of the target's features.
+    """A compressor with several branches.
 
-    Raises ``ValueError`` for branches that do not exist, occur twice or do not go together. Weights mean
-    nothing until they are loaded or ``reset``.
+    ``size``: the width of the draft layer's input; ``feature_size``: that of the target's features. Raises
+    ``ValueError`` for branches that do not exist, occur twice or cannot be combined. Weights are undefined
+    until they are loaded or ``reset``.
     """
 
     def __init__(self, config: ElasticConfig, size: int, feature_size: int) -> None:
@@ -71,7 +72,7 @@ class Elastic(nn.Module):
         self.gate = None if config.mode == "concat" else Gate(feature_size, len(config.branches))
 
     def branch(self, name: str) -> Compressor:
-        """A branch by name, at its own ratio. ``KeyError`` if there is none of that name."""
+        """Return a branch by name, at its own ratio. Raises ``KeyError`` if there is no such branch."""
         found = self.branches[name]
         assert isinstance(found, Compressor)
         return found
@@ -83,7 +84,7 @@ class Elastic(nn.Module):
 
     @torch.no_grad()
     def decide(self, pictures: Tensor, questions: Tensor) -> list[Compressor]:
-        """The compressor of each of P pictures; both ``[P, feature_size]``, see ``Gate.forward``."""
+        """Choose the compressor of each of P pictures from ``[P, feature_size]``, see ``Gate.forward``."""
         if self.gate is None:
             return [Concat(self.ways)] * len(pictures)
         logits = self.gate(pictures, questions).float().cpu()
@@ -95,7 +96,7 @@ class Elastic(nn.Module):
         return [made[tuple(row.tolist())] for row in shares]
 
     def reset(self, generator: torch.Generator) -> None:
-        """First weights: learned branches do no more than plain means, the gate prefers none."""
+        """Initialise the weights: learned branches compute plain means, and the gate has no preference."""
         for branch in self.ways:
             if isinstance(branch, Conv | Resampler):
                 branch.reset(generator)
@@ -104,14 +105,17 @@ class Elastic(nn.Module):
 
 
 def training_free(name: str, ratio: float) -> Compressor:
-    """A branch that any draft can use. ``ValueError`` for other names and for ratios below 1."""
+    """Return a branch that any draft can use. Raises ``ValueError`` for other names and ratios below 1."""
     if name not in _TRAINING_FREE:
-        raise ValueError(f"{name!r} is no compressor without weights: {', '.join(TRAINING_FREE)}")
+        raise ValueError(f"{name!r} is not one of the training-free compressors: {', '.join(TRAINING_FREE)}")
     return _TRAINING_FREE[name](ratio)
 
 
 def stepped(weights: Tensor) -> Tensor:
-    """``[B]`` summing to 1, as multiples of 1 / ``WEIGHT_STEPS`` that do; largest remainders go up."""
+    """Round ``[B]``, which sums to 1, to multiples of 1 / ``WEIGHT_STEPS`` with the same sum.
+
+    The largest remainders are rounded up.
+    """
     wanted = weights * WEIGHT_STEPS
     whole = wanted.floor()
     left = WEIGHT_STEPS - int(whole.sum())

@@ -1,7 +1,8 @@
-"""Which branch for which picture, from what the target knows of the picture and of the question.
+"""The gate, which chooses a branch for each picture from the target's features of picture and question.
 
-Top-1 of a small two-layer network. While it learns, its choice is drawn with Gumbel noise and its gradient is
-that of the softmax (arXiv 1611.01144, straight-through); a balance term keeps every branch in use.
+It takes the top-1 of a small two-layer network. During training its choice is drawn with Gumbel noise and its
+gradient is that of the softmax (arXiv 1611.01144, straight-through); a balance term keeps every branch in
+use.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 QUESTION_TOKENS = 64
-"""How many text tokens before the answer, behind the picture, are the question: at most."""
+"""The most text tokens between picture and answer that count as the question."""
 
 
 class Gate(nn.Module):
-    """Logits ``[P, num_branches]`` of P pictures. ``feature_size``: width of the target's features."""
+    """Computes logits ``[P, num_branches]`` of P pictures. ``feature_size``: width of target features."""
 
     def __init__(self, feature_size: int, num_branches: int, width: int = 64) -> None:
         super().__init__()
@@ -25,7 +26,7 @@ class Gate(nn.Module):
         self.out = nn.Linear(width, num_branches)
 
     def reset(self, generator: torch.Generator) -> None:
-        """Every branch equally likely."""
+        """Initialise the weights so that every branch is equally likely."""
         for norm in (self.picture_norm, self.question_norm):
             nn.init.ones_(norm.weight)
         nn.init.normal_(self.hidden.weight, std=self.hidden.in_features**-0.5, generator=generator)
@@ -33,9 +34,10 @@ class Gate(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, pictures: Tensor, questions: Tensor) -> Tensor:
-        """Means of the target's features, both ``[P, feature_size]``: ``pictures`` over a picture's visual
-        tokens, ``questions`` over the last ``QUESTION_TOKENS`` text tokens between it and the answer (zeros
-        where there is none).
+        """Compute the logits from mean target features, both ``[P, feature_size]``.
+
+        ``pictures``: means over a picture's visual tokens; ``questions``: means over the last
+        ``QUESTION_TOKENS`` text tokens between it and the answer (zeros if there are none).
         """
         both = torch.cat([self.picture_norm(pictures), self.question_norm(questions)], dim=-1)
         logits: Tensor = self.out(F.silu(self.hidden(both)))
@@ -43,19 +45,19 @@ class Gate(nn.Module):
 
 
 def gumbel(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Gumbel noise: the likeliest of logits with it added is a draw from their softmax."""
+    """Return Gumbel noise: the argmax of logits plus this noise is a draw from their softmax."""
     uniform = torch.rand(shape, generator=generator).clamp_min(1e-9)
     return -(-uniform.log()).clamp_min(1e-9).log()
 
 
 def straight_through(logits: Tensor, noise: Tensor, temperature: float) -> Tensor:
-    """One-hot ``[P, B]`` of the likeliest with noise; its gradient is the softmax's at ``temperature``."""
+    """Return the one-hot argmax ``[P, B]`` with noise; its gradient is the softmax's at ``temperature``."""
     soft = ((logits + noise) / temperature).softmax(-1)
     hard = F.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft)
     return hard + soft - soft.detach()
 
 
 def imbalance(logits: Tensor) -> Tensor:
-    """0 where all B branches are equally likely over P pictures, B - 1 where all take the same."""
+    """Return 0 if all B branches are equally likely over P pictures, B - 1 if all take the same branch."""
     shares = logits.softmax(-1).mean(0)
     return len(shares) * shares.square().sum() - 1.0

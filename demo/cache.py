@@ -1,6 +1,6 @@
-"""The cache folder: where it is, atomic folders, a lock between builders, manifests that are quick to check.
+"""The cache folder: its location, atomic folders, a lock between builders, manifests that are quick to check.
 
-Knows files only; imports nothing heavy.
+Deals with files only; imports nothing heavy.
 """
 
 import fcntl
@@ -21,20 +21,20 @@ class DemoUnavailableError(RuntimeError):
 
 
 def cache_root() -> Path:
-    """``$XDG_CACHE_HOME/specvlm``, by default ``~/.cache/specvlm``."""
+    """Return ``$XDG_CACHE_HOME/specvlm``, by default ``~/.cache/specvlm``."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "specvlm"
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file."""
+    """Return the SHA-256 of a file as a hex digest."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on ``path``; a second builder waits here. The kernel frees it if we die."""
+    """Hold an exclusive lock on ``path``; other builders wait. The kernel releases it if the process dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -43,9 +43,9 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """A scratch folder that becomes ``target`` when the block ends well and vanishes when it does not.
+    """Yield a scratch folder that becomes ``target`` if the block succeeds and is removed if it fails.
 
-    Call it under the lock of ``target``: scratch folders left by a killed builder are removed first.
+    Hold the lock of ``target`` when calling it: scratch folders left by a killed builder are removed first.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     for stale in target.parent.glob(f".{target.name}.*"):
@@ -61,7 +61,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def write_manifest(folder: Path, inputs: dict[str, str]) -> None:
-    """Record size, mtime and hash of every file in ``folder`` and what they were made from."""
+    """Record size, mtime and hash of every file in ``folder``, and the ``inputs`` they were made from."""
     files = {
         path.relative_to(folder).as_posix(): {
             "size": path.stat().st_size,
@@ -75,9 +75,7 @@ def write_manifest(folder: Path, inputs: dict[str, str]) -> None:
 
 
 def intact(folder: Path) -> bool:
-    """Whether every file of the manifest is there unchanged: by size and mtime, by hash only if the mtime
-    moved.
-    """
+    """Return whether all files of the manifest are unchanged: by size and mtime, by hash if mtime differs."""
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
         return bool(files) and all(_same(folder / name, known) for name, known in files.items())

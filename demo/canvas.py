@@ -18,12 +18,12 @@ _ASPECTS = ((1.0, 1.0), (1.0, 1.0), (4 / 3, 1.0), (1.0, 4 / 3), (3 / 2, 1.0), (1
 
 @lru_cache(maxsize=128)
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's built-in scalable font: the same on every machine."""
+    """Return Pillow's built-in scalable font, which is the same on every machine."""
     return ImageFont.load_default(size)
 
 
 class Canvas:
-    """A picture under construction that reports boxes as fractions of its size."""
+    """A picture being drawn; boxes are reported as fractions of its size."""
 
     def __init__(self, rng: Random, background: RGB, aspects: tuple[tuple[float, float], ...] = _ASPECTS):
         base = rng.choice((224, 240, 256, 288, 320, 384))
@@ -34,7 +34,7 @@ class Canvas:
         self.unit = min(self.width, self.height)
 
     def box(self, left: float, top: float, right: float, bottom: float) -> Box:
-        """Pixels to fractions."""
+        """Convert pixels to fractions of the picture's size."""
         return left / self.width, top / self.height, right / self.width, bottom / self.height
 
     def text(self, at: tuple[float, float], text: str, size: int, fill: RGB, anchor: str = "mm") -> Box:
@@ -44,19 +44,19 @@ class Canvas:
         return self.box(*self.draw.textbbox(at, text, font=face, anchor=anchor))
 
     def fit(self, text: str, width: float, largest: int, smallest: int = 10) -> int:
-        """The largest font size up to ``largest`` at which ``text`` is no wider than ``width`` pixels."""
+        """Return the largest font size, up to ``largest``, at which ``text`` fits into ``width`` pixels."""
         needed = font(100).getlength(text) / 100
         return max(smallest, min(largest, int(width / max(needed, 1e-6))))
 
 
 def tint(name: str, rng: Random, spread: int = 12) -> RGB:
-    """A named colour with a small jitter that keeps its name true."""
+    """Return a named colour with a jitter that is too small to change its name."""
     red, green, blue = COLORS[name]
     return _shift(red, rng, spread), _shift(green, rng, spread), _shift(blue, rng, spread)
 
 
 def backdrop(name: str, rng: Random) -> RGB:
-    """A named background with a very small jitter."""
+    """Return a named background colour with a very small jitter."""
     red, green, blue = BACKGROUNDS[name]
     return _shift(red, rng, 4), _shift(green, rng, 4), _shift(blue, rng, 4)
 

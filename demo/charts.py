@@ -1,6 +1,6 @@
-"""Bar, line and pie charts with a handful of labelled values.
+"""Bar, line and pie charts with a few labelled values: drawing them and asking about them.
 
-Knows drawing and asking about charts; nothing of tokens.
+Knows nothing of tokens.
 """
 
 import math
@@ -20,7 +20,7 @@ _PARTS = {"bar": "bar", "line": "point", "pie": "slice"}
 
 @dataclass(slots=True, frozen=True)
 class Chart:
-    """``kind`` is bar, line or pie; ``values`` are percentages for a pie."""
+    """The data of a chart. ``kind`` is bar, line or pie; ``values`` are percentages for a pie."""
 
     kind: str
     labels: tuple[str, ...]
@@ -33,7 +33,7 @@ class Chart:
 
 
 def draw(rng: Random, kind: str = "") -> Scene:
-    """A chart of ``kind`` (any when empty) with the values written on it."""
+    """Draw a chart of ``kind`` (any if empty) with the values written on it."""
     kind = kind or pick(rng, ("bar", "bar", "line", "pie"))
     number = rng.randint(3, 5) if kind != "pie" else rng.randint(2, 4)
     labels = _labels(rng, number, ordered=kind == "line")
@@ -111,7 +111,7 @@ def _bars(canvas: Canvas, chart: Chart, rng: Random) -> list[Element]:
 
 
 def _entry(about: Element, noun: str, name: Box, number: Box) -> list[Element]:
-    """A mark with its printed name and number, each of which knows all about it."""
+    """Return the elements of a mark: itself, its printed name and its number, all with the same labels."""
     return [
         replace(about, caption=f"{about.color} {noun}"),
         replace(about, cls="word", boxes=(name,), caption=about.text, ordered=True, layer=1),
@@ -187,7 +187,7 @@ def _dot(
 
 
 def ask(scene: Scene, rng: Random, split: str) -> list[Question]:
-    """All kinds of question that this chart allows."""
+    """Return all kinds of questions that this chart allows."""
     chart: Chart = scene.data
     part, unit = chart.part, "%" if chart.kind == "pie" else ""
     pairs = list(zip(chart.labels, chart.values, chart.colors, strict=True))

@@ -1,6 +1,6 @@
-"""Training batches, a function of the step alone, drawn in worker processes.
+"""Training batches with dense labels, which depend on the step alone and are drawn in worker processes.
 
-Knows scenes, labels and tensors; not models.
+Knows scenes, labels and tensors, but not models.
 """
 
 from collections.abc import Iterator
@@ -19,17 +19,17 @@ from demo.recipe import MIX
 
 
 def pixels(image: Image.Image) -> np.ndarray:
-    """uint8 [240, 240, 3]: what the image processor does before it scales."""
+    """Return a picture as uint8 [240, 240, 3], as the image processor does before it rescales values."""
     return np.asarray(image.convert("RGB").resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))
 
 
 def normalised(raw: torch.Tensor) -> torch.Tensor:
-    """uint8 [B, H, W, 3] to float32 [B, 3, H, W] in -1..1."""
+    """Convert uint8 [B, H, W, 3] to float32 [B, 3, H, W] in -1..1."""
     return raw.permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0).contiguous()
 
 
 class SceneBatches(Dataset[dict[str, torch.Tensor]]):
-    """Item ``step``: pictures and their dense labels."""
+    """Data set whose item ``step`` has pictures and their dense labels."""
 
     def __init__(
         self, seed: int, batch: int, language: Path, mix: tuple[float, ...] = MIX, places: bool = False
@@ -59,7 +59,7 @@ def dense(scenes: list[Any], tokens: Any, places: bool = False) -> dict[str, tor
 
 
 def ahead(dataset: Dataset[Any], start: int, stop: int, workers: int = 1) -> Iterator[Any]:
-    """Items ``start`` to ``stop`` of ``dataset`` in order, drawn ahead by worker processes."""
+    """Yield items ``start`` to ``stop`` - 1 of ``dataset`` in order, prepared ahead by worker processes."""
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_size=None,

@@ -1,6 +1,6 @@
-"""Batches of packed dialogues about pictures, with some text-only rows: a function of the step alone.
+"""Batches of packed dialogues about pictures, with some text-only rows; they depend on the step alone.
 
-Knows scenes, packing and labels; not models.
+Knows scenes, packing and labels, but not models.
 """
 
 from pathlib import Path
@@ -21,15 +21,16 @@ from demo.text import passages
 
 ROW = 352
 WEIGHTS = {"position": 3.0, "shape": 2.0, "count": 1.5, "word": 3.0}
-"""Hard tasks come early among a picture's branches, so that few are cut off: exponents of a draw in 0..1."""
+"""Exponents for the random numbers in 0..1 that order a picture's branches. Hard tasks come early, so that
+few of them are cut off."""
 
 
 class DialogueBatches(Dataset[dict[str, torch.Tensor]]):
-    """Item ``step``: ``batch`` rows over ``batch + 1 + extra`` pictures.
+    """Data set whose item ``step`` has ``batch`` rows over ``batch + 1 + extra`` pictures.
 
-    The last row is a special one, by turns: two pictures, text only, the question before the picture.
-    ``text_row`` is its index when it is text only, else -1; ``pictures`` are in the order of their tokens
-    in the rows, spare ones last.
+    The last row is special, taking turns: two pictures, text only, the question before the picture.
+    ``text_row`` is its index if it is text only, else -1; pictures are in the order of their tokens in the
+    rows, with spare ones last.
     """
 
     def __init__(
@@ -85,8 +86,9 @@ class DialogueBatches(Dataset[dict[str, torch.Tensor]]):
 
 
 def _dialogues(drawn: Scene, rng: Random) -> list[list[Question]]:
-    """The branches of one picture, in random order, the description somewhere among the first; one with
-    two turns.
+    """Return the branches of one picture in random order, often with the description first.
+
+    Some of the time, one of them has two turns.
     """
     single = [question for _ in range(3) for question in questions(drawn, rng, "train")]
     seen: set[str] = set()
@@ -108,7 +110,7 @@ def _dialogues(drawn: Scene, rng: Random) -> list[list[Question]]:
 
 
 def shared_row(scenes: list[Scene], branches: list[list[Question]], encode: Any) -> Row:
-    """A row whose branches share the pictures."""
+    """Return a row whose branches share the pictures."""
     row = Row(ROW)
     start = prefix(len(scenes), encode)
     row.add(start, [0] * len(start), branch=False)
@@ -120,7 +122,7 @@ def shared_row(scenes: list[Scene], branches: list[list[Question]], encode: Any)
 
 
 def chain_row(drawn: Scene, rng: Random, encode: Any) -> Row:
-    """A row with one dialogue of up to four turns, the first question before the picture."""
+    """Return a row with one dialogue of up to four turns, with the first question before the picture."""
     row = Row(ROW)
     found = questions(drawn, rng, "train")
     turns = [(q.text, q.answer) for q in rng.sample(found, min(4, len(found)))]
@@ -130,7 +132,7 @@ def chain_row(drawn: Scene, rng: Random, encode: Any) -> Row:
 
 
 def text_row(text: str, encode: Any, rng: Random) -> Row:
-    """A row of text alone, every token of it a target (of the raw model's distribution)."""
+    """Return a text-only row, all of whose tokens are targets (for the raw model's distribution)."""
     row = Row(ROW)
     ids = encode(text)
     start = 0 if text.startswith("<|im_start|>") else rng.randrange(max(1, len(ids) - ROW))

@@ -1,12 +1,12 @@
-"""Prompts for training and measuring the demo's draft: dialogues without answers, which the target writes.
+"""Write prompts for training and measuring the demo's draft: dialogues that the target is to answer.
 
     python -m demo.draft_data OUT --pictures 3000 --texts 1500
     python -m demo.draft_data OUT --pictures 64 --texts 64 --split heldout
     python -m demo.draft_data OUT --pictures 1000 --texts 0 --asides 300 --albums 200
 
-writes ``OUT/SPLIT.jsonl`` (OpenAI's message format) and the pictures beside it. Everything follows from seed
-and split. The seeds are no other's: neither the model's training nor its evaluation draws the same pictures.
-Held-out prompts have other pictures, wordings and topics. Knows no models.
+writes ``OUT/SPLIT.jsonl`` (OpenAI's message format) and the pictures next to it. Everything is determined by
+seed and split. The seeds are used nowhere else: neither the training of the model nor its evaluation draws
+the same pictures. Held-out prompts have other pictures, wordings and topics. Knows no models.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from demo.wordings import templates
 
 SEEDS: dict[Split, int] = {"train": 7_101, "heldout": 7_102}
 ALBUM = 6
-"""Pictures of a dialogue that has many."""
+"""Number of pictures in an album dialogue."""
 EXCERPT = 700
-"""Characters of a document that a prompt quotes."""
+"""Maximum number of characters that a prompt quotes from a document."""
 HELDOUT_DOCUMENTS = 8
-"""Every eighth document is quoted in held-out prompts only."""
+"""Every n-th document is quoted in held-out prompts only."""
 _FILE = Path(__file__).with_name("assets") / "draft_prompts.toml"
 
 Record = dict[str, Any]
@@ -38,7 +38,7 @@ Record = dict[str, Any]
 def write(
     out: Path, split: Split, num_pictures: int, num_texts: int, num_asides: int = 0, num_albums: int = 0
 ) -> Path:
-    """The file of prompts, about pictures and without, in random order; returns it."""
+    """Write the file of prompts, with and without pictures, in random order, and return its path."""
     folder = out / f"{split}-pictures"
     folder.mkdir(parents=True, exist_ok=True)
     records = [picture_prompts(index, split, folder) for index in range(num_pictures)]
@@ -53,14 +53,15 @@ def write(
 
 @cache
 def prompts(split: Split) -> dict[str, list[str]]:
-    """The lists of ``assets/draft_prompts.toml`` for one split."""
+    """Return the lists of ``assets/draft_prompts.toml`` for one split."""
     lists: dict[str, list[str]] = tomllib.loads(_FILE.read_text(encoding="utf-8"))[split]
     return lists
 
 
 def picture_prompts(index: int, split: Split, folder: Path) -> Record:
-    """One dialogue about a picture (one in twenty: about two), saved in ``folder``: two in five begin with a
-    description, one in four has two to four turns.
+    """Return a dialogue about a picture (one in twenty: about two), which is saved in ``folder``.
+
+    Two in five begin with a description; one in four has two to four turns.
     """
     rng = generator(SEEDS[split], index, split)
     if index % 20 == 0:
@@ -83,7 +84,7 @@ def picture_prompts(index: int, split: Split, folder: Path) -> Record:
 
 
 def aside_prompts(index: int, split: Split, folder: Path) -> Record:
-    """A picture, and a question that has nothing to do with it."""
+    """Return a dialogue with a picture and a question that has nothing to do with it."""
     rng = generator(SEEDS[split] + 20, index, split)
     own = prompts(split)
     image = scene(rng).image
@@ -94,7 +95,7 @@ def aside_prompts(index: int, split: Split, folder: Path) -> Record:
 
 
 def album_prompts(index: int, split: Split, folder: Path) -> Record:
-    """Six pictures and a question about one of them, which its place names."""
+    """Return a dialogue with six pictures and a question about one of them, named by its place."""
     rng = generator(SEEDS[split] + 30, index, split)
     scenes = [scene(rng) for _ in range(ALBUM)]
     which = rng.randrange(ALBUM)
@@ -106,7 +107,7 @@ def album_prompts(index: int, split: Split, folder: Path) -> Record:
 
 
 def _shown(images: list[Image], name: str, folder: Path, text: str) -> list[dict[str, Any]]:
-    """The content of a message: pictures, saved in ``folder``, and a text."""
+    """Save the pictures in ``folder`` and return the content of a message with them and a text."""
     names = [f"{name}-{number}.png" for number in range(len(images))]
     for file, image in zip(names, images, strict=True):
         image.save(folder / file)
@@ -115,7 +116,7 @@ def _shown(images: list[Image], name: str, folder: Path, text: str) -> list[dict
 
 
 def text_prompts(index: int, split: Split) -> Record:
-    """One free chat: about a topic, a plain request, or a document to work on; one in three goes on."""
+    """Return a free chat: about a topic, a plain request, or a document; one in three has more turns."""
     rng = generator(SEEDS[split] + 10, index, split)
     own = prompts(split)
     kind = rng.choices(("topic", "plain", "document"), (12, 1, 5))[0]
@@ -134,7 +135,7 @@ def _dialogue(asked: list[Any]) -> Record:
 
 
 def _excerpt(rng: Random, split: Split) -> str:
-    """Whole paragraphs of one document, about as long as EXCERPT."""
+    """Return whole paragraphs of one document, about EXCERPT characters long."""
     own = [
         text
         for number, text in enumerate(documents())
@@ -157,14 +158,34 @@ def _plain_describe(split: Split) -> tuple[str, ...]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.draft_data", description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, help="folder to write to")
-    parser.add_argument("--pictures", type=int, default=3000, help="dialogues about pictures (default: 3000)")
-    parser.add_argument("--texts", type=int, default=1500, help="dialogues without (default: 1500)")
+    parser.add_argument("out", type=Path, help="Folder to write to.")
     parser.add_argument(
-        "--asides", type=int, default=0, help="with a picture that does not matter (default: 0)"
+        "--pictures",
+        type=int,
+        default=3000,
+        help="Number of dialogues about an image or two (default: %(default)s).",
     )
-    parser.add_argument("--albums", type=int, default=0, help=f"about one of {ALBUM} pictures (default: 0)")
-    parser.add_argument("--split", choices=("train", "heldout"), default="train")
+    parser.add_argument(
+        "--texts", type=int, default=1500, help="Number of dialogues without images (default: %(default)s)."
+    )
+    parser.add_argument(
+        "--asides",
+        type=int,
+        default=0,
+        help="Number of dialogues whose question is unrelated to the image (default: %(default)s).",
+    )
+    parser.add_argument(
+        "--albums",
+        type=int,
+        default=0,
+        help=f"Number of dialogues about one of {ALBUM} images (default: %(default)s).",
+    )
+    parser.add_argument(
+        "--split",
+        choices=("train", "heldout"),
+        default="train",
+        help="Split to draw from; the two share no images, wordings or topics (default: %(default)s).",
+    )
     chosen = parser.parse_args()
     counts = (chosen.pictures, chosen.texts, chosen.asides, chosen.albums)
     print(write(chosen.out, chosen.split, *counts))

@@ -1,9 +1,8 @@
-"""Scores of the demo model (or of any OpenAI endpoint) on held-out pictures and wordings.
+"""Scores the demo model (or any OpenAI-compatible endpoint) on held-out pictures and wordings.
 
 ``evaluate`` runs plain ``transformers``; ``evaluate_url`` asks a server with the ``openai`` package. Both
-return
-``{"tasks": {task: {"score", "count"}}, "groups": {...}, "wrong": [...], ...}``. Knows samples and scoring,
-not training.
+return ``{"tasks": {task: {"score", "count"}}, "groups": {...}, "wrong": [...], ...}``. Knows samples and
+scoring, but not training.
 """
 
 import base64
@@ -47,8 +46,9 @@ def evaluate(
     perplexity: bool = True,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Score a model folder (None: the built demo model) on ``samples`` held-out samples, tasks by turns,
-    greedily.
+    """Score a model folder (None: the demo model) on ``samples`` held-out samples, with greedy decoding.
+
+    Samples cycle through ``tasks``.
     """
     import torch
     from transformers import AutoProcessor, LlavaForConditionalGeneration
@@ -76,7 +76,7 @@ def evaluate_url(
     tasks: tuple[str, ...] = TASKS,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Score an OpenAI endpoint (``base_url`` ends in /v1) on the same samples, one request at a time."""
+    """Score an OpenAI-compatible endpoint (``base_url`` ends in /v1) on the same samples, one at a time."""
     from openai import OpenAI
 
     client: Any = OpenAI(base_url=base_url, api_key=api_key)
@@ -147,7 +147,7 @@ def _batches(samples: Iterator[Sample], size: int) -> Iterator[list[Sample]]:
 
 
 def dialogues(group: list[Sample], answer: Answer) -> list[list[str]]:
-    """Replies per sample and turn; a second turn sees the model's own first reply."""
+    """Return the replies for each sample and turn; a second turn sees the model's own first reply."""
     messages: list[list[dict[str, Any]]] = [[] for _ in group]
     replies: list[list[str]] = [[] for _ in group]
     for turn in range(max(len(one.turns) for one in group)):
@@ -183,7 +183,7 @@ def _transformers(model: Any, processor: Any) -> Answer:
 
 
 def _with_urls(messages: list[dict[str, Any]], images: list[Image.Image]) -> list[dict[str, Any]]:
-    """The messages with image parts as data URLs of PNGs."""
+    """Return the messages with their image parts as data URLs of PNGs."""
     waiting = iter(images)
     return [
         {
@@ -210,7 +210,7 @@ def _url(image: Image.Image) -> dict[str, Any]:
 def text_perplexity(
     model: Any, tokenizer: Any, raw: Any = None, texts: int = 12, length: int = 256
 ) -> dict[str, float]:
-    """Perplexity on held-out text beside that of the raw language model (loaded from the cache when None)."""
+    """Compare perplexity on held-out text with that of the raw language model (from the cache if None)."""
     from demo.language import language_folder
     from demo.text import passages
 

@@ -1,4 +1,4 @@
-"""From a training checkpoint to the adapter file that goes into the repository."""
+"""Converts a training checkpoint to the adapter file that goes into the repository."""
 
 from pathlib import Path
 

@@ -1,7 +1,6 @@
-"""Auxiliary heads on the visual tokens: they force every token to know what it is part of, and are thrown
-away.
+"""Auxiliary heads on the visual tokens, for training only: they make each token encode what it is part of.
 
-Knows labels and visual tokens; nothing of questions or of the language model but its embedding table.
+Knows labels and visual tokens, nothing of questions, and of the language model only its embedding table.
 """
 
 import torch
@@ -25,7 +24,7 @@ _COUNTS = len(COUNT_KEYS)
 
 
 class Heads(nn.Module):
-    """Linear read-outs of normalised visual tokens."""
+    """Linear readouts of normalised visual tokens."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -38,9 +37,9 @@ class Heads(nn.Module):
 def losses(
     heads: Heads, visual: Tensor, batch: dict[str, Tensor], table: Tensor, noise: Tensor
 ) -> dict[str, Tensor]:
-    """Named losses of visual tokens [B, P, W] against the labels of :mod:`demo.labels`.
+    """Compute the named losses of visual tokens [B, P, W] against the labels of :mod:`demo.labels`.
 
-    ``table`` [V, W] is the language model's embedding table, ``noise`` [N] token ids to contrast captions
+    ``table`` [V, W] is the language model's embedding table; ``noise`` [N] are token ids to contrast captions
     with.
     """
     normed = heads.norm(visual)
@@ -80,7 +79,7 @@ def _whole(heads: Heads, normed: Tensor, truth: Tensor) -> dict[str, Tensor]:
 
 
 def _captions(heads: Heads, visual: Tensor, captions: Tensor, table: Tensor, noise: Tensor) -> Tensor:
-    """Every captioned patch should point at its words among the batch's words and ``noise``."""
+    """Contrastive loss that pulls each captioned patch to its words, among all words and ``noise``."""
     rows = (captions >= 0).any(-1)
     words = captions[rows]
     known = torch.cat([words[words >= 0], noise]).unique()
@@ -94,8 +93,9 @@ def _captions(heads: Heads, visual: Tensor, captions: Tensor, table: Tensor, noi
 
 @torch.no_grad()
 def accuracies(heads: Heads, visual: Tensor, batch: dict[str, Tensor]) -> dict[str, float]:
-    """Share of busy patches right per read-out; ``text`` and ``value`` count whole strings; ``shapes`` the
-    total.
+    """Return the accuracy of each readout on non-empty patches; ``text`` and ``value`` count whole strings.
+
+    ``counts`` is that of the counts over the whole picture.
     """
     normed = heads.norm(visual.float())
     labels = batch["patches"].long().flatten(0, 1)

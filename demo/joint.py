@@ -1,8 +1,8 @@
-"""Training through the language model: tower, projector and a low-rank delta, answers only in the loss.
+"""Training through the language model: tower, projector and a low-rank delta, with a loss on answers only.
 
-Text-only rows are held to the raw language model's distribution; the dense heads go on with a smaller
-weight and on some extra pictures, so that the tower keeps reading well while few pictures pass through the
-language model.
+Text-only rows are kept close to the raw language model's distribution. The dense heads continue with a
+smaller weight and on some extra pictures, so that the tower keeps reading well although few pictures pass
+through the language model.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ from demo.text import own_answers
 
 
 class JointLearner:
-    """Everything together. The base weights are frozen in bfloat16; what is trained is held in float32."""
+    """Trains all parts together. The base weights are frozen in bfloat16; trained weights are in float32."""
 
     def __init__(self, stage: Stage, language: Path, out: Path, compiled: bool):
         torch.manual_seed(stage.seed)
@@ -78,7 +78,7 @@ class JointLearner:
         return {name: round(value, 4) for name, value in report.items()}
 
     def _hidden(self, batch: dict[str, Tensor], visual: Tensor) -> Tensor:
-        """Last hidden states [B, T, W] of the rows, pictures put in place of their tokens."""
+        """Return the last hidden states [B, T, W] of the rows, with pictures in place of their tokens."""
         here = batch["ids"] == IMAGE_TOKEN_ID
         flat = visual.reshape(-1, visual.shape[-1])[: int(here.sum())]
         embeds = self.embed(batch["ids"]).masked_scatter(here[..., None], flat.to(torch.bfloat16))
@@ -90,9 +90,7 @@ class JointLearner:
         ).last_hidden_state
 
     def _answers(self, batch: dict[str, Tensor], hidden: Tensor) -> tuple[Tensor, Tensor, float]:
-        """(loss of the answers, divergence from the raw model on the text row, share of answer tokens
-        right).
-        """
+        """Return (loss of the answers, KL divergence from the raw model on the text row, token accuracy)."""
         text, target = int(batch["text_row"]), batch["target"].clone()
         keep = hidden.new_zeros((), dtype=torch.float32)
         if text >= 0:

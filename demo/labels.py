@@ -1,7 +1,7 @@
-"""Dense labels: what every patch of a picture is part of, for the tower's own training.
+"""Dense labels: what every patch of a picture is part of, for training the tower by itself.
 
-Turns a scene's elements into small integer arrays over the patch grid. Knows the tokenizer only as a function
-from text to (token id, first character, last character) triples.
+Converts a scene's elements to small integer arrays over the patch grid. Knows the tokenizer only as a
+function from text to (token id, first character, last character) triples.
 """
 
 from collections.abc import Callable
@@ -29,10 +29,13 @@ Tokens = Callable[[str], list[tuple[int, int, int]]]
 
 @dataclass(slots=True)
 class Labels:
-    """``patches`` int16 [GRID*GRID, FIELDS + TEXT_LEN + VALUE_LEN]: class, colour, size, count, the character
-    printed at the patch's middle and its place in the word (both 0 off text), then the thing's characters;
-    ``captions`` int32 [GRID*GRID, CAPTION_LEN] token ids, IGNORE-padded;
-    ``whole`` int16 [2 + len(COUNT_KEYS)]: family, background, counts."""
+    """The labels of a picture.
+
+    ``patches`` int16 [GRID*GRID, FIELDS + TEXT_LEN + VALUE_LEN]: class, colour, size, count, the character
+    printed at the middle of the patch and its place in the word (both 0 outside text), then the characters of
+    the element's text and value. ``captions`` int32 [GRID*GRID, CAPTION_LEN]: token ids, padded with IGNORE.
+    ``whole`` int16 [2 + len(COUNT_KEYS)]: family, background, counts.
+    """
 
     patches: np.ndarray
     captions: np.ndarray
@@ -40,7 +43,7 @@ class Labels:
 
 
 def label(scene: Scene, tokens: Tokens, places: bool = False) -> Labels:
-    """The labels of one scene; with ``places`` the captions say where a thing is, too."""
+    """Return the labels of one scene; with ``places``, captions also say where an element is."""
     patches = np.zeros((GRID * GRID, FIELDS + TEXT_LEN + VALUE_LEN), np.int16)
     captions = np.full((GRID * GRID, CAPTION_LEN), IGNORE, np.int32)
     owner = np.zeros((GRID, GRID, 2), np.float32)
@@ -70,7 +73,7 @@ def label(scene: Scene, tokens: Tokens, places: bool = False) -> Labels:
 
 
 def covered(box: tuple[float, float, float, float]) -> list[tuple[int, int, float]]:
-    """(row, column, share) of the patches that a box covers by a fifth of the smaller of the two areas."""
+    """Return (row, column, share) of each patch that overlaps the box by 22 % of the smaller area or more."""
     left, top, right, bottom = (min(max(edge, 0.0), 1.0) * GRID for edge in box)
     least = 0.22 * min(1.0, max((right - left) * (bottom - top), 1e-6))
     found = []
@@ -101,16 +104,14 @@ def _letters(text: str, length: int) -> list[int]:
 
 @lru_cache(maxsize=20_000)
 def _edges(text: str) -> tuple[float, ...]:
-    """Where each character ends, as a share of the printed width."""
+    """Return where each character ends, as a share of the printed width."""
     face = font(100)
     lengths = [face.getlength(text[:i]) for i in range(1, len(text) + 1)]
     return tuple(length / lengths[-1] for length in lengths)
 
 
 def printed_at(text: str, box: tuple[float, float, float, float], x: int) -> int:
-    """Index of the character of ``text``, printed across ``box``, nearest to the middle of patch column
-    ``x``.
-    """
+    """Return the index of the character at the middle of patch column ``x``, with ``text`` across ``box``."""
     share = ((x + 0.5) / GRID - box[0]) / max(box[2] - box[0], 1e-6)
     return next((i for i, edge in enumerate(_edges(text)) if share < edge), len(text) - 1)
 

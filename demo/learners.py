@@ -1,6 +1,6 @@
-"""What each kind of stage trains and by which loss.
+"""Learners: what each kind of stage trains, and with which loss.
 
-A learner owns its modules and says how a batch becomes gradients; the loop around it is in :mod:`demo.train`.
+A learner owns its modules and computes gradients from a batch; the training loop is in :mod:`demo.train`.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ from demo.start import prepare
 
 
 class Learner(Protocol):
-    """What the training loop needs."""
+    """The interface that the training loop needs."""
 
     def batches(self) -> Dataset[Any]: ...
     def step(self, batch: Any, step: int) -> dict[str, float]: ...
@@ -31,7 +31,7 @@ class Learner(Protocol):
 
 
 def learner_for(stage: Stage, language: Path, out: Path, compiled: bool) -> Learner:
-    """The learner of a stage's kind; ``out`` is where the training keeps its files."""
+    """Create the learner for a stage; ``out`` is the folder of the training's files."""
     if stage.kind == "eyes":
         return EyesLearner(stage, language, compiled)
     from demo.joint import JointLearner
@@ -40,7 +40,7 @@ def learner_for(stage: Stage, language: Path, out: Path, compiled: bool) -> Lear
 
 
 def eyes_optimizers(eyes: nn.Module, heads: nn.Module, stage: Stage) -> list[torch.optim.Optimizer]:
-    """Muon on the tower's hidden matrices, AdamW on all else."""
+    """Create the optimisers: Muon for the tower's hidden matrices, AdamW for everything else."""
     matrices = [p for n, p in eyes.named_parameters() if p.ndim == 2 and "encoder" in n]
     taken = {id(p) for p in matrices}
     others = [p for p in [*eyes.parameters(), *heads.parameters()] if id(p) not in taken]
@@ -53,7 +53,7 @@ def eyes_optimizers(eyes: nn.Module, heads: nn.Module, stage: Stage) -> list[tor
 
 
 class EyesLearner:
-    """Tower and projector against the dense labels, without the language model."""
+    """Trains tower and projector on the dense labels, without the language model."""
 
     def __init__(self, stage: Stage, language: Path, compiled: bool):
         torch.manual_seed(stage.seed)
@@ -63,7 +63,7 @@ class EyesLearner:
         self.forward = torch.compile(self.eyes) if compiled else self.eyes
         table = load_file(language / "model.safetensors")["model.embed_tokens.weight"].float()
         self.table = table
-        self.delta: dict[str, Tensor] = {}  # of a joint stage before this one, handed on untouched
+        self.delta: dict[str, Tensor] = {}  # from an earlier joint stage, passed on unchanged
         nn.init.normal_(self.eyes.multi_modal_projector.linear_2.weight, std=0.02)
         prepare(self.eyes, normalised(SceneBatches(stage.seed + 1, 256, language)[0]["pixels"]))
 

@@ -1,6 +1,6 @@
-"""The shape of the demo model: a CLIP vision tower, LLaVA's projector and SmolLM2, and how they are made.
+"""The architecture of the demo model: a CLIP vision tower, LLaVA's projector and SmolLM2.
 
-Knows the architecture and its configuration; not data, not losses, not where files live.
+Knows the modules and their configuration, but not data, losses or the location of files.
 """
 
 from copy import deepcopy
@@ -23,7 +23,7 @@ LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 
 def vision_config(**overrides: Any) -> CLIPVisionConfig:
-    """The tower: 7 layers of 256, 100 patches of 24 x 24 pixels."""
+    """Return the configuration of the tower: 7 layers of width 256, 100 patches of 24 x 24 pixels."""
     settings = {
         "hidden_size": 256,
         "intermediate_size": 1024,
@@ -36,7 +36,7 @@ def vision_config(**overrides: Any) -> CLIPVisionConfig:
 
 
 def llava_config(text: LlamaConfig, vision: CLIPVisionConfig) -> LlavaConfig:
-    """The configuration of the assembled model."""
+    """Return the configuration of the assembled model."""
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
@@ -57,7 +57,7 @@ class PatchEmbedding(nn.Module):
         self.weight = conv.weight
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """pixels [B, 3, H, W] to [B, C, H / P, W / P]."""
+        """Embed pixels [B, 3, H, W] as [B, C, H / P, W / P]."""
         size = self.weight.shape[-1]
         batch, channels, height, width = pixels.shape
         rows, columns = height // size, width // size
@@ -68,19 +68,19 @@ class PatchEmbedding(nn.Module):
 
 
 class Eyes(nn.Module):
-    """Tower and projector as they are trained: pixels in, visual tokens out."""
+    """Tower and projector in training, mapping pixels to visual tokens."""
 
     def __init__(self, text: LlamaConfig, vision: CLIPVisionConfig | None = None):
         super().__init__()
         vision = vision or vision_config()
-        self.config = llava_config(deepcopy(text), vision)  # it would reset the attention chosen for ``text``
+        self.config = llava_config(deepcopy(text), vision)  # a copy: this resets the attention implementation
         self.vision_tower = CLIPVisionModel._from_config(vision, attn_implementation=NAME)
         embeddings = self.vision_tower.embeddings
         embeddings.patch_embedding = PatchEmbedding(embeddings.patch_embedding)
         self.multi_modal_projector = LlavaMultiModalProjector(self.config)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """pixels [B, 3, 240, 240] in -1..1 to visual tokens [B, 100, text width]."""
+        """Map pixels [B, 3, 240, 240] in -1..1 to visual tokens [B, 100, text width]."""
         states = self.vision_tower(pixels, output_hidden_states=True).hidden_states[-1]
         return self.multi_modal_projector(states[:, 1:])
 
@@ -101,9 +101,7 @@ class LoraLinear(nn.Module):
 
 
 def add_lora(model: nn.Module, rank: int = LORA_RANK, seed: int = 0) -> dict[str, LoraLinear]:
-    """Wrap every target linear of a Llama ``model`` in place; returns the wrappers by the wrapped layer's
-    name.
-    """
+    """Wrap every target linear layer of a Llama ``model`` in place; return the wrappers by layer name."""
     generator = torch.Generator().manual_seed(seed)
     found = {}
     for name, module in list(model.named_modules()):
@@ -115,8 +113,10 @@ def add_lora(model: nn.Module, rank: int = LORA_RANK, seed: int = 0) -> dict[str
 
 
 def tokens_with_offsets(folder: Path) -> "Any":
-    """A cached function from text to [(token id, first char, last char)]; words of unordered captions come
-    one by one.
+    """Return a cached function from text to [(token id, first char, last char)].
+
+    A text of several words is encoded with a leading space, so that each word is tokenized as inside a
+    sentence.
     """
     from functools import lru_cache
 

@@ -1,4 +1,4 @@
-"""The outlines of the shape kinds, as polygons of about unit radius. Knows nothing of scenes."""
+"""Outlines of the kinds of shapes, as polygons of about unit radius. Knows nothing of scenes."""
 
 import math
 
@@ -8,7 +8,7 @@ from demo.canvas import Canvas
 def outline(
     canvas: Canvas, kind: str, x: float, y: float, r: float, fill: tuple[int, int, int], turn: float
 ) -> None:
-    """Fill a shape of ``kind`` and radius ``r`` pixels around (x, y), turned a little."""
+    """Draw a filled shape of ``kind`` with radius ``r`` pixels at (x, y), rotated by ``turn`` radians."""
     if kind == "circle":
         canvas.draw.ellipse((x - r, y - r, x + r, y + r), fill=fill)
     elif kind == "ring":

@@ -1,14 +1,14 @@
-"""Dialogues as rows of a fixed length, several questions about a picture sharing the picture's tokens.
+"""Packs dialogues into rows of a fixed length, so that several questions share the tokens of a picture.
 
-A row is a tree: a prefix (system prompt, picture) and branches (question, answer) that see the prefix and
-themselves but not each other; every branch's positions go on from the prefix, so each is exactly the
-dialogue a user would have. Example with a prefix of 3 and branches of 2 and 2 tokens:
+A row is a tree: a prefix (system prompt, picture) and branches (question, answer) that attend to the prefix
+and to themselves but not to each other. The positions of every branch continue those of the prefix, so each
+is exactly the dialogue that a user would have. Example with a prefix of 3 and branches of 2 and 2 tokens:
 
     tokens     P P P a a b b
     position   0 1 2 3 4 3 4
     b sees     P P P     b b
 
-Knows token ids, positions and masks; nothing of pixels or models.
+Knows token ids, positions and masks, nothing of pixels or models.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ PICTURE = [IMAGE_TOKEN_ID] * IMAGE_TOKENS
 
 @dataclass(slots=True)
 class Row:
-    """One row under construction; ``target`` is 1 where the token is to be learned."""
+    """A row being built; ``target`` is 1 for tokens to be learnt."""
 
     length: int
     ids: list[int] = field(default_factory=list)
@@ -39,9 +39,7 @@ class Row:
         return self.length - len(self.ids)
 
     def add(self, tokens: list[int], target: list[int], branch: bool) -> bool:
-        """Append the prefix (``branch`` False, first) or a branch; False and no change when it does not
-        fit.
-        """
+        """Append the prefix (``branch`` False, first) or a branch; return False if it does not fit."""
         if len(tokens) > self.room:
             return False
         start = len(self.ids)
@@ -54,12 +52,12 @@ class Row:
 
 
 def prefix(pictures: int, encode: Encode) -> list[int]:
-    """System prompt, opening of the user's turn, ``pictures`` pictures."""
+    """Return the token ids of the system prompt, the start of the user's turn, and ``pictures`` pictures."""
     return encode(SYSTEM + USER) + (PICTURE + encode("\n")) * pictures
 
 
 def branch(turns: list[tuple[str, str]], encode: Encode) -> tuple[list[int], list[int]]:
-    """(token ids, target) of a dialogue that goes on from :func:`prefix`."""
+    """Return (token ids, target) of a dialogue that continues :func:`prefix`."""
     ids: list[int] = []
     target: list[int] = []
     for i, (question, answer) in enumerate(turns):
@@ -71,7 +69,7 @@ def branch(turns: list[tuple[str, str]], encode: Encode) -> tuple[list[int], lis
 
 
 def chain(turns: list[tuple[str, str]], encode: Encode) -> tuple[list[int], list[int]]:
-    """A whole dialogue in one line with the first question *before* its picture."""
+    """Return (token ids, target) of a whole dialogue with the first question *before* its picture."""
     (first, answer), rest = turns[0], turns[1:]
     head = encode(SYSTEM + USER + first) + PICTURE + encode("\n" + END + ASSISTANT)
     told = encode(answer + END[:-1])
@@ -84,8 +82,10 @@ def chain(turns: list[tuple[str, str]], encode: Encode) -> tuple[list[int], list
 
 
 def arrays(rows: list[Row]) -> dict[str, np.ndarray]:
-    """``ids`` and ``positions`` int64 [B, T], ``target`` bool [B, T], ``mask`` bool [B, 1, T, T] (True:
-    may see).
+    """Stack rows into arrays.
+
+    These are ``ids`` and ``positions`` int64 [B, T], ``target`` bool [B, T], and ``mask`` bool [B, 1, T, T]
+    (True: may attend).
     """
     length = rows[0].length
     ids, positions = (np.zeros((len(rows), length), np.int64) for _ in range(2))

@@ -1,6 +1,4 @@
-"""Questions about two pictures in one message. Draws with the shape and sign scenes; knows nothing of
-tokens.
-"""
+"""Questions about two pictures in one message. Uses the shape and sign scenes; knows nothing of tokens."""
 
 from random import Random
 
@@ -11,7 +9,7 @@ from demo.words import KINDS, NUMBERS
 
 
 def draw(rng: Random, split: str) -> tuple[Scene, Scene, Question]:
-    """Two pictures and one question that needs both or names one of them."""
+    """Draw two pictures and a question that needs both or names one of them."""
     way = rng.choice(("two_more", "two_shape", "two_word", "two_nth", "two_same"))
     if way == "two_word":
         first, second = _one_line_sign(rng), _one_line_sign(rng)
@@ -97,7 +95,7 @@ def _more(rng: Random, split: str) -> tuple[Scene, Scene, Question]:
 
 
 def more(first: Scene, second: Scene, rng: Random, split: str) -> list[Question]:
-    """Further questions about a drawn pair: what each of the two pictures shows."""
+    """Return further questions about a drawn pair: what each of the two pictures shows."""
     if first.family != "shapes":
         said = [
             f'The {nth} sign says "{one.data.lines[0]}".'

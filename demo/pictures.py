@@ -2,7 +2,7 @@
 
     sample(seed, index, split="heldout", task="count")  ->  images, (question, answer) turns, checks
 
-Everything follows from the arguments; there is no global random state. A picture takes a few milliseconds.
+Samples are determined by the arguments; there is no global random state. A picture takes a few milliseconds.
 The ``heldout`` split uses other pictures *and* other question wordings than ``train``.
 """
 
@@ -88,23 +88,23 @@ _TASK_FAMILIES: dict[str, tuple[str, ...]] = {
 
 
 def generator(seed: int, index: int, split: Split) -> Random:
-    """The only source of chance for one sample."""
+    """Return the only source of randomness for one sample."""
     return Random(f"specvlm/{split}/{seed}/{index}")
 
 
 def scene(rng: Random, family: str = "", mix: tuple[float, ...] = (8, 7, 2, 1.5, 1.5, 1.5, 2)) -> Scene:
-    """A drawn scene of ``family``; when empty, one of FAMILIES with weights ``mix``."""
+    """Draw a scene of ``family``; if empty, of one of FAMILIES with weights ``mix``."""
     family = family or rng.choices(FAMILIES, mix)[0]
     return _DRAW[family](rng)
 
 
 def questions(drawn: Scene, rng: Random, split: Split) -> list[Question]:
-    """One question of every kind that the scene allows."""
+    """Return a question of every kind that the scene allows."""
     return _ASK[drawn.family](drawn, rng, split)
 
 
 def sample(seed: int, index: int, split: Split = "train", task: str | None = None) -> Sample:
-    """Sample number ``index`` of stream ``seed``; ``task`` is one of TASKS, by turns when None.
+    """Return sample number ``index`` of stream ``seed``. ``task`` is one of TASKS; None takes them in turn.
 
     Raises ValueError for an unknown task.
     """
@@ -127,7 +127,7 @@ def sample(seed: int, index: int, split: Split = "train", task: str | None = Non
 
 
 def dialogue(rng: Random, split: Split, drawn: Scene | None = None) -> tuple[Image.Image, list[Question]]:
-    """A picture and two turns about it; over shapes the second turn may say "it"."""
+    """Return a picture and two turns about it; for shapes, the second turn may refer to "it"."""
     drawn = drawn or scene(rng)
     if drawn.family == "shapes" and rng.random() < 0.5:
         return drawn.image, follow_up(drawn, rng, split)
@@ -135,7 +135,7 @@ def dialogue(rng: Random, split: Split, drawn: Scene | None = None) -> tuple[Ima
 
 
 def follow_up(drawn: Scene, rng: Random, split: Split) -> list[Question]:
-    """Two turns about one shape of a ``shapes`` scene, the second with a pronoun."""
+    """Return two turns about one shape of a ``shapes`` scene, the second with a pronoun."""
     shape = drawn.data[rng.randrange(len(drawn.data))]
     first = Question(
         "shape",

@@ -1,6 +1,6 @@
-"""The training recipe as data: which stages, how long, how fast, with which seeds.
+"""The training recipe as data: stages with their lengths, learning rates and seeds.
 
-Knows numbers only. ``demo.train`` runs it; the model card quotes it.
+Contains only numbers. ``demo.train`` runs it; the model card quotes it.
 """
 
 from dataclasses import dataclass
@@ -9,17 +9,20 @@ MIX = (8, 7, 2, 1.5, 1.5, 1.5, 2)
 READING = (3, 9, 2.5, 2, 2, 3, 3.5)
 TALK = (8, 7, 2.5, 2, 2, 2, 2.5)
 WHERE = (18, 6, 2, 2.5, 2, 2, 2)
-"""How often each family of ``demo.pictures.FAMILIES`` (shapes, sign, bar, line, pie, table, receipt) comes:
-at first, while learning to read, in dialogues, and in the last of them, mostly about places."""
+"""Relative frequencies of ``demo.pictures.FAMILIES`` (shapes, sign, bar, line, pie, table, receipt): first,
+while learning to read, in dialogues, and in the last dialogues, which are mostly about positions."""
 
 
 @dataclass(slots=True, frozen=True)
 class Stage:
-    """One stage. ``kind`` is ``eyes`` (tower and projector against dense labels) or ``joint`` (through the
-    language model). ``matrix_lr`` drives Muon on the tower's hidden matrices, ``lr`` AdamW on the rest of
-    tower, projector and heads, ``lora_lr`` AdamW on the delta. ``batch`` counts pictures (eyes) or rows
-    (joint), ``extra`` pictures that get dense labels only. Everything drawn follows from the seed; with
-    ``places`` the dense labels of shapes say where they are, too."""
+    """One stage of training.
+
+    ``kind`` is ``eyes`` (tower and projector on dense labels) or ``joint`` (through the language model).
+    ``matrix_lr`` is the learning rate of Muon for the tower's hidden matrices, ``lr`` that of AdamW for the
+    rest of tower, projector and heads, ``lora_lr`` that of AdamW for the delta. ``batch`` counts pictures
+    (eyes) or rows (joint), ``extra`` the pictures that get dense labels only. All random draws are determined
+    by the seed; with ``places``, the dense labels of shapes also say where they are.
+    """
 
     name: str
     kind: str
@@ -139,5 +142,5 @@ RECIPE: tuple[Stage, ...] = (
 
 
 def stage(name: str) -> Stage:
-    """The stage called ``name``; KeyError when there is none."""
+    """Return the stage called ``name``. Raises KeyError if there is none."""
     return {one.name: one for one in RECIPE}[name]

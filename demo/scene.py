@@ -1,6 +1,6 @@
-"""The records that pass between drawing, asking, labelling and scoring.
+"""The records that drawing, asking, labelling and scoring exchange.
 
-Knows nothing of pixels beyond holding an image, nor of tokens.
+They hold images, but know nothing of pixels or tokens.
 """
 
 from dataclasses import dataclass, field
@@ -15,11 +15,11 @@ Box = tuple[float, float, float, float]
 
 @dataclass(slots=True, frozen=True)
 class Check:
-    """What an answer must contain to count as right.
+    """What an answer must contain to be correct.
 
-    ``kind`` is one of ``choice`` (exactly ``values[0]`` of ``options``), ``number`` (exactly this number,
-    as digits or word), ``text`` (the string, ignoring case and punctuation), ``yesno`` (first word), or
-    ``facts`` (the share of ``values`` that is mentioned; right when all are).
+    ``kind`` is one of ``choice`` (exactly ``values[0]`` out of ``options``), ``number`` (exactly this number,
+    as digits or a word), ``text`` (the string, ignoring case and punctuation), ``yesno`` (first word), or
+    ``facts`` (the share of ``values`` that is mentioned; correct if all are).
     """
 
     kind: str
@@ -29,7 +29,7 @@ class Check:
 
 @dataclass(slots=True, frozen=True)
 class Question:
-    """One question about one scene, with the answer to learn and the check to score by."""
+    """A question about a scene, with the answer to learn and the check to score with."""
 
     task: str
     text: str
@@ -39,11 +39,11 @@ class Question:
 
 @dataclass(slots=True, frozen=True)
 class Element:
-    """One thing drawn: where it is, and all that a patch over it should know (labels for the tower).
+    """A drawn element: where it is, and what a patch on it should encode (labels for the tower).
 
-    ``text`` and ``value`` are the word and the number this thing is about (a bar: its label and its height);
-    ``caption`` are words that the language model should read there, spread over columns when ``ordered``;
-    ``where`` says in which part of the picture.
+    ``text`` and ``value`` are the word and the number that belong to the element (for a bar: its label and
+    its height). ``caption`` holds the words that the language model should read there, spread over columns if
+    ``ordered``. ``where`` says in which part of the picture it is.
     """
 
     cls: str
@@ -72,5 +72,5 @@ class Scene:
 
 
 def pick(rng: Random, options: tuple[str, ...] | list[str]) -> str:
-    """One option, by the given generator."""
+    """Return a random option, drawn with the given generator."""
     return options[rng.randrange(len(options))]

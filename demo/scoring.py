@@ -10,7 +10,7 @@ _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 def score(answer: str, check: Check) -> float:
-    """1.0 when ``answer`` is right, else 0.0; for ``facts`` the share of facts that it states.
+    """Return 1.0 if ``answer`` is correct, else 0.0; for ``facts``, the share of facts that it states.
 
     Raises ValueError for an unknown kind of check.
     """
@@ -33,15 +33,13 @@ def score(answer: str, check: Check) -> float:
 
 
 def mentioned(answer: str, options: tuple[str, ...]) -> set[str]:
-    """Which of ``options`` stand in ``answer`` as whole words, lower case; the longer wins where two
-    overlap.
-    """
+    """Return the ``options`` in ``answer`` as whole words, in lower case; where two overlap, the longer."""
     longest_first = sorted((re.escape(option.lower()) for option in options), key=len, reverse=True)
     return set(re.findall(rf"\b(?:{'|'.join(longest_first)})\b", answer.lower()))
 
 
 def numbers(answer: str) -> list[str]:
-    """All numbers in ``answer`` in order, words up to ten included ("no" is 0), without needless zeros."""
+    """Return the numbers in ``answer`` in order, without redundant zeros; words up to ten count ("no": 0)."""
     found = []
     for token in re.findall(r"\d+(?:\.\d+)?|[a-z]+", answer.lower()):
         if _NUMBER.fullmatch(token):
@@ -52,7 +50,7 @@ def numbers(answer: str) -> list[str]:
 
 
 def _last_number(answer: str) -> str:
-    """The only number stated, or "" when there are none or several different ones."""
+    """Return the only number stated, or "" if there are none or several different ones."""
     found = set(numbers(answer))
     return found.pop() if len(found) == 1 else ""
 

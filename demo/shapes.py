@@ -1,6 +1,6 @@
-"""Scenes of coloured shapes: drawing them and asking about colour, kind, place, number and relations.
+"""Scenes of coloured shapes: drawing them and asking about colour, kind, position, number and relations.
 
-Shapes sit in distinct cells of a 3 x 3 grid, so that every position word is true. Knows nothing of tokens.
+Shapes are in distinct cells of a 3 x 3 grid, so that position words are unambiguous. Knows nothing of tokens.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _COLORS = tuple(COLORS)
 
 @dataclass(slots=True, frozen=True)
 class Shape:
-    """One shape: what it is and in which cell (row * 3 + column)."""
+    """One shape, and the cell that it is in (row * 3 + column)."""
 
     color: str
     kind: str
@@ -40,12 +40,12 @@ def plural(noun: str, count: int) -> str:
 
 
 def article(text: str) -> str:
-    """``text`` with "a" or "an" before it."""
+    """Put "a" or "an" before ``text``."""
     return ("an " if text[0] in "aeiou" else "a ") + text
 
 
 def draw(rng: Random, at_most: int = 8, at_least: int = 1) -> Scene:
-    """A picture with ``at_least`` to ``at_most`` shapes; few kinds or colours often repeat, to be counted."""
+    """Draw ``at_least`` to ``at_most`` shapes, often of only a few kinds or colours, to be counted."""
     background = "white" if rng.random() < 0.4 else pick(rng, tuple(BACKGROUNDS))
     canvas = Canvas(rng, backdrop(background, rng))
     number = rng.randint(at_least, at_most)
@@ -85,7 +85,7 @@ def _paint(canvas: Canvas, shape: Shape, shapes: list[Shape], rng: Random) -> El
 
 
 def ask(scene: Scene, rng: Random, split: str) -> list[Question]:
-    """All kinds of question that this scene allows, in a fixed order."""
+    """Return all kinds of questions that this scene allows, in a fixed order."""
     shapes: list[Shape] = scene.data
     return [
         *_about_one(shapes, rng, split),

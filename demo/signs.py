@@ -1,6 +1,6 @@
-"""Scenes of signs and labels: one or two lines with words and numbers, on a coloured plate.
+"""Scenes of signs, one or two lines of words and numbers on a coloured plate: drawing and asking about them.
 
-Knows drawing and asking about signs; nothing of tokens.
+Knows nothing of tokens.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _VOWELS, _CONSONANTS = "aeiou", "bcdfghjklmnprstvwz"
 
 @dataclass(slots=True, frozen=True)
 class Sign:
-    """The plate's colour and its lines, top to bottom; a line is one word or one number."""
+    """A sign: the plate's colour, and its lines from top to bottom, each of one word or one number."""
 
     plate: str
     lines: tuple[str, ...]
@@ -34,7 +34,7 @@ class Sign:
 
 
 def word(rng: Random) -> str:
-    """A printed word of up to 6 letters: mostly from the list, sometimes an invented one, in any case."""
+    """Draw a word to print, of up to 6 letters, mostly from the list, sometimes invented, in varying case."""
     if rng.random() < 0.12:
         size = rng.randint(3, 6)
         text = "".join(pick(rng, list(_CONSONANTS if i % 2 == 0 else _VOWELS)) for i in range(size))
@@ -44,13 +44,13 @@ def word(rng: Random) -> str:
 
 
 def number(rng: Random) -> str:
-    """A number of one to four digits, each length as likely."""
+    """Draw a number of one to four digits; all lengths are equally likely."""
     size = rng.randint(1, 4)
     return str(rng.randint(10 ** (size - 1) if size > 1 else 0, 10**size - 1))
 
 
 def draw(rng: Random) -> Scene:
-    """A sign on a plain background."""
+    """Draw a sign on a plain background."""
     background = pick(rng, tuple(BACKGROUNDS))
     canvas = Canvas(rng, backdrop(background, rng))
     shape = rng.random()
@@ -114,7 +114,7 @@ def _write(canvas: Canvas, sign: Sign, box: tuple[float, float, float, float], r
 
 
 def ask(scene: Scene, rng: Random, split: str) -> list[Question]:
-    """All kinds of question that this sign allows."""
+    """Return all kinds of questions that this sign allows."""
     sign: Sign = scene.data
     found = []
     if len(sign.words) == 1:

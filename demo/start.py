@@ -1,8 +1,8 @@
-"""Where the tower starts from: a whitened patch basis and heads that already look at their neighbours.
+"""Initialises the tower with a whitened patch basis and attention heads that look at neighbouring patches.
 
-A transformer over raw 24-pixel patches spends its first ten thousand pictures finding out that neighbouring
-patches belong together and that fine detail matters as much as brightness. Both are known beforehand, so
-they are put into the initial weights. Knows the tower's modules; everything stays trainable.
+A transformer over raw 24-pixel patches spends its first ten thousand pictures learning that neighbouring
+patches belong together and that fine detail matters as much as brightness. Both are known beforehand, so they
+are put into the initial weights. Knows the tower's modules; everything stays trainable.
 """
 
 import math
@@ -21,7 +21,7 @@ _OFFSETS = (
     ((-1, 0), (1, 0), (-2, 0), (2, 0)),
     ((-1, 0), (1, 0), (0, -1), (0, 1)),
 )
-"""(columns, rows) that each of the four heads of the first layers looks away."""
+"""Offset (columns, rows) of the patch that each of the four heads attends to, for the first layers."""
 
 
 @torch.no_grad()
@@ -41,8 +41,9 @@ def prepare(eyes: Eyes, pixels: Tensor) -> None:
 
 
 def whitened(pixels: Tensor, size: int, count: int) -> Tensor:
-    """The ``count`` strongest principal directions of patches, each scaled to unit variance: [count, 3 *
-    size * size].
+    """Return the ``count`` strongest principal directions of patches, scaled to unit variance.
+
+    The result is [count, 3 * size * size].
     """
     columns = (
         pixels.unfold(2, size, size).unfold(3, size, size).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
@@ -54,8 +55,9 @@ def whitened(pixels: Tensor, size: int, count: int) -> Tensor:
 
 
 def waves() -> Tensor:
-    """Places of the GRID x GRID patches as waves [GRID * GRID, PLACE_WIDTH]: sines and cosines over x,
-    then over y.
+    """Return sinusoidal position embeddings of the GRID x GRID patches: [GRID * GRID, PLACE_WIDTH].
+
+    Sines and cosines over x come first, then those over y.
     """
     speeds = _speeds()
     at = torch.arange(GRID)[:, None] * speeds
@@ -71,7 +73,7 @@ def _speeds() -> Tensor:
 
 
 def _turn(offset: tuple[int, int]) -> Tensor:
-    """The matrix that moves a place's waves by ``offset``."""
+    """Return the matrix that shifts sinusoidal position embeddings by ``offset``."""
     turned = torch.zeros(PLACE_WIDTH, PLACE_WIDTH)
     speeds = _speeds()
     for axis, far in enumerate(offset):
@@ -84,7 +86,7 @@ def _turn(offset: tuple[int, int]) -> Tensor:
 
 
 def _look_away(attention: Any, offsets: tuple[tuple[int, int], ...], width: int) -> None:
-    """Head i of ``attention`` starts by looking at the patch ``offsets[i]`` away."""
+    """Initialise head i of ``attention`` to attend to the patch at ``offsets[i]``."""
     for head, offset in enumerate(offsets):
         rows = slice(head * PLACE_WIDTH, (head + 1) * PLACE_WIDTH)
         attention.q_proj.weight[rows, width - PLACE_WIDTH :] = 1.1 * _turn(offset)

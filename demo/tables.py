@@ -1,6 +1,6 @@
-"""Small tables and shop receipts.
+"""Small tables and shop receipts: drawing them and asking about them.
 
-Knows drawing and asking about rows of text; nothing of tokens.
+Knows nothing of tokens.
 """
 
 from dataclasses import dataclass, replace
@@ -24,8 +24,9 @@ _HEADS = (
 
 @dataclass(slots=True, frozen=True)
 class Sheet:
-    """``rows`` of (name, number as printed); ``title`` is the shop or the first column, ``column`` the
-    second.
+    """A table or receipt.
+
+    ``rows`` of (name, number as printed); ``title`` is the shop or the first column, ``column`` the second.
     """
 
     kind: str
@@ -36,7 +37,7 @@ class Sheet:
 
 
 def draw_table(rng: Random) -> Scene:
-    """A table of two columns with a heading."""
+    """Draw a table of two columns with a header."""
     names, title, columns = _HEADS[rng.randrange(len(_HEADS))]
     number = rng.randint(2, 5)
     values = rng.sample(range(1, 100), number)
@@ -97,7 +98,7 @@ def _row(
 
 
 def draw_receipt(rng: Random) -> Scene:
-    """A receipt: shop, items with prices, total."""
+    """Draw a receipt: shop, items with prices, total."""
     number = rng.randint(2, 4)
     cents = [
         rng.randint(1, 19) * 50 if rng.random() < 0.5 else rng.randint(10, 99) * 10 for _ in range(number)
@@ -136,7 +137,7 @@ def _paint_receipt(canvas: Canvas, sheet: Sheet, rng: Random) -> list[Element]:
 
 
 def ask(scene: Scene, rng: Random, split: str) -> list[Question]:
-    """All kinds of question that this sheet allows."""
+    """Return all kinds of questions that this sheet allows."""
     sheet: Sheet = scene.data
     names = tuple(name for name, _ in sheet.rows)
     ordered = sorted(sheet.rows, key=lambda row: float(row[1]))

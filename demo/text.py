@@ -1,7 +1,6 @@
-"""Text without pictures, so that the language model keeps its manners: what every Python brings, and its
-own answers.
+"""Text-only training data that preserve the language model's behaviour: help topics and its own answers.
 
-Knows strings; the language model is passed in where it has to answer.
+Deals with strings; the language model is passed in where it has to answer.
 """
 
 import json
@@ -63,30 +62,28 @@ _PLAIN = (
     "Thank you for your help!",
 )
 HELDOUT_EVERY = 8
-"""Every eighth text is never trained on and serves to measure perplexity."""
+"""Every n-th text is held out from training, to measure perplexity on."""
 
 
 def prompts() -> list[str]:
-    """All text-only prompts in a fixed order."""
+    """Return all text-only prompts in a fixed order."""
     return [*_PLAIN, *(ask.format(thing) for ask in _ASKS for thing in _THINGS)]
 
 
 def documents() -> list[str]:
-    """English prose that comes with every Python: the topics of its own help system."""
+    """Return English prose that comes with every Python: the topics of its help system."""
     from pydoc_data.topics import topics
 
     return [topics[name] for name in sorted(topics) if len(topics[name]) > 1500]
 
 
 def chat(prompt: str, answer: str) -> str:
-    """A one-turn dialogue as the template prints it."""
+    """Return a one-turn dialogue as the chat template renders it."""
     return SYSTEM + USER + prompt + END + ASSISTANT + answer + END
 
 
 def passages(answers: Path | None, heldout: bool = False) -> list[str]:
-    """Training (or held-out) texts: documents and, when the file ``answers`` is there, the model's own
-    chats.
-    """
+    """Return training (or held-out) texts: documents and, if the file ``answers`` exists, its chats."""
     own = json.loads(answers.read_text()) if answers is not None and answers.exists() else []
     chats = [chat(prompt, answer) for prompt, answer in own]
     found = []
@@ -96,7 +93,7 @@ def passages(answers: Path | None, heldout: bool = False) -> list[str]:
 
 
 def own_answers(model: Any, language: Path, out: Path) -> Path:
-    """``out/answers.json``, written by the raw language model now if it is not there yet."""
+    """Return ``out/answers.json``; if it is missing, the raw language model writes it now."""
     from transformers import AutoTokenizer
 
     path = out / "answers.json"
@@ -106,9 +103,7 @@ def own_answers(model: Any, language: Path, out: Path) -> Path:
 
 
 def write_answers(model: Any, tokenizer: Any, path: Path, batch: int = 80, tokens: int = 90) -> None:
-    """Let the raw language model answer every prompt greedily and keep the answers in the JSON file
-    ``path``.
-    """
+    """Let the raw language model answer every prompt greedily, and save the answers as JSON to ``path``."""
     import torch
 
     tokenizer.padding_side = "left"

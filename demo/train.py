@@ -1,6 +1,6 @@
-"""Runs the recipe: ``train(out, stage="eyes")`` and so on, resumable, with a log of JSON lines.
+"""Runs the training recipe, as in ``train(out, stage="eyes")``: resumable, with a log of JSON lines.
 
-Knows stages, optimisers and checkpoints; what a stage's loss is, its learner knows (:mod:`demo.learners`).
+Knows stages, optimisers and checkpoints; a stage's loss is defined by its learner (:mod:`demo.learners`).
 """
 
 import json
@@ -27,10 +27,11 @@ def train(
     language: Path | None = None,
     compiled: bool = True,
 ) -> Path:
-    """Run one stage, or all in order, into folder ``out``; returns the last checkpoint.
+    """Run one stage, or all in order, into the folder ``out``, and return the last checkpoint.
 
-    ``language`` is the converted SmolLM2 folder (fetched when None). With ``resume`` an interrupted stage
-    goes on where it was last saved and a finished one is skipped; every stage starts from the one before it.
+    ``language`` is the folder of the converted SmolLM2 (downloaded if None). With ``resume``, an interrupted
+    stage continues from its last checkpoint and a finished one is skipped. Every stage starts from the
+    weights of the previous one.
     """
     if language is None:
         from demo.language import language_folder
@@ -44,7 +45,7 @@ def train(
 
 
 def checkpoint_path(out: Path, stage: Stage) -> Path:
-    """Where a stage keeps its state."""
+    """Return the checkpoint file of a stage."""
     return out / f"{stage.name}.pt"
 
 
@@ -97,13 +98,13 @@ def _loop(
 
 
 def schedule(step: int, stage: Stage) -> float:
-    """Linear warm-up, flat, then linear to ``final`` over the last 40 %."""
+    """Return the learning-rate factor: linear warm-up, constant, linear to ``final`` over the last 40 %."""
     left = (stage.steps - step) / (0.4 * stage.steps)
     return min(1.0, (step + 1) / stage.warmup, stage.final + (1 - stage.final) * left)
 
 
 def save(learner: Learner, optimizers: list[torch.optim.Optimizer], step: int, path: Path) -> None:
-    """Write the state beside ``path`` and rename, so that a kill leaves the old one."""
+    """Save the state atomically, so that the old checkpoint remains if the process is killed."""
     partial = path.with_suffix(".partial")
     torch.save(
         {"model": learner.state(), "optimizers": [one.state_dict() for one in optimizers], "step": step},

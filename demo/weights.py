@@ -1,7 +1,6 @@
-"""The file with what was trained: tower, projector and low-rank delta in float16 safetensors.
+"""Reads and writes the file of trained weights: tower, projector and low-rank delta in float16 safetensors.
 
-Knows the file's layout (tensor names as in the assembled model, ``delta.<layer>.down|up``); not how it is
-trained.
+Knows the file's layout (tensor names as in the assembled model, ``delta.<layer>.down|up``), but not training.
 """
 
 import json
@@ -15,9 +14,7 @@ FORMAT = "specvlm-demo-1"
 
 
 def save_weights(folder: Path, tensors: dict[str, Any], vision: dict[str, Any]) -> Path:
-    """Write ``tensors`` (any float dtype, saved as float16) and the tower's configuration; returns the
-    file.
-    """
+    """Write ``tensors`` (any float dtype, saved as float16) and the tower's configuration to a file."""
     from safetensors.torch import save_file
 
     from demo.cache import sha256
@@ -31,7 +28,7 @@ def save_weights(folder: Path, tensors: dict[str, Any], vision: dict[str, Any]) 
 
 
 def read_weights(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(tensors, tower configuration). Raises ValueError when the file has another format."""
+    """Read (tensors, tower configuration). Raises ValueError if the file has another format."""
     from safetensors import safe_open
 
     with safe_open(folder / FILE, "pt") as file:
@@ -42,7 +39,7 @@ def read_weights(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def split(tensors: dict[str, Any]) -> tuple[dict[str, Any], dict[str, tuple[Any, Any]]]:
-    """(tensors of tower and projector, {layer: (down [r, in], up [out, r])})."""
+    """Split into (tensors of tower and projector, {layer: (down [r, in], up [out, r])})."""
     rest = {name: tensor for name, tensor in tensors.items() if not name.startswith("delta.")}
     layers = {
         name[len("delta.") : -len(".down")]

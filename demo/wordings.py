@@ -1,6 +1,6 @@
-"""Every question wording, in two disjoint sets: what training sees and what only the held-out split uses.
+"""Question wordings, in two disjoint sets: one for training and one for the held-out split.
 
-The wordings are in ``assets/wordings.toml``. Knows nothing of scenes; the fields in braces are filled by the
+The wordings are in ``assets/wordings.toml``. Knows nothing of scenes; fields in braces are filled in by the
 module that asks.
 """
 
@@ -13,19 +13,19 @@ _FILE = Path(__file__).with_name("assets") / "wordings.toml"
 
 
 def wording(key: str, rng: Random, split: str, **fields: str) -> str:
-    """One wording of question ``key`` from ``split`` ("train" or "heldout"), its fields filled in."""
+    """Return a wording of question ``key`` from ``split`` ("train" or "heldout"), with fields filled in."""
     train, heldout = templates(key)
     options = heldout if split == "heldout" else train
     return options[rng.randrange(len(options))].format(**fields)
 
 
 def keys() -> tuple[str, ...]:
-    """All question keys."""
+    """Return all question keys."""
     return tuple(_wordings())
 
 
 def templates(key: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The (train, heldout) templates of one question."""
+    """Return the (train, heldout) templates of one question."""
     own = _wordings()[key]
     return tuple(own["train"]), tuple(own["heldout"])
 

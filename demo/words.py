@@ -1,4 +1,4 @@
-"""The vocabulary of the synthetic pictures: colours, shape kinds, positions, printed words.
+"""The vocabulary of the synthetic pictures: colours, kinds of shapes, positions, printed words.
 
 Pure data. Knows nothing of drawing, of questions or of any tokenizer.
 """

@@ -1,4 +1,4 @@
-"""Ends with 0 if the server in this container is ready. Settings come from the environment, as its own do."""
+"""Exits with 0 if the server in this container is ready. Reads the server's environment variables."""
 
 import os
 import ssl
@@ -14,7 +14,7 @@ def url() -> str:
 
 def main() -> int:
     context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # it is ourselves whom we ask
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # we connect to ourselves
     opener = urllib.request.build_opener(
         urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
     )

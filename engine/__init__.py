@@ -1,1 +1,1 @@
-"""The engine: schedules, runs the model, emits token ids. See ``docs/architecture.md``."""
+"""The engine: schedules requests, runs the model and emits token ids. See ``docs/architecture.md``."""

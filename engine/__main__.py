@@ -1,4 +1,4 @@
-"""The engine process. Started by ``engine.ipc.process``, which speaks to it over stdin and two sockets."""
+"""Entry point of the engine process, started by ``engine.ipc.process``; see ``engine.ipc.worker``."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from engine.ipc.worker import main
 
 
 def load(config: EngineConfig) -> Core:
-    # Imported here: torch takes seconds, and until then nothing would notice that the parent is gone.
+    # Imported here, when the worker already watches its parent: importing torch takes seconds.
     with collecting_later():
         from transformers.utils.logging import disable_progress_bar
 
         from engine.core import EngineCore
 
-        disable_progress_bar()  # no line of a log, and an error where nobody reads stderr any more
+        disable_progress_bar()  # it does not belong in a log, and fails once nobody reads stderr
         return EngineCore.load(config)
 
 

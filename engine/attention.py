@@ -1,7 +1,7 @@
-"""Attention over paged KV: in plain torch, the reference, and by our kernels where the KV's tensors allow it.
+"""Attention over paged KV: a reference in plain torch, and dispatch to the engine's kernels where they apply.
 
-It is given to the text model of a Hugging Face checkpoint by name (``ATTENTION_NAME``) and finds what it
-needs in the keyword ``context`` of the forward call. There is no global state.
+It is registered with transformers under a name (``ATTENTION_NAME``) for the text model of a checkpoint, and
+takes its state from the keyword ``context`` of the forward call. There is no global state.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from engine.kv_cache import KVCache
 
 ATTENTION_NAME = "specvlm_paged"
 
-# Keywords that transformers hands to every attention function, with the values that change nothing here.
+# Keywords that transformers passes to every attention function, with the values that have no effect here.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {"is_causal": (None, True), "output_attentions": (None, False)}
-_IGNORED = {"position_ids", "use_cache", "cache_position"}  # said by the batch already
+_IGNORED = {"position_ids", "use_cache", "cache_position"}  # already given by the batch
 
-# A group may waste this share of its query-key pairs on padding, and this many pairs: a call of its own
-# costs about as much as they do.
+# A group may waste this share of its query-key pairs on padding, plus this many pairs: they cost about as
+# much as a separate call.
 _WASTE_SHARE = 0.5
 _WASTE_PAIRS = 1024
 
@@ -33,13 +33,14 @@ _WASTE_PAIRS = 1024
 class _Group:
     """Sequences that attend together, padded to Q queries and L keys.
 
-    ``rows`` int64 ``[S, Q]``: rows of the packed row, padding repeats the first; ``valid`` bool ``[S, Q]`` or
-    ``None`` if nothing is padded. ``kv_slots`` int64 ``[S * L]``. ``prefix`` int64 ``[S]``: keys before the
-    span, or before the tree. ``dense``: every query sees every key unless a window cuts it off.
-    ``tree_masks`` int64 ``[S, Q]`` or ``None``; ``whole_trees``: the span holds every node of its tree.
-    ``visible_ends`` int64 ``[S, Q]``: the key that each query sees up to, if it is not itself for all.
-    ``masks``: additive, by sliding window; made when first asked for. ``gathered``: room for the keys and
-    values of one layer at a time; fresh memory for each layer costs more than the attention.
+    ``rows`` int64 ``[S, Q]``: rows of the packed row, where padding repeats the first; ``valid`` bool
+    ``[S, Q]`` or ``None`` if nothing is padded. ``kv_slots`` int64 ``[S * L]``. ``prefix`` int64 ``[S]``:
+    number of keys before the span, or before the tree. ``dense``: every query sees every key unless a window
+    cuts it off. ``tree_masks`` int64 ``[S, Q]`` or ``None``; ``whole_trees``: the span holds every node of
+    its tree. ``visible_ends`` int64 ``[S, Q]``: the end of the keys that each query sees, or ``None`` if all
+    end with the query's own. ``masks``: additive masks by sliding window, created lazily. ``gathered``:
+    buffers for the keys and values of one layer at a time; fresh memory for each layer costs more than the
+    attention.
     """
 
     rows: torch.Tensor
@@ -57,8 +58,9 @@ class _Group:
 
 @dataclass(slots=True)
 class AttentionContext:
-    """One step's batch with the KV it reads and writes, prepared for all layers at once. ``planned``: the
-    spans that kernels serve, if they do; ``groups``: all others.
+    """One step's batch with the KV it reads and writes, prepared once for all layers.
+
+    ``planned``: the spans served by kernels, if any; ``groups``: all others.
     """
 
     batch: Batch
@@ -68,10 +70,10 @@ class AttentionContext:
 
 
 def prepare(batch: Batch, cache: KVCache) -> AttentionContext:
-    """Group sequences of like size, so that a step costs a few padded calls a layer and not one a sequence.
+    """Group sequences of similar size, so that a layer costs a few padded calls instead of one per sequence.
 
-    Grouped by size, because a group is padded to its longest context: one long chat beside many short ones
-    would otherwise make all of them long. Trees and causal spans are grouped apart.
+    A group is padded to its longest context: without grouping by size, one long chat among many short ones
+    would make all of them long. Trees and causal spans are grouped separately.
     """
     planned = None if cache.attention is None else cache.attention.plan(batch)
     served = () if planned is None else planned.sequences
@@ -81,7 +83,7 @@ def prepare(batch: Batch, cache: KVCache) -> AttentionContext:
         key=lambda s: (batch.is_tree(s), batch.query_len(s), batch.kv_len(s)),
         reverse=True,
     )
-    queries = keys = pairs = 0  # of the group being filled: its longest span and context, and its real work
+    queries = keys = pairs = 0  # of the group being filled: longest span and context, and unpadded work
     for sequence in order:
         own = batch.query_len(sequence) * batch.kv_len(sequence)
         if groups and batch.is_tree(sequence) == batch.is_tree(groups[-1][0]):
@@ -111,7 +113,7 @@ def paged_attention(
     """Write this step's KV, attend, and return ``[1, N, heads, head_dim]``.
 
     ``query`` is ``[1, heads, N, head_dim]``; ``key`` and ``value`` ``[1, kv_heads, N, head_dim]``. Raises
-    ``RuntimeError`` without a context and on anything asked for that it would have to ignore.
+    ``RuntimeError`` without a context and for arguments that it would have to ignore.
     """
     context = honoured(context, attention_mask, dropout, unknown)
     layer: int = module.layer_idx  # type: ignore[assignment]
@@ -127,7 +129,7 @@ def honoured(
     dropout: float,
     unknown: dict[str, Any],
 ) -> AttentionContext:
-    """The context. Raises ``RuntimeError`` without one and on anything that would be ignored."""
+    """Return the context. Raises ``RuntimeError`` without one and for arguments that would be ignored."""
     unknown = {
         name: value
         for name, value in unknown.items()
@@ -135,7 +137,7 @@ def honoured(
     }
     if context is None or attention_mask is not None or dropout or unknown:
         raise RuntimeError(
-            "paged attention was called without its context or with what it does not honour: "
+            "paged attention was called without its context or with unsupported arguments: "
             f"context={context is not None}, mask={attention_mask is not None}, {dropout=}, {sorted(unknown)}"
         )
     return context
@@ -148,12 +150,13 @@ def attend(
     scaling: float | None,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    """Attention of this step's queries ``rows`` ``[N, heads, head_dim]``, of the same shape. This step's KV
-    is in the cache already.
+    """Compute the attention of this step's queries ``rows`` ``[N, heads, head_dim]``; same shape.
+
+    This step's KV must already be in the cache.
     """
     keys, values = context.cache.keys[layer], context.cache.values[layer]
     if len(context.groups) == 1 and context.groups[0].valid is None and context.planned is None:
-        # All rows, in their own order.
+        # The group holds all rows, in order.
         out = _attend(context.groups[0], rows, keys, values, scaling, sliding_window)
         return out.reshape(rows.shape)
     out = torch.empty_like(rows, memory_format=torch.contiguous_format)
@@ -168,7 +171,7 @@ def attend(
 
 
 def register() -> None:
-    """Make the function known to transformers. Calling it again changes nothing."""
+    """Register the function with transformers. Calling it again has no effect."""
     AttentionInterface.register(ATTENTION_NAME, paged_attention)
 
 
@@ -180,9 +183,9 @@ def _attend(
     scaling: float | None,
     sliding_window: int | None,
 ) -> torch.Tensor:
-    """Attention of one group, ``[S, Q, heads, head_dim]``.
+    """Compute the attention of one group, ``[S, Q, heads, head_dim]``.
 
-    Heads that share a KV head become more queries of it, so keys and values are never repeated.
+    Heads that share a KV head become additional queries of it, so keys and values are never repeated.
     """
     num_sequences, num_queries = group.rows.shape
     heads, dim = rows.shape[1:]
@@ -211,7 +214,7 @@ def _group(batch: Batch, sequences: list[int]) -> _Group:
     index = torch.arange(num_queries, device=device).expand(len(sequences), -1)
     padded = index >= lengths[:, None]
     rows = starts[:, None] + index.masked_fill(padded, 0)
-    # Padding repeats the sequence's own last key under the mask: a slot of somebody else, or one that was
+    # Padding repeats the sequence's own last key under the mask: a slot of another sequence, or one that was
     # never written, could hold a NaN, and zero weight times NaN is NaN.
     own_len = torch.tensor([batch.kv_len(s) for s in sequences], device=device)
     logical = torch.minimum(torch.arange(kv_len, device=device), own_len[:, None] - 1)
@@ -232,7 +235,7 @@ def _group(batch: Batch, sequences: list[int]) -> _Group:
 
 
 def _mask(group: _Group, window: int | None, dtype: torch.dtype, share: int) -> torch.Tensor | None:
-    """Additive mask ``[S, 1, share * Q, L]``, or ``None`` where every query sees every key."""
+    """Return the additive mask ``[S, 1, share * Q, L]``, or ``None`` if every query sees every key."""
     if group.dense and (window is None or group.kv_len <= window):
         return None
     if window not in group.masks:
@@ -243,12 +246,12 @@ def _mask(group: _Group, window: int | None, dtype: torch.dtype, share: int) -> 
 
 
 def _visible(group: _Group, window: int | None) -> torch.Tensor:
-    """Which keys each query sees, bool ``[S, Q, L]``.
+    """Return which keys each query sees, bool ``[S, Q, L]``.
 
     Keys of the prefix come first, then those of the span: key ``prefix + j`` belongs to its row ``j``, in a
-    tree to node ``j``. A node's logical position is its depth, so nodes of one depth share it while their
-    slots differ. Raises ``RuntimeError`` for a window over a tree part of whose nodes are in KV already:
-    their depths are not known here (a draft's layer, which alone has such trees, attends fully).
+    tree to node ``j``. A node's logical position is its depth, so nodes of the same depth share it although
+    their slots differ. Raises ``RuntimeError`` for a window over a tree with nodes that are already in KV,
+    since their depths are not known here (only drafts have such trees, and their layers attend fully).
     """
     logical = torch.arange(group.kv_len, device=group.prefix.device)
     node = logical - group.prefix[:, None]  # [S, L]; negative in the prefix
@@ -264,7 +267,7 @@ def _visible(group: _Group, window: int | None) -> torch.Tensor:
         ) & 1  # [S, Q, 64]
         depth = bits.sum(-1) - 1
         if window is not None and not group.whole_trees:
-            raise RuntimeError("a sliding window over a tree that is partly in KV")
+            raise RuntimeError("sliding windows are not supported for a tree that is partly in KV")
         own = node.clamp(0, group.rows.shape[1] - 1)
         query_position = group.prefix[:, None] + depth
         key_position = torch.where(node < 0, logical, group.prefix[:, None] + depth.gather(1, own))

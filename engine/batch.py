@@ -1,11 +1,11 @@
-"""What one packed row holds, as data. Built once a step, passed explicitly to everything that runs.
+"""The data of one packed row, built once per step and passed explicitly to everything that runs.
 
-Sequences are spans of the row. With two sequences, one decoding after 5 cached tokens and one starting a
-prompt of 3:
+Sequences are spans of the row. An example with two sequences, one that decodes after 5 cached tokens and one
+that starts a prompt of 3:
 
     row              0    1    2    3
     span_starts     [0,   1,             4]
-    positions        5    0    1    2        rotary positions (a family may have three a token)
+    positions        5    0    1    2        rotary positions (some model families have three per token)
     slots           21   32   33   34        where the token's KV goes: page * page_size + offset
     prefix_lens     [5,   0]                 tokens of the sequence that are in KV before this step
 """
@@ -31,12 +31,12 @@ class Batch:
     ``[S, P]``, padded with 0. ``span_starts`` (S + 1) and ``prefix_lens`` (S) stay on the host.
 
     ``trees``: which spans are rows of a draft tree, empty if none is; the others are causal. ``tree_starts``:
-    the logical slot of each tree's node 0, the prefix's length unless nodes of earlier steps are in KV.
-    ``tree_masks``: int64 ``[N]`` or ``None``; bit ``j`` of a tree's row says that it sees node ``j`` of its
-    tree, itself included. A tree has at most 64 nodes.
+    the logical slot of each tree's node 0, which is the prefix length unless nodes of earlier steps are in
+    KV. ``tree_masks``: int64 ``[N]`` or ``None``; bit ``j`` of a tree's row is set if the row sees node ``j``
+    of its tree, itself included. A tree has at most 64 nodes.
 
-    ``visible_ends``: int64 ``[N]`` or ``None``: for rows of causal spans, the logical slot that they see up
-    to, where some see more than themselves and what is before: pictures that are seen in both directions.
+    ``visible_ends``: int64 ``[N]`` or ``None``: for rows of causal spans, the end of the logical slots that
+    they see, if some rows see later ones: those of pictures whose tokens attend in both directions.
     """
 
     token_ids: torch.Tensor
@@ -69,7 +69,7 @@ class Batch:
         return bool(self.trees) and self.trees[sequence]
 
     def tree_start(self, sequence: int) -> int:
-        """Logical slot of the tree's node 0; for a causal span the length of its prefix."""
+        """Return the logical slot of the tree's node 0; for a causal span the length of its prefix."""
         return (
             self.tree_starts[sequence]
             if self.is_tree(sequence) and self.tree_starts
@@ -80,16 +80,16 @@ class Batch:
         return self.span_starts[sequence + 1] - self.span_starts[sequence]
 
     def kv_len(self, sequence: int) -> int:
-        """Tokens in KV once this step's are written."""
+        """Return the number of tokens in KV after this step's have been written."""
         return self.prefix_lens[sequence] + self.query_len(sequence)
 
 
 @dataclass(slots=True, frozen=True)
 class Part:
-    """The rows of one sequence, on the host: ``M`` tokens from logical slot ``first`` of these ``pages`` on.
+    """The rows of one sequence, on the host: ``M`` tokens in ``pages`` from logical slot ``first`` on.
 
-    ``positions`` int64 ``[M]`` or ``[3, M]``. ``masks`` uint64 ``[M]`` if the rows are of a tree, whose node
-    0 is at slot ``tree_start``. ``visible_ends`` int64 ``[M]`` if some rows see later ones.
+    ``positions`` int64 ``[M]`` or ``[3, M]``. ``masks`` uint64 ``[M]`` if the rows belong to a tree, whose
+    node 0 is at slot ``tree_start``. ``visible_ends`` int64 ``[M]`` if some rows see later ones.
     """
 
     token_ids: npt.NDArray[np.int64]
@@ -102,7 +102,7 @@ class Part:
 
 
 def padded(tables: Seq[Seq[int]]) -> npt.NDArray[np.int64]:
-    """Pages of S sequences as one table ``[S, P]``, padded with 0."""
+    """Return the pages of S sequences as one table ``[S, P]``, padded with 0."""
     found = np.zeros((len(tables), max(map(len, tables))), dtype=np.int64)
     for row, pages in zip(found, tables, strict=True):
         row[: len(pages)] = pages
@@ -110,7 +110,7 @@ def padded(tables: Seq[Seq[int]]) -> npt.NDArray[np.int64]:
 
 
 def build_batch(parts: Seq[Part], page_size: int, device: torch.device) -> Batch:
-    """Describe ``parts`` as one row. Cost: one copy to the device, no loop over tokens."""
+    """Build one row from ``parts``. Costs one copy to the device, and no loop over tokens."""
     page_table = padded([part.pages for part in parts])
     lengths = [len(part.token_ids) for part in parts]
     logical = [np.arange(part.first, part.first + n) for part, n in zip(parts, lengths, strict=True)]

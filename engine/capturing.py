@@ -1,4 +1,4 @@
-"""What of an engine's steps is launched as CUDA graphs, and when."""
+"""Captures the parts of an engine's steps that run as CUDA graphs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from engine.target import TargetModel
 def capture_steps(
     config: EngineConfig, target: TargetModel, cache: KVCache, drafter: Drafter | None, sizes: Sizes
 ) -> None:
-    """On CUDA with Triton's attention, which takes its plan from memory; plain torch's is made of shapes.
-    After the drafter is made, which may tap layers of the target.
+    """Capture CUDA graphs of target and draft, on CUDA with Triton attention.
+
+    Triton attention reads its plan from memory, whereas plain torch's depends on shapes. Must be called after
+    the drafter is created, since that may tap layers of the target.
     """
     if not config.cuda_graphs or target.device.type != "cuda" or target.attention is None:
         return
@@ -26,5 +28,5 @@ def capture_steps(
 
 
 def pages_of(max_model_len: int, page_size: int) -> int:
-    """Of a sequence with a tree behind it, at most."""
+    """Return the most pages of a sequence, including a tree after its last token."""
     return -(-(max_model_len + MAX_TREE_NODES) // page_size) + 1

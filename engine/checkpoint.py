@@ -1,4 +1,4 @@
-"""Reads a checkpoint: its configuration, its weights in the right type, the tokens that end an answer."""
+"""Reads a checkpoint: its configuration, its weights in the right dtype, and its end-of-sequence tokens."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from engine.adapters.base import Adapter
 from engine.config import EngineConfig
 from engine.errors import ModelLoadError
 
-# A packed row holds many sequences: a scale that depends on the longest position would mix them up. (That of
-# ``dynamic`` does so only past ``max_position_embeddings``, where no sequence gets: see ``still_rope``.)
+# A packed row holds many sequences: a scale that depends on the longest position would couple them. (That of
+# ``dynamic`` does so only past ``max_position_embeddings``, which no sequence reaches: see ``still_rope``.)
 _ROW_DEPENDENT_ROPE = {"longrope"}
 _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 _HALVES = {"BF16": torch.bfloat16, "F16": torch.float16}
 _WHOLE = ("F32", "F64")
-_MAX_FAULTS = 3  # that a message names
+_MAX_FAULTS = 3  # listed in an error message
 
 
 def resolve_device(name: str) -> torch.device:
@@ -31,13 +31,13 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
         raise ModelLoadError(
-            "--device cuda was asked for, but torch finds no CUDA device; use --device cpu or auto"
+            "--device cuda was requested, but torch finds no CUDA device; use --device cpu or auto"
         )
     return torch.device(name)
 
 
 def resolve_dtype(config: EngineConfig, hf_config: PretrainedConfig) -> torch.dtype:
-    """``auto``: the checkpoint's own type on a GPU, float32 on a CPU."""
+    """Return the configured dtype; ``auto`` is the checkpoint's own dtype on a GPU, float32 on a CPU."""
     if config.dtype != "auto":
         dtype = getattr(torch, config.dtype)
         assert isinstance(dtype, torch.dtype)
@@ -49,21 +49,21 @@ def resolve_dtype(config: EngineConfig, hf_config: PretrainedConfig) -> torch.dt
 
 
 def read_eos_token_ids(config: EngineConfig) -> frozenset[int]:
-    """Tokens that end an answer: all that the generation config, the model's configs and its tokenizer name.
+    """Return all end tokens in the generation config, the model's configs and its tokenizer.
 
-    Fine-tuned for chats, a model may end its turns with a token that its tokenizer alone knows of.
+    A model that is fine-tuned for chat may end its turns with a token that only its tokenizer specifies.
     """
     hf_config = read_config(config)
     owners: list[Any] = [hf_config, hf_config.get_text_config()]
     with contextlib.suppress(OSError):  # many models have none
         generation = GenerationConfig.from_pretrained(config.model, revision=config.revision)
         if generation.eos_token_id is not None:
-            # A configuration without such a token has that of its class, which may be an ordinary one here.
+            # A config without the field inherits its class's default, an ordinary token in some vocabularies.
             written, _ = PretrainedConfig.get_config_dict(config.model, revision=config.revision)
             parts = [written, *(part for part in written.values() if isinstance(part, dict))]
             named = [part["eos_token_id"] for part in parts if "eos_token_id" in part]
             owners = [generation, *(SimpleNamespace(eos_token_id=ids) for ids in named)]
-    with contextlib.suppress(OSError, ValueError):  # the server's process says what is wrong with a tokenizer
+    with contextlib.suppress(OSError, ValueError):  # the server process reports a broken tokenizer
         tokenizer = AutoTokenizer.from_pretrained(
             config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
@@ -80,7 +80,7 @@ def read_config(config: EngineConfig) -> PretrainedConfig:
         hf_config = AutoConfig.from_pretrained(
             config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-    except Exception as error:  # what is wrong in a file decides what is raised
+    except Exception as error:  # a broken file may raise anything
         kind = "folder" if Path(config.model).is_dir() else "folder or hub id"
         raise ModelLoadError(
             f"{config.model!r} is not a {kind} with a readable config.json: {error}"
@@ -93,13 +93,13 @@ def read_config(config: EngineConfig) -> PretrainedConfig:
 
 
 def refuse_row_dependent(config: PretrainedConfig) -> None:
-    """Raise for layers and position schemes that a packed row would silently falsify."""
+    """Raise ``ModelLoadError`` for layers and rotary scalings that give wrong results in a packed row."""
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = {part.get("rope_type", "default") for part in ([rope, *rope.values()]) if isinstance(part, dict)}
     if kinds & _ROW_DEPENDENT_ROPE:
         raise ModelLoadError(
             f"rope type {sorted(kinds & _ROW_DEPENDENT_ROPE)} scales with the longest position in a row, "
-            "which a row of many sequences would falsify; this model cannot be served"
+            "which gives wrong results for a row of many sequences; this model cannot be served"
         )
     layers = set(getattr(config, "layer_types", None) or ()) - _KNOWN_LAYERS
     if layers:
@@ -124,8 +124,10 @@ def load_weights(config: EngineConfig, adapter_type: type[Adapter], dtype: torch
 
 
 def load_whole(adapter_type: type[Adapter], path: str, **kwargs: Any) -> PreTrainedModel:
-    """A model with every weight from its files; transformers draws those that are missing at random, with a
-    word in the log. Raises ``ModelLoadError`` for them, and for files that cannot be read.
+    """Load a model, all of whose weights must be in its files.
+
+    transformers initialises missing weights at random and only logs a warning. Raises ``ModelLoadError`` for
+    missing weights, and for files that cannot be read.
     """
     try:
         model, report = adapter_type.load(
@@ -147,8 +149,10 @@ def load_whole(adapter_type: type[Adapter], path: str, **kwargs: Any) -> PreTrai
 
 
 def load_narrow(config: EngineConfig, adapter_type: type[Adapter], dtype: torch.dtype) -> PreTrainedModel:
-    """Weights for arithmetic in float32, in the half precision that they are stored in, or in ``dtype`` if
-    that is asked for: kernels keep them so, and a float32 copy of everything would be twice as large.
+    """Load weights for float32 arithmetic, in the half precision in which they are stored, if any.
+
+    If ``dtype`` is not float32, they are loaded in ``dtype``. Kernels keep them in that precision; a float32
+    copy of everything would be twice as large.
     """
     if dtype != torch.float32:
         return load_weights(config, adapter_type, dtype)
@@ -165,8 +169,10 @@ def load_narrow(config: EngineConfig, adapter_type: type[Adapter], dtype: torch.
 
 
 def stored_half(model: str, revision: str | None) -> torch.dtype | None:
-    """The half-precision type that every floating weight of ``model``, a folder or hub id, is stored in;
-    ``None`` if they are stored otherwise or there are none. Raises ``OSError`` where files cannot be read.
+    """Return the half-precision dtype in which all floating-point weights of ``model`` are stored.
+
+    ``model`` is a folder or hub id. ``None`` if they are stored in other dtypes or there are none. Raises
+    ``OSError`` if files cannot be read.
     """
     found: set[str] = set()
     for path in _weight_files(model, revision):
@@ -177,7 +183,7 @@ def stored_half(model: str, revision: str | None) -> torch.dtype | None:
 
 
 def _weight_files(model: str, revision: str | None) -> list[str]:
-    """Those that transformers reads, and no other: a repository may hold weights for other programs, too."""
+    """Return the weight files that transformers reads; a repository may also hold other weight formats."""
     at = {"revision": revision, "_raise_exceptions_for_missing_entries": False}
     whole = cached_file(model, SAFE_WEIGHTS_NAME, **at)
     if whole is not None:
@@ -190,8 +196,9 @@ def _weight_files(model: str, revision: str | None) -> list[str]:
 
 
 def has_own_buffers(model: torch.nn.Module, dtype: torch.dtype) -> bool:
-    """Whether the model made numbers of its own in ``dtype`` while it was loaded: they are rounded, though no
-    weight of the checkpoint is.
+    """Whether the model computed buffers in ``dtype`` during loading.
+
+    Those are rounded, although no weight of the checkpoint is.
     """
     stored = model.state_dict().keys()
     return any(buffer.dtype == dtype for name, buffer in model.named_buffers() if name not in stored)

@@ -1,4 +1,4 @@
-"""The one seam between front ends and engines: what a client of an engine can do."""
+"""The engine client interface: the only boundary between front ends and engines."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ ReportListener = Callable[[StepReport], None]
 
 
 class EngineDeadError(RuntimeError):
-    """The engine is not there, or died while the request was open."""
+    """The engine is not running, or it died while the request was open."""
 
 
 class RequestRejectedError(ValueError):
-    """The engine refuses this one request; others go on. ``code`` says why."""
+    """The engine refused or failed this request; others are not affected. ``code`` says why."""
 
     def __init__(self, code: RejectCode, message: str) -> None:
         super().__init__(message)
@@ -31,32 +31,37 @@ class EngineClient(Protocol):
 
     @property
     def info(self) -> EngineInfo | None:
-        """What the engine said of itself when it became ready; ``None`` before."""
+        """The description that the engine sent when it became ready; ``None`` before."""
 
     @property
     def stats(self) -> EngineStats:
-        """The newest statistics received."""
+        """The latest statistics received."""
 
     def add_listener(self, listener: ReportListener) -> None:
         """Call ``listener`` with every step report (for metrics). It must not block."""
 
     async def start(self) -> None:
-        """Begin loading, unless that was done before. Returns at once; see ``wait_ready``."""
+        """Start loading, unless already started. Returns immediately; see ``wait_ready``."""
 
     async def wait_ready(self, timeout: float | None = None) -> EngineInfo:
-        """Wait for the model. Raises ``EngineDeadError`` if it cannot be loaded, ``TimeoutError``."""
+        """Wait until the model is loaded.
+
+        Raises ``EngineDeadError`` if it cannot be loaded, ``TimeoutError`` after ``timeout`` seconds.
+        """
 
     def generate(self, request: GenerateRequest) -> AsyncGenerator[RequestOutput, None]:
-        """Outputs of one request, the last with a finish reason other than ``error``.
+        """Yield the outputs of one request, the last with a finish reason other than ``error``.
 
-        Closing the generator early aborts the request. Raises ``RequestRejectedError`` where the engine
-        refuses it, ``EngineDeadError`` where the engine is not there or dies.
+        Closing the generator early aborts the request. Raises ``RequestRejectedError`` if the engine refuses
+        or fails the request, ``EngineDeadError`` if the engine is not running or dies.
         """
 
     def when_ended(self, request_ids: Iterable[str], callback: Callable[[], None]) -> None:
-        """Call back once the engine has ended these requests, whose generators are closed: until then they
-        still take its memory, and what they sent may be on its way. At once where it has.
+        """Call ``callback`` once the engine has ended these requests, whose generators are closed.
+
+        Until then they still take up memory in the engine, and their messages may be in flight. If they have
+        already ended, ``callback`` is called immediately.
         """
 
     async def shutdown(self, timeout: float = 0.0) -> None:
-        """Stop taking requests, give open ones ``timeout`` seconds, then end the engine."""
+        """Stop accepting requests, give open ones ``timeout`` seconds to finish, then end the engine."""

@@ -1,4 +1,4 @@
-"""What an engine needs to know to start. One immutable value; no torch, no environment."""
+"""Engine configuration: immutable settings, with no dependency on torch or the environment."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import msgspec
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 LogFormat = Literal["auto", "json", "console"]
-"""``auto``: lines for people on a terminal, JSON elsewhere."""
+"""``auto``: human-readable lines on a terminal, JSON elsewhere."""
 
 BranchName = Literal["prune", "prune_uniform", "prune_norm", "prune_attention", "pool", "conv", "resampler"]
-"""Branches that have a ratio."""
+"""Compressor branches that have a ratio."""
 CompressorName = Literal["auto", "none", BranchName, "text_only"]
-"""``auto``: the gate of the draft's own compressor, if it has one, else all visual tokens."""
+"""``auto``: decided by the gate of the draft's own compressor, if it has one, else all visual tokens."""
 
 MAX_TREE_NODES = 64
-"""Nodes of a draft tree with its root: a node's ancestors are the bits of one 64-bit integer."""
+"""Maximum nodes of a draft tree, root included: a node's ancestors are the bits of one 64-bit integer."""
 MAX_STEPS = 32
 MAX_TOPK = 32
 
 
 class SpeculativeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Upper limits of every draft tree; each step picks what pays within them.
+    """Upper limits of every draft tree; within them, each step chooses what pays.
 
-    ``num_steps``: depth; ``topk``: children of a node; ``num_draft_tokens``: nodes without the root, at most
-    ``MAX_TREE_NODES`` - 1. ``compressor``: what the draft sees of pictures where a request does not say;
-    ``compressor_ratios``: by branch, visual tokens for each that is kept.
+    ``num_steps``: depth; ``topk``: children per node; ``num_draft_tokens``: nodes without the root, at most
+    ``MAX_TREE_NODES`` - 1. ``compressor``: how pictures are compressed for the draft if a request does not
+    specify it; ``compressor_ratios``: visual tokens per kept token, by branch.
     """
 
     num_steps: int = 6
@@ -48,14 +48,16 @@ class SpeculativeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
                 raise ValueError(f"{name} must lie in 0..{most}, got {value}")
         if (self.num_steps - 1) * self.topk > MAX_TREE_NODES:
             raise ValueError(
-                f"(num_steps - 1) * topk must not pass {MAX_TREE_NODES}, the nodes that a draft can expand; "
+                f"(num_steps - 1) * topk must not exceed {MAX_TREE_NODES}, the nodes a draft can expand; "
                 f"got ({self.num_steps} - 1) * {self.topk}"
             )
 
 
 class VisualCompression(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Fewer visual tokens for the model itself, which changes answers. ``ratio``: tokens for each that is
-    kept, nearly. ``pool``: means of neighbours; ``prune``: those that differ most from each other.
+    """Lossy compression of visual tokens for the model itself, which changes its answers.
+
+    ``ratio``: approximate number of tokens per kept token. ``pool`` averages neighbouring tokens; ``prune``
+    keeps the tokens that differ most from each other.
     """
 
     method: Literal["none", "pool", "prune"]
@@ -69,14 +71,15 @@ NO_SPECULATION = SpeculativeConfig(num_steps=0, topk=0, num_draft_tokens=0)
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of one engine replica.
 
-    ``max_num_batched_tokens`` bounds the rows of one target forward, ``max_num_encoder_tokens`` the visual
-    tokens encoded in one step; ``None`` lets the engine choose by device. ``kv_cache_memory`` is in bytes;
-    ``None`` takes ``gpu_memory_utilization`` of a GPU, or a share of the free memory of a CPU.
+    ``max_num_batched_tokens`` bounds the rows of one target forward pass, ``max_num_encoder_tokens`` the
+    visual tokens encoded in one step; ``None`` lets the engine choose by device. ``kv_cache_memory`` is in
+    bytes; ``None`` takes ``gpu_memory_utilization`` of a GPU's memory, or a share of a CPU's free memory.
     ``draft``: ``none``, ``ngram``, a folder or hub id of draft weights, or ``auto``: the model's own draft
-    (folder ``draft`` inside the model's), else ``ngram``. ``cpu_kernels``: compile and use our own kernels
-    where they apply (a CPU, a C++ compiler); they compute in float32, from weights rounded to ``dtype``.
-    ``triton_kernels``: ours, on CUDA; ``cuda_graphs``: of steps of few rows, with those kernels.
-    ``target_visual_compression``: of requests that do not say; ``None`` refuses those that do.
+    (the folder ``draft`` inside the model's), else ``ngram``. ``cpu_kernels``: compile and use the engine's
+    own kernels where possible (a CPU and a C++ compiler); they compute in float32, from weights rounded to
+    ``dtype``. ``triton_kernels``: use the engine's Triton kernels on CUDA; ``cuda_graphs``: with them, run
+    steps of few rows as CUDA graphs. ``target_visual_compression``: the default for requests that do not
+    specify it; if ``None``, requests that do are refused.
     """
 
     model: str

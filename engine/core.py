@@ -1,4 +1,7 @@
-"""The step loop's body: draft, schedule, encode, execute, commit, emit. Knows no transport and no text."""
+"""The engine core: one step drafts, schedules, encodes, executes, commits and emits.
+
+It works on token ids only and knows nothing of transport or text.
+"""
 
 from __future__ import annotations
 
@@ -57,8 +60,10 @@ class EngineCore:
         make_budget: MakeBudget | None = None,
         grammars: GrammarCompiler | None = None,
     ) -> None:
-        """Without ``make_budget`` every tree is as large as the limits allow; without ``grammars`` a request
-        with a grammar is refused.
+        """Set up the engine around a loaded ``target``.
+
+        Without ``make_budget`` every tree is as large as the limits allow. Without ``grammars`` requests with
+        a grammar are refused.
         """
         started = time.monotonic()
         sizes = choose_sizes(
@@ -78,7 +83,8 @@ class EngineCore:
         self._runner = Runner(target, cache, self._embeddings, config.page_size)
         drafter = make_drafter(config, target, sizes)
         capture_steps(config, target, cache, drafter, sizes)
-        # With kernels, what is left to torch is too little to share, but for what takes more threads itself.
+        # With the CPU kernels, torch has too little left to do for more than one thread to pay. Parts that
+        # profit from more threads set their own number.
         self._small_threads = target.num_threads if target.kernels is None else 1
         with torch_threads(self._small_threads):
             budget = make_budget(config, target, cache, drafter) if make_budget and drafter else None
@@ -102,7 +108,7 @@ class EngineCore:
         )
         self._compiling = None if grammars is None else GrammarQueue(grammars)
         self._arrivals = itertools.count()
-        self._pending: list[RequestOutput] = []  # ends that no step has reported yet
+        self._pending: list[RequestOutput] = []  # final outputs not yet reported by a step
         self._prompt_tokens = self._generation_tokens = 0
         self._step_seconds = 0.0
         limits = self._speculator.limits
@@ -127,7 +133,7 @@ class EngineCore:
 
     @classmethod
     def load(cls, config: EngineConfig, make_drafter: MakeDrafter = choose_drafter) -> EngineCore:
-        """Load the model. Raises ``ModelLoadError`` where it cannot be served."""
+        """Load the model. Raises ``ModelLoadError`` if it cannot be served."""
         set_num_threads(config.num_threads)
         eos_token_ids = read_eos_token_ids(config)
         grammars = GrammarCompiler(partial(load_grammar_tokenizer, config, eos_token_ids))
@@ -149,7 +155,10 @@ class EngineCore:
         )
 
     def add(self, request: GenerateRequest) -> None:
-        """Queue a request whose id is free. One that can never be served is refused in the next outputs."""
+        """Queue a request; its id must not be in use.
+
+        A request that can never be served is refused in the outputs of the next step.
+        """
         try:
             self._take_in(self._admission.admit(request))
         except Rejected as error:
@@ -185,7 +194,7 @@ class EngineCore:
         self.scheduler.add(sequence)
 
     def abort(self, request_ids: list[str]) -> None:
-        """End these requests; their last output is in the next step's."""
+        """Abort these requests; their final outputs come with the next step."""
         for sequence in self.scheduler.find(request_ids):
             self.scheduler.finish(sequence, "abort")
             self._pending.append(self._output(sequence, []))
@@ -224,11 +233,11 @@ class EngineCore:
         )
 
     def check(self) -> None:
-        """Assert the integrity of pages, tables and pins."""
+        """Assert that pages, page tables and encoder cache pins are consistent."""
         self.scheduler.check()
 
     def _queue_compiled(self) -> None:
-        """Queue the requests whose grammars are ready; refuse those whose grammars never will be."""
+        """Queue requests whose grammars have been compiled; refuse those whose grammars failed to compile."""
         if not self._compiling:
             return
         for request, grammar in self._compiling.take(idle=not (self._pending or self.scheduler.has_work)):
@@ -243,7 +252,7 @@ class EngineCore:
             self._fail_users(plan, key, code, message)
 
     def _fail_users(self, plan: StepPlan, key: bytes, code: RejectCode, message: str) -> None:
-        """End every request that was to use this picture and take its span out of the step."""
+        """Fail every running request that needs this picture and remove its span from the step."""
         for sequence in [s for s in self.scheduler.running if key in s.pinned]:
             plan.spans = [span for span in plan.spans if span.sequence is not sequence]
             self._fail(sequence, message, code)
@@ -251,11 +260,11 @@ class EngineCore:
         self._embeddings.drop(key)
 
     def _fail_draw(self, sequence: Sequence) -> None:
-        """No token can be drawn for it."""
+        """Fail a sequence for which no token could be drawn."""
         if sequence.grammar is not None and sequence.grammar.error is not None:
-            self._fail(sequence, f"the grammar cannot go on: {sequence.grammar.error}", "invalid_grammar")
+            self._fail(sequence, f"the grammar cannot continue: {sequence.grammar.error}", "invalid_grammar")
         else:
-            self._fail(sequence, "the model gave no usable probabilities")
+            self._fail(sequence, "the model returned no usable probabilities")
 
     def _fail(self, sequence: Sequence, message: str, code: RejectCode = "internal_error") -> None:
         self.scheduler.finish(sequence, "error")
@@ -263,7 +272,11 @@ class EngineCore:
         self._pending.append(failure(sequence.request_id, code, message))
 
     def _execute(self, spans: list[Span]) -> tuple[list[RequestOutput], float]:
-        """Forward, walk, commit; the outputs, and the seconds of the first two, 0 where they say nothing."""
+        """Run the forward pass, walk the trees and commit.
+
+        Returns the outputs and the seconds that forward and walk took; 0 if the step had to be split, since
+        the time then says nothing about its cost.
+        """
         outputs: list[RequestOutput] = []
         seconds = 0.0
         for part, outcome in self._runner.run_parts(spans):
@@ -291,7 +304,7 @@ class EngineCore:
             rounds = [traced] if span.sequence.trace else None
         logprobs = None if walked.logprobs is None else walked.logprobs[: len(taken)]
         sequence, scores = span.sequence, None
-        if sequence.num_output_tokens == len(taken):  # the first: the prompt is through
+        if sequence.num_output_tokens == len(taken):  # the first output: the prompt has been processed
             self._prompt_tokens += sequence.num_prompt_tokens
             scores = None if sequence.sampling.prompt_logprobs is None else sequence.prompt_logprobs
         return self._output(sequence, taken, logprobs, rounds, scores)
@@ -309,7 +322,10 @@ class EngineCore:
         return output_of(sequence, token_ids, logprobs, rounds, scores)
 
     def _check_no_leak(self) -> None:
-        """At any idle moment every page is free or cached; a leak is a bug worth stopping for."""
+        """Raise ``RuntimeError`` if an idle engine still holds pages.
+
+        When idle, every page is free or cached. A leak is a bug serious enough to stop the engine.
+        """
         draft = self.scheduler.draft_pages
         for pool in (self._pool, draft.pool) if draft is not None else (self._pool,):
             if pool.num_available != pool.num_pages:
@@ -319,7 +335,8 @@ class EngineCore:
 
 
 def _tree_sizes(plan: StepPlan) -> list[int]:
-    """Of the sequences that want one token: how many drafts each has verified; 0 is plain decoding. Asked
-    before the step is committed: what a span was is read off its sequence.
+    """Return the number of drafts to verify for each sequence that wants one token; 0 is plain decoding.
+
+    Must be called before the step is committed, because a span's role is read off its sequence.
     """
     return [span.num_rows - 1 for span in plan.spans if span.samples and span.length == 1]

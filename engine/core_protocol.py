@@ -1,4 +1,4 @@
-"""What the loop around an engine needs of its core. The core knows no transport, threads or clients."""
+"""The interface between the engine loop and its core. The core knows no transport, threads or clients."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Core(Protocol):
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would move or end any request; rejections and aborts not yet reported count."""
+        """Whether a step would advance or end any request; unreported rejections and aborts count too."""
 
     def add(self, request: GenerateRequest) -> None:
-        """Take a request. One that cannot run is rejected in the outputs of the next step, not by raising."""
+        """Add a request. One that cannot run is rejected in the outputs of the next step, not by raising."""
 
     def abort(self, request_ids: list[str]) -> None:
         """End these open requests with finish reason ``abort`` in the outputs of the next step.
 
-        Asking twice before that step changes nothing.
+        Repeating the call before that step has no effect.
         """
 
     def step(self) -> StepReport:
@@ -36,4 +36,4 @@ class Core(Protocol):
 
 
 CoreLoader = Callable[[EngineConfig], Core]
-"""Raises ``engine.errors.ModelLoadError`` where the model cannot be served."""
+"""Raises ``engine.errors.ModelLoadError`` if the model cannot be served."""

@@ -1,4 +1,4 @@
-"""Which pictures' embeddings are kept, bounded by visual tokens. No torch: values are opaque.
+"""Cache of picture embeddings, bounded by visual tokens. No torch: values are opaque.
 
 An entry is pinned while a sequence still has to run tokens of that picture; unpinned entries are evicted,
 least recently used first, when room is needed.
@@ -21,7 +21,7 @@ class _Entry(Generic[Value]):
 
 
 class EncoderCache(Generic[Value]):
-    """Keyed by picture hash (and cache salt). ``reserve`` comes before ``put``, ``pin`` before use."""
+    """Cache keyed by picture hash and cache salt. Call ``reserve`` before ``put``, and ``pin`` before use."""
 
     def __init__(self, capacity_tokens: int) -> None:
         self.capacity_tokens = capacity_tokens
@@ -54,7 +54,7 @@ class EncoderCache(Generic[Value]):
         self._entries.move_to_end(key)
 
     def unpin(self, key: bytes, user: str) -> None:
-        """``user`` needs the entry no longer. Unknown pairs are fine: a failed encoding drops its entry."""
+        """Unpin an entry for ``user``. Unknown pairs are ignored, since a failed encoding drops its entry."""
         entry = self._entries.get(key)
         if entry is not None:
             entry.users.discard(user)
@@ -70,7 +70,7 @@ class EncoderCache(Generic[Value]):
         return value
 
     def drop(self, key: bytes) -> None:
-        """Forget an entry, whoever uses it: its encoding failed."""
+        """Drop an entry whose encoding failed, even if it is pinned."""
         if key in self._entries:
             self._drop(key)
 

@@ -1,7 +1,7 @@
-"""CUDA graphs: what is launched again and again, launched as one.
+"""CUDA graphs that launch all kernels of a small step at once.
 
-A small step is hundreds of kernels of a few microseconds each, which Python launches slower than a GPU runs
-them. A graph replays them from fixed memory: what differs from step to step is copied there first.
+A small step is hundreds of kernels of a few microseconds each, which Python launches more slowly than a GPU
+runs them. A graph replays them from fixed memory, into which each step's inputs are copied first.
 """
 
 from __future__ import annotations
@@ -24,47 +24,48 @@ from engine.kv_cache import KVCache
 log = logging.getLogger(__name__)
 
 ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-"""Rows of a step are padded to the next of these; one with more is not worth a graph."""
+"""Steps are padded to the next of these numbers of rows; for larger steps a graph does not pay."""
 
 Run = Callable[[], Seq[Tensor]]
 T = TypeVar("T")
 
 
 class Capture(Protocol):
-    """Makes a run repeatable: what it returns, and what runs it again, with results in the same memory."""
+    """Captures a run; returns its results and a function that runs it again into the same memory."""
 
     def __call__(self, run: Run) -> tuple[Seq[Tensor], Callable[[], None]]: ...
 
 
 class CudaCapture:
-    """Graphs that share the memory for what lies between inputs and results. A replay may overwrite the
-    results of every graph that was captured later: read them first.
+    """Captures graphs that share memory for intermediate results.
+
+    A replay may overwrite the results of all graphs that were captured later: read those first.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
     def __call__(self, run: Run) -> tuple[Seq[Tensor], Callable[[], None]]:
-        """Runs once before, for what is compiled or allocated at the first use."""
+        """Capture ``run`` after one warm-up run, for what is compiled or allocated on first use."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             run()
         graph = torch.cuda.CUDAGraph()
         how: Any = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
         try:
-            # A capture that fails leaves its stream the current one.
+            # A failed capture leaves its stream as the current one; the outer context restores it.
             with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, **how):
                 results = run()
         except Exception:
-            self._pool = torch.cuda.graph_pool_handle()  # what is in the old one is not to be relied on
+            self._pool = torch.cuda.graph_pool_handle()  # the old pool is in an undefined state
             raise
-        graph.replay()  # what the next capture reads must not be memory that nothing has written
+        graph.replay()  # the next capture must not read uninitialised memory
         return results, graph.replay
 
 
 @dataclass(slots=True)
 class _Captured:
-    """A forward of ``rows`` rows from fixed memory."""
+    """A captured forward pass of ``rows`` rows from fixed memory."""
 
     rows: int
     tiles: dict[int, FixedTiles]
@@ -74,9 +75,11 @@ class _Captured:
 
 @dataclass(slots=True)
 class RowGraphs:
-    """Forwards of rows over one KV cache. ``run`` takes inputs ``[N, width]`` and a context, and gives
-    tensors whose first dimension is N; no row may depend on others but by attention. ``max_pages``: of a
-    sequence; ``axes``: of positions.
+    """Graphs of forward passes over one KV cache, one per number of rows.
+
+    ``run`` takes inputs ``[N, width]`` and a context, and returns tensors whose first dimension is N; rows
+    may depend on each other only through attention. ``max_pages``: the most pages of a sequence; ``axes``:
+    the number of position axes.
     """
 
     run: Callable[[Tensor, AttentionContext], Seq[Tensor]]
@@ -101,7 +104,7 @@ class RowGraphs:
         self._positions = torch.zeros(shape, dtype=torch.int64, device=device)
 
     def prepare(self, max_num_seqs: int) -> None:
-        """Capture all sizes, largest first: the smaller ones fit into their memory."""
+        """Capture all sizes, largest first, so that smaller ones reuse their memory."""
         started = time.monotonic()
         most_single = next((rows for rows in ROWS if rows >= max_num_seqs), ROWS[-1])
         for rows in reversed(ROWS):
@@ -112,7 +115,7 @@ class RowGraphs:
 
     @torch.inference_mode()
     def forward(self, context: AttentionContext, inputs: Tensor) -> Seq[Tensor] | None:
-        """What ``run`` gives; ``None`` for a row that is not for graphs."""
+        """Return the results of ``run``; ``None`` for a row that no graph supports."""
         batch = context.batch
         fits = batch.num_rows <= ROWS[-1] and batch.page_table.shape[1] <= self.max_pages
         if context.cache is not self.cache or batch.visible_ends is not None or not fits:
@@ -123,11 +126,11 @@ class RowGraphs:
         captured = self._captured.get((rows, True), many) if single else many
         self._load(captured, batch, inputs)
         captured.replay()
-        # The next step overwrites them.
+        # Clone the results: the next step overwrites them.
         return [result[: batch.num_rows].clone() for result in captured.results]
 
     def _load(self, captured: _Captured, batch: Batch, inputs: Tensor) -> None:
-        """Rows behind the batch's write into the spare slot and are read by none."""
+        """Copy a batch into fixed memory. Padding rows write into the spare slot, which nothing reads."""
         count, (sequences, pages) = batch.num_rows, batch.page_table.shape
         self._inputs[:count] = inputs
         self._slots[:count] = batch.slots
@@ -139,12 +142,15 @@ class RowGraphs:
 
     @torch.inference_mode()
     def _make(self, rows: int, *, single: bool) -> _Captured:
-        """``single``: each row is of a sequence of its own, for which tiles are smaller."""
+        """Capture a graph for ``rows`` rows.
+
+        ``single``: each row belongs to a different sequence, for which tiles are smaller.
+        """
         device = self.cache.device
         tiles: dict[int, FixedTiles] = {}
 
         def cut(rows_per_tile: int) -> FixedTiles:
-            if rows_per_tile not in tiles:  # at the run before the capture
+            if rows_per_tile not in tiles:  # during the warm-up run before the capture
                 busy = rows if single else -(-rows // rows_per_tile)
                 tiles[rows_per_tile] = FixedTiles.room(rows, rows_per_tile, busy, device)
             return tiles[rows_per_tile]
@@ -164,22 +170,22 @@ def fixed_context(
     most_rows: int,
     cut: Callable[[int], Tiling],
 ) -> AttentionContext:
-    """Of rows that are described in fixed memory, by ``cut`` for Triton's kernel: see ``TritonSpans``."""
+    """Return the context of rows that are described in fixed memory; for ``cut`` see ``TritonSpans``."""
     from engine.kernels.triton_attention import TritonAttention, TritonSpans
 
     assert isinstance(cache.attention, TritonAttention)
     size, processors = cache.page_size, cache.attention.processors
     spans = TritonSpans(range(len(table)), table, size, most_rows, processors, cut)
     nothing = torch.empty(0, dtype=torch.int64, device=slots.device)
-    # Where attention is planned, no more of a batch is read than slots and positions.
+    # With planned attention, only the slots and positions of a batch are read.
     batch = Batch(nothing, positions, slots, table, (0, len(slots)), (0,), size)
     return AttentionContext(batch, cache, [], spans)
 
 
 def captured(what: str, make: Callable[[], T]) -> T | None:
-    """What ``make`` captures; ``None``, with a line in the log, where a model does what no graph holds."""
+    """Return what ``make`` captures; ``None``, with a warning, if the model cannot be captured."""
     try:
         return make()
-    except Exception as error:  # of a capture, of a compiler, of a model: kernel by kernel it runs
-        log.warning("no CUDA graphs of %s, which is slower: %s", what, error, exc_info=True)
+    except Exception as error:  # whatever goes wrong in a capture: the engine also runs without graphs
+        log.warning("%s runs without CUDA graphs, which is slower: %s", what, error, exc_info=True)
         return None

@@ -17,7 +17,7 @@ DIGEST_SIZE = 16
 
 
 def root_hash(salt: str) -> bytes:
-    """Parent of the first page. Another salt gives another chain, so that caches are not shared."""
+    """Return the parent hash of the first page. Each salt gives its own chain: caches are not shared."""
     return blake2b(salt.encode("utf-8", "surrogatepass"), digest_size=DIGEST_SIZE, person=b"root").digest()
 
 
@@ -37,8 +37,8 @@ def extend_hashes(
         start, end = page * page_size, (page + 1) * page_size
         digest = blake2b(hashes[-1] if hashes else root, digest_size=DIGEST_SIZE, person=b"page")
         digest.update(array("q", token_ids[start:end]).tobytes())
-        # Placeholder ids are the same for every picture: the picture itself, and where the page lies in it,
-        # must be part of the content.
+        # Placeholder ids are the same for every picture, so the hash must include the picture itself and the
+        # page's position in it.
         index = bisect_right(ends, start)
         while index < len(images) and images[index].start < end:
             place = (images[index].start - start).to_bytes(8, signed=True)

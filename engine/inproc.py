@@ -1,5 +1,6 @@
-"""Engines without a process of their own: for tests, scripts and offline use. The loop is the same as the
-worker's. Knows nothing of sockets; takes a core that is already loaded.
+"""In-process engines for tests, scripts and offline use.
+
+The loop is the same as the worker's. Uses no sockets, and takes a core that is already loaded.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from engine.loop import EngineLoop
 from engine.messages import ClientMessage, EngineInfo, GenerateRequest, RequestOutput, Shutdown, StepReport
 
 MAX_OPEN = 128
-"""How many requests an offline run holds at a time, unless told otherwise."""
+"""The default number of requests that an offline run keeps open at a time."""
 
 log = logging.getLogger(__name__)
 
@@ -26,15 +27,15 @@ log = logging.getLogger(__name__)
 def run_to_completion(
     core: Core, requests: Iterable[GenerateRequest], *, max_open: int = MAX_OPEN
 ) -> Iterator[RequestOutput]:
-    """Outputs of all ``requests``, as they come, without threads. However it ends, the core is left empty.
+    """Yield the outputs of all ``requests`` as they come, without threads. The core is always left empty.
 
-    Requests are drawn as they are needed: never more than ``max_open`` are drawn and have not ended. One that
-    is refused ends with an output of finish reason ``error``; an engine that breaks raises.
+    Requests are consumed lazily: at most ``max_open`` are open at any time. A refused request ends with an
+    output whose finish reason is ``error``; a broken engine raises.
     """
     if max_open < 1:
         raise ValueError("max_open must be at least 1")
     if core.has_work:
-        raise RuntimeError("the core is at work for somebody else")
+        raise RuntimeError("the core is busy with other requests")
     loop = EngineLoop(core)
     coming = iter(requests)
     try:
@@ -44,7 +45,7 @@ def run_to_completion(
             if not loop.num_open:
                 return
             yield from loop.step().outputs
-    except BaseException:  # what stayed would run, and answer, in the middle of the next run
+    except BaseException:  # requests left behind would run, and produce outputs, during the next run
         try:
             loop.abort_all()
         except Exception:
@@ -53,9 +54,9 @@ def run_to_completion(
 
 
 class InprocClient(StreamingClient):
-    """``EngineClient`` over a core in this process, which one thread of its own drives.
+    """``EngineClient`` for a core in this process, driven by a dedicated thread.
 
-    A step that hangs cannot be ended here: ``shutdown`` waits for it.
+    A step that hangs cannot be interrupted: ``shutdown`` waits for it.
     """
 
     def __init__(self, core: Core) -> None:
@@ -100,7 +101,7 @@ class InprocClient(StreamingClient):
             return
 
     def _run(self, event_loop: asyncio.AbstractEventLoop) -> None:
-        """The engine thread."""
+        """Body of the engine thread."""
 
         def emit(report: StepReport) -> None:
             event_loop.call_soon_threadsafe(self._on_report, report)

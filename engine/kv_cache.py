@@ -1,4 +1,4 @@
-"""The tensors behind the page pool: keys and values of every layer. Knows no sequences."""
+"""The KV cache: the tensors behind the page pool, with keys and values of every layer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.kernels.spans import AttentionKernels
 
 @dataclass(slots=True, frozen=True)
 class KVShape:
-    """Sizes of the KV of one token."""
+    """The shape and dtype of the KV of one token."""
 
     num_layers: int
     num_kv_heads: int
@@ -23,7 +23,7 @@ class KVShape:
 
     @classmethod
     def of(cls, config: PretrainedConfig, dtype: torch.dtype) -> KVShape:
-        """That of a text model with this configuration."""
+        """Return the KV shape of a text model with this configuration."""
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return cls(config.num_hidden_layers, config.num_key_value_heads, head_dim, dtype)
 
@@ -36,9 +36,11 @@ _CACHE_LINE = 64  # bytes
 
 
 class KVCache:
-    """Keys and values, one tensor ``[num_slots + 1, num_kv_heads, head_dim]`` a layer. ``attention``: what
-    reads them, besides torch. The last slot, ``num_slots``, is of no page: rows that only pad write there.
-    All lie in one tensor, so that slots are moved in all layers at once.
+    """Keys and values, one tensor ``[num_slots + 1, num_kv_heads, head_dim]`` per layer.
+
+    ``attention``: the attention kernels that read them, if not torch alone. The last slot, ``num_slots``,
+    belongs to no page: padding rows write there. All layers are views of one tensor, so that slots can be
+    moved in all layers at once.
     """
 
     def __init__(
@@ -61,11 +63,12 @@ class KVCache:
 
 
 def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros: unwritten slots are read under a mask, where garbage could be NaN.
+    """Return a tensor of zeros: unwritten slots are read under a mask, and garbage there could be NaN.
 
-    On a CPU the memory comes from numpy, which leaves zeroed pages to the operating system: it is committed
-    when first written, so a large cache costs neither start-up time nor memory that nobody uses. Its large
-    pieces begin 16 bytes behind a page, and keys that lie across cache lines take longer to read.
+    On a CPU the memory comes from numpy, which leaves zeroing to the operating system. Pages are committed
+    when first written, so a large cache costs neither start-up time nor unused memory. The tensor is aligned
+    to cache lines: large numpy allocations start 16 bytes past a page boundary, and keys that straddle cache
+    lines take longer to read.
     """
     if device.type != "cpu":
         return torch.zeros(size, dtype=dtype, device=device)

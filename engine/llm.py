@@ -1,4 +1,4 @@
-"""The offline API: a batch of chats with pictures in, answers out, in this process.
+"""The offline API: answers a batch of chats with pictures in this process.
 
     from engine.llm import LLM
     from processing.chat import ChatMessage, ImagePart, TextPart
@@ -7,7 +7,7 @@
     chat = [ChatMessage("user", [ImagePart(picture), TextPart("What is this?")])]
     print(llm.generate([chat], max_tokens=64)[0].text)
 
-The same step loop as the server's, with no transport between.
+Uses the same step loop as the server, without any transport.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from processing.processor import Processor
 
 @dataclass(slots=True)
 class Completion:
-    """One answer. ``token_ids`` holds the stop token, if that ended it; ``text`` does not."""
+    """One answer. ``token_ids`` includes the stop token, if one ended the answer; ``text`` does not."""
 
     num_prompt_tokens: int = 0
     text: str = ""
@@ -46,17 +46,17 @@ class LLM:
         config = EngineConfig(model=model, **settings)
         self.processor = Processor.from_pretrained(model, config.revision, config.trust_remote_code)
         self.core = EngineCore.load(config)
-        # As many as run together, and as many ready to follow: pixels of more would only take memory.
+        # As many as run together, and as many again ready to follow: pixels of more would only take memory.
         self._max_open = 2 * config.max_num_seqs
 
     def generate(
         self, chats: Sequence[Sequence[ChatMessage]], *, progress: bool = True, **sampling: Any
     ) -> list[Completion]:
-        """Answer every chat; the order is kept. ``sampling`` are the fields of ``SamplingParams``.
+        """Answer every chat, in order. ``sampling`` are the fields of ``SamplingParams``.
 
-        ``temperature`` is 0 unless given, ``max_tokens`` what the context leaves. Chats run together, as
-        many as the engine's limits allow. One that the template or the engine refuses gets a ``Completion``
-        with ``error``; the others are answered.
+        By default ``temperature`` is 0 and ``max_tokens`` is what the context leaves. As many chats run
+        together as the engine's limits allow. A chat that the template or the engine refuses gets a
+        ``Completion`` with ``error``; the others are answered.
         """
         defaults = {"temperature": 0.0, "max_tokens": self.core.info.max_model_len}
         params = SamplingParams(**(defaults | sampling))
@@ -76,7 +76,7 @@ class LLM:
         completions: list[Completion],
         bar: tqdm[Any],
     ) -> Iterator[GenerateRequest]:
-        """Drawn while earlier ones run, so that the pixels of all chats are never there at once."""
+        """Yield requests lazily, while earlier ones run, so that the pixels of all chats never coexist."""
         for index, (chat, completion) in enumerate(zip(chats, completions, strict=True)):
             try:
                 prompt = self.processor.apply(chat)

@@ -1,5 +1,7 @@
-"""Drives one core and keeps the promise that every request ends exactly once. The same loop serves in
-process (``engine.inproc``) and behind sockets (``engine.ipc.worker``). It knows no threads, no transport.
+"""The engine loop: drives one core and guarantees that every request ends exactly once.
+
+The same loop runs in process (``engine.inproc``) and behind sockets (``engine.ipc.worker``). It knows
+nothing of threads or transport.
 """
 
 from __future__ import annotations
@@ -31,9 +33,9 @@ from engine.messages import (
 HEARTBEAT_SECONDS = 1.0
 
 INTAKE_SECONDS = 0.005
-"""Between two steps, for new requests: a flood of them must not keep those that run waiting."""
+"""Time for new requests between two steps: a flood of them must not delay the running ones."""
 
-# The text is fixed: what an exception says may hold addresses and paths. The log has the traceback.
+# A fixed text, since an exception's message may contain addresses and paths. The log has the traceback.
 ENGINE_BROKE = RequestError(code="internal_error", message="The engine failed while this request was open.")
 UNREADABLE = RequestError(code="invalid_request", message="The engine could not read this request.")
 
@@ -46,24 +48,25 @@ class Unreadable:
 
 
 Receive = Callable[[float], Iterable[ClientMessage | Unreadable]]
-"""What has arrived; if nothing has, waits for up to so many seconds. 0 does not wait.
-The loop may stop reading early: what was not read must be there the next time."""
+"""Returns the messages that have arrived; if there are none, waits for up to the given seconds (0: not at
+all). The loop may stop reading early: messages not read must be returned by the next call."""
 
 log = logging.getLogger(__name__)
 
 
 class EngineLoop:
-    """A core, and the ids of the requests that are open in it."""
+    """Runs a core and tracks its open requests."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
         self._open: dict[str, None] = {}  # a set that keeps the order of arrival
         self._arrived: dict[str, GenerateRequest] = {}  # open, not yet in the core
-        # The same as a heap: priority, number, id. Aborted ones stay until it is their turn.
+        # The same requests as a heap of (priority, number, id). Aborted ones stay until they are popped.
         self._turns: list[tuple[int, int, str]] = []
         self._numbers = itertools.count()
         self._tensors = TensorsKept()
-        self._refusals: list[RequestOutput] = []  # of requests that the core never sees, for the next report
+        # Final outputs of requests that the core never sees, for the next report.
+        self._refusals: list[RequestOutput] = []
 
     @property
     def num_open(self) -> int:
@@ -76,7 +79,7 @@ class EngineLoop:
         self._core.add(request)
 
     def abort(self, request_ids: Iterable[str]) -> None:
-        """Ids that are unknown or have ended are ignored."""
+        """Abort these requests. Ids that are unknown or have ended are ignored."""
         known = []
         for request_id in request_ids:
             if self._arrived.pop(request_id, None) is not None:
@@ -88,12 +91,12 @@ class EngineLoop:
             self._core.abort(known)
 
     def step(self) -> StepReport:
-        """One step of the core; an empty report if there is nothing to do."""
+        """Run one step of the core; return an empty report if there is nothing to do."""
         if self._core.has_work:
             report = self._core.step()
         elif not self._open:
             report = StepReport(outputs=[], stats=self._core.stats)
-        else:  # a core that forgets a request would leave its client waiting for ever
+        else:  # a core that forgets a request would leave its client waiting forever
             raise RuntimeError(f"the core is idle while {self.num_open} requests are open")
         for output in report.outputs:
             if output.finish_reason is not None:
@@ -102,13 +105,13 @@ class EngineLoop:
         return self._counted(_extended(report, refusals))
 
     def abort_all(self) -> StepReport:
-        """End every open request. Closes the loop: the core may be in any state afterwards."""
+        """End every open request. The loop must not be used afterwards: the core may be in any state."""
         self.abort(list(self._open))
         report = self.step()
         return _extended(report, list(self._end_all("abort")))
 
     def run(self, receive: Receive, emit: Callable[[StepReport], None]) -> None:
-        """Serve until a ``Shutdown``. If the core breaks, tells every open request and raises.
+        """Serve until a ``Shutdown`` arrives. If the core breaks, fail every open request and raise.
 
         Emits one report per step; while idle, an empty one every ``HEARTBEAT_SECONDS``.
         """
@@ -117,12 +120,12 @@ class EngineLoop:
                 emit(self.step())
             emit(self.abort_all())
         except Exception:
-            # Not even statistics are asked of a core that broke.
+            # A broken core is not even asked for statistics.
             emit(StepReport(outputs=list(self._end_all("error", ENGINE_BROKE)), stats=EngineStats()))
             raise
 
     def _counted(self, report: StepReport) -> StepReport:
-        """With those who wait before the core among those who wait."""
+        """Return ``report`` with requests that are not yet in the core counted as waiting."""
         if not self._arrived:
             return report
         waiting = report.stats.num_waiting + len(self._arrived)
@@ -134,10 +137,10 @@ class EngineLoop:
         return bool(self._arrived) or self._core.has_work
 
     def _take(self, messages: Iterable[ClientMessage | Unreadable]) -> bool:
-        """Whether to go on: not after a ``Shutdown``.
+        """Process ``messages``; return ``False`` after a ``Shutdown``.
 
-        Reading a message is quick, adding a request to the core is not. So aborts are heard over requests
-        that arrived before them and still wait to be added.
+        Reading a message is quick, adding a request to the core is not. Requests are therefore queued first,
+        so that an abort takes effect before earlier requests have been added.
         """
         deadline: float | None = None
         for message in messages:
@@ -147,7 +150,7 @@ class EngineLoop:
                 case AbortRequest(request_ids=request_ids):
                     self.abort(request_ids)
                 case GenerateRequest(request_id=request_id) if request_id in self._open:
-                    # An answer would reach the request that owns the id. Our clients never send this.
+                    # A reply would reach the request that owns the id. Our clients never send this.
                     log.error("dropped a second request with the id %r", request_id)
                 case ForgetPictures(hashes=hashes):
                     self._tensors.forget(hashes)
@@ -155,7 +158,8 @@ class EngineLoop:
                     self._arrive(message)
                 case Unreadable(request_id=str(request_id)) if request_id not in self._open:
                     self._refusals.append(_ended(request_id, "error", UNREADABLE))
-            # The first message may have been waited for. What is not read stays where it is.
+            # The deadline starts with the first message, which the loop may have waited for. Messages that
+            # are not read stay in the transport.
             deadline = deadline or time.monotonic() + INTAKE_SECONDS
             if self._busy and time.monotonic() >= deadline:
                 break
@@ -166,7 +170,7 @@ class EngineLoop:
         request_id = message.request_id
         try:
             request = self._tensors.complete(message)
-        except KeyError:  # what they came with could not be read
+        except KeyError:  # the message that carried a picture's tensors could not be read
             self._refusals.append(_ended(request_id, "error", UNREADABLE))
             return
         self._open[request_id] = None
@@ -174,7 +178,7 @@ class EngineLoop:
         heapq.heappush(self._turns, (request.priority, next(self._numbers), request_id))
 
     def _add_arrived(self, deadline: float) -> None:
-        """At least one, and more until the ``deadline`` or while there is nothing else to do."""
+        """Add at least one request to the core, and more until the deadline or while the core is idle."""
         while self._turns:
             _, _, request_id = heapq.heappop(self._turns)
             request = self._arrived.pop(request_id, None)

@@ -1,6 +1,6 @@
-"""How much of a GPU's memory serving takes besides weights and KV, found by running the largest step once.
+"""Measures the GPU memory that serving needs besides weights and KV, by running the largest step once.
 
-The rest can go to KV pages. Nothing here is used on a CPU, where KV has a share of what is free.
+The rest can be used for KV pages. Not used on a CPU, where KV gets a share of the free memory.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from processing.prompt import ImageInput
 
 log = logging.getLogger(__name__)
 
-_SIDES = (1024, 1536, 2048, 3072, 4096)  # pixels, of pictures that are tried
-_WAITING_STATES = 4  # of a token: the three that EAGLE-3 reads, and its embedding
-_LEVEL_BYTES = 16  # of a row and token in the graphs of a draft's levels: logits and three steps in float32
-_DRAFT_LAYERS = 2  # of the target's, in weights: a draft's one and what joins its inputs
+_SIDES = (1024, 1536, 2048, 3072, 4096)  # side lengths of the pictures to try, in pixels
+_WAITING_STATES = 4  # per token: the three that EAGLE-3 reads, and its embedding
+_LEVEL_BYTES = 16  # per row and token in the graphs of a draft's levels: logits and three steps in float32
+_DRAFT_LAYERS = 2  # weights of a draft in target layers: its own layer and what joins its inputs
 
 
 def reserved_bytes(config: EngineConfig, target: TargetModel, limits: Limits) -> int:
-    """On CUDA: the peak of the largest step, the encoder's cache, and a draft that is not loaded yet. Raises
-    ``ModelLoadError`` if such a step does not fit.
+    """Return the CUDA memory to reserve: the largest step's peak, the encoder cache, and the future draft.
+
+    Raises ``ModelLoadError`` if the largest step does not fit.
     """
     rows = min(limits.max_num_batched_tokens, target.max_position)
     cache = KVCache(
@@ -51,21 +52,23 @@ def reserved_bytes(config: EngineConfig, target: TargetModel, limits: Limits) ->
     except torch.cuda.OutOfMemoryError as error:
         raise ModelLoadError(
             f"a step of {rows} rows and {limits.max_num_encoder_tokens} visual tokens does not fit into "
-            "the memory of the GPU; lower --max-num-batched-tokens"
+            "GPU memory; lower --max-num-batched-tokens"
         ) from error
     peak = torch.cuda.max_memory_allocated(target.device) - before
     del cache
     torch.cuda.empty_cache()
     kept = config.encoder_cache_tokens * width * target.dtype.itemsize
     draft = 0 if config.draft in ("none", "ngram") else draft_bytes(config, target)
-    log.info("of the GPU's memory %d bytes go to a step, %d to pictures, %d to a draft", peak, kept, draft)
+    log.info("reserved GPU memory: %d bytes for a step, %d for pictures, %d for a draft", peak, kept, draft)
     return peak + kept + draft
 
 
 @torch.inference_mode()
 def encode_most(config: EngineConfig, target: TargetModel, max_tokens: int) -> torch.Size:
-    """Encode one blank picture as often as a step may, at least once: how many visual tokens, and the columns
-    that are kept of each (more than the text model's width, where early layers get features of their own).
+    """Encode as many copies of a blank picture as a step may, at least one.
+
+    Returns the number of visual tokens and the columns kept of each, which exceed the text model's width if
+    early layers get features of their own.
     """
     if target.adapter.image_token_id is None:
         return torch.Size((0, 0))
@@ -75,8 +78,10 @@ def encode_most(config: EngineConfig, target: TargetModel, max_tokens: int) -> t
 
 
 def _largest_image(config: EngineConfig) -> ImageInput:
-    """The square that becomes the most tokens that are encoded at all. Where pictures keep their size, a
-    large one takes more memory than as many tokens of small ones, and it may be all that a step encodes.
+    """Return the square picture with the most tokens that can be encoded.
+
+    If pictures keep their size, a large one takes more memory than small ones with as many tokens in total,
+    and a step may encode a single large one.
     """
     processor = Processor.from_pretrained(config.model, config.revision, config.trust_remote_code)
     largest: ImageInput | None = None
@@ -92,7 +97,7 @@ def _largest_image(config: EngineConfig) -> ImageInput:
 
 @torch.inference_mode()
 def forward_most(config: EngineConfig, target: TargetModel, cache: KVCache, rows: int) -> torch.Size:
-    """Run one sequence of ``rows`` tokens, and the logits of as many rows as can be drawn from in a step."""
+    """Run one sequence of ``rows`` tokens and compute logits for the most rows that a step can sample."""
     order = np.arange(rows)
     pages = range(cache.num_slots // config.page_size)
     part = Part(np.zeros(rows, np.int64), order, pages, first=0)
@@ -102,10 +107,11 @@ def forward_most(config: EngineConfig, target: TargetModel, cache: KVCache, rows
 
 
 def draft_bytes(config: EngineConfig, target: TargetModel) -> int:
-    """Of a draft of the target's kind, at most: its weights, a head of its own as large as the target's, KV
-    for the trees of all sequences, what waits for it, and the graphs of its levels. Its KV of every page is
-    part of the page's price (:mod:`engine.sizing`); the feature that stays beside each page, a hundredth of
-    that, is not counted.
+    """Return an upper bound for the memory of a draft of the target's type.
+
+    It covers the weights, a separate head as large as the target's, KV for the trees of all sequences,
+    waiting features, and the graphs of its levels. The draft's KV for every page is part of the page size
+    (:mod:`engine.sizing`); the feature kept with each page, a hundredth of that, is not counted.
     """
     layer: Any = target.adapter.text_model.layers[0]  # type: ignore[index]
     weights = sum(parameter.numel() * parameter.element_size() for parameter in layer.parameters())

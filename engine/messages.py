@@ -1,4 +1,4 @@
-"""What travels between a front end and an engine. No torch, no transport.
+"""Messages exchanged between a front end and an engine. No torch, no transport.
 
 Every request ends exactly once: with a ``RequestOutput`` that carries a ``finish_reason``.
 """
@@ -20,13 +20,13 @@ RejectCode = Literal[
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How the tokens of one choice are drawn. Ranges are checked at the HTTP edge and again on arrival.
+    """How the tokens of one choice are sampled. Ranges are checked at the HTTP edge and again by the engine.
 
-    ``seed`` and ``choice_index`` key the counter-based noise: the same pair draws the same text whatever
-    else is in the batch. ``temperature`` 0 is greedy. ``top_k`` 0 is off. ``logprobs`` is how many of the
-    likeliest tokens to report beside the chosen one (``None``: report nothing), ``prompt_logprobs`` the same
-    of the prompt's tokens, all of which are computed then. ``max_tokens`` 0 ends behind the prompt.
-    ``grammar``: what the answer must be, up to ``max_tokens``, in the language of ``engine.grammar.grammar``.
+    ``seed`` and ``choice_index`` key the counter-based noise: the same pair draws the same text whatever else
+    is in the batch. ``temperature`` 0 is greedy. ``top_k`` 0 disables it. ``logprobs`` is how many of the
+    likeliest tokens to report beside the chosen one (``None``: report nothing); ``prompt_logprobs`` is the
+    same for the prompt tokens, all of which are then computed. ``max_tokens`` 0 ends after the prompt.
+    ``grammar`` constrains the answer, up to ``max_tokens``, in the format of ``engine.grammar.grammar``.
     """
 
     max_tokens: int
@@ -52,10 +52,10 @@ class SpeculativeParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     """How far a request may speculate; ``None`` takes the engine's setting, which is also the upper limit.
 
     ``num_steps`` bounds the depth of a draft tree, ``topk`` the children of a node, ``num_draft_tokens`` the
-    nodes of a tree without its root; 0 in any of them is plain decoding, as is ``enabled`` false. ``trace``:
-    report every round's tree. ``compressor``: what the draft sees of pictures; ``auto`` leaves that to the
-    engine and to ``details``, how finely to look at each picture (empty: ``auto`` for all). None of these
-    changes the text.
+    nodes of a tree without its root; 0 in any of them means plain decoding, as does ``enabled`` false.
+    ``trace``: report the tree of every round. ``compressor``: how pictures are compressed for the draft;
+    ``auto`` leaves that to the engine and to ``details``, the level of detail of each picture (empty:
+    ``auto`` for all). None of these changes the generated text.
     """
 
     enabled: bool = True
@@ -68,10 +68,12 @@ class SpeculativeParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
 
 
 class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
-    """One choice to generate. ``cache_salt`` separates prefix caches; lower ``priority`` runs first.
-    Pictures that the engine has travel without tensors (``engine.ipc.tensors_once``).
-    ``visual_compression``: lossy; ``None`` takes the engine's setting. ``arrived_at``: monotonic seconds, as
-    the engine's loop heard of it; from then on it waits.
+    """One choice to generate.
+
+    ``cache_salt`` separates prefix caches; lower ``priority`` runs first. Pictures that the engine already
+    has are sent without tensors (``engine.ipc.tensors_once``). ``visual_compression``: lossy compression for
+    the model itself; ``None`` takes the engine's setting. ``arrived_at``: when the engine's loop received the
+    request, in monotonic seconds; queue time is counted from then on.
     """
 
     request_id: str
@@ -85,19 +87,19 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True, tag="generate")
 
 
 class AbortRequest(msgspec.Struct, frozen=True, kw_only=True, tag="abort"):
-    """Stop these requests. Ids that are unknown or have ended are ignored."""
+    """Abort these requests. Ids that are unknown or have ended are ignored."""
 
     request_ids: list[str]
 
 
 class ForgetPictures(msgspec.Struct, frozen=True, kw_only=True, tag="forget"):
-    """No open request has these pictures any more; see ``engine.ipc.tensors_once``."""
+    """Drop these pictures: no open request uses them any more. See ``engine.ipc.tensors_once``."""
 
     hashes: list[bytes]
 
 
 class Shutdown(msgspec.Struct, frozen=True, kw_only=True, tag="shutdown"):
-    """Abort what runs, tell its clients, and end the process."""
+    """Abort all open requests, report their ends, and end the process."""
 
 
 ClientMessage = GenerateRequest | AbortRequest | ForgetPictures | Shutdown
@@ -127,12 +129,13 @@ class RequestError(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ShownPicture(msgspec.Struct, frozen=True, kw_only=True):
-    """What a draft has of a picture: the branch of its compressor (``none``: all of it) and the visual tokens
-    that it kept. No branch: the draft goes without this picture.
+    """How the draft sees a picture: the branch of its compressor and the number of visual tokens kept.
 
-    For those who asked for a trace, ``grids``: (rows, columns) of each grid of the picture's visual tokens,
-    row by row, one grid after the other; ``sources``: the tokens whose places the kept ones take, ``None``
-    where that is not known, or where all were kept.
+    Branch ``none`` keeps all tokens. If ``compressor`` is ``None``, the draft does not see this picture.
+
+    For requests with a trace, ``grids``: (rows, columns) of each grid of the picture's visual tokens, row by
+    row, one grid after the other; ``sources``: the tokens whose places the kept ones take, ``None`` if that
+    is not known or if all were kept.
     """
 
     compressor: str | None
@@ -145,8 +148,8 @@ class SpeculationStats(msgspec.Struct, frozen=True, kw_only=True):
     """What speculation did for one request. A round is a step that verified a tree of at least one draft.
 
     ``num_spec_tokens``: output tokens of all rounds, bonus tokens included. ``acceptance_histogram[k]``:
-    rounds in which ``k`` drafts were accepted. ``visual_tokens``: of the prompt. ``pictures``: in their
-    order, as far as a draft that sees pictures got to see them.
+    rounds in which ``k`` drafts were accepted. ``visual_tokens``: the number of visual tokens in the prompt.
+    ``pictures``: in order, as far as the draft has decided how to see them; empty if it ignores pictures.
     """
 
     num_spec_steps: int = 0
@@ -159,9 +162,11 @@ class SpeculationStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TracedRound(msgspec.Struct, frozen=True, kw_only=True):
-    """One verified tree. Node ``i`` drafts ``token_ids[i]`` after node ``parents[i]``; -1 is the root, the
-    last token before the round. ``accepted``: the walked nodes, root first left out; ``bonus_token_id``: the
-    target's own token after them.
+    """One verified tree.
+
+    Node ``i`` drafts ``token_ids[i]`` after node ``parents[i]``; -1 is the root, the last token before the
+    round. ``accepted``: the nodes on the accepted path, from the root down, without the root;
+    ``bonus_token_id``: the target's own token after them.
     """
 
     token_ids: list[int]
@@ -171,13 +176,14 @@ class TracedRound(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RequestOutput(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens that one request gained in one step.
+    """The tokens that one request gained in one step.
 
-    ``token_ids`` includes the stop token, if that is what ended the request; ``stop_token_id`` names it.
-    ``timings`` come with the last output; ``speculation`` counts so far and comes with every one (a stop
-    string ends a request before its last is heard); ``rounds`` come to those who asked for a trace.
-    ``num_spared_tokens``: visual tokens that lossy compression took out of the prompt. ``prompt_logprobs``:
-    of the prompt's tokens but the first, with the first output of a request that asked for them.
+    ``token_ids`` includes the stop token if that is what ended the request; ``stop_token_id`` then holds it.
+    ``timings`` come with the last output. ``speculation`` holds the counts so far and comes with every
+    output, since a stop string ends a request before its last output is seen. ``rounds`` are sent only for
+    requests with a trace. ``num_spared_tokens``: visual tokens that compression removed from the prompt.
+    ``prompt_logprobs``: those of the prompt tokens from the second on, with the first output of a request
+    that asked for them.
     """
 
     request_id: str
@@ -198,9 +204,10 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     """Gauges, and counters since the engine started. Cache queries and hits count tokens (mm: pictures).
 
     ``spec_accepted_per_depth[d]``: rounds in which the draft at depth ``d + 1`` was accepted.
-    ``draft_seconds``: time spent drafting; ``step_seconds``: time of all steps. ``draft_pictures``: pictures
-    that the draft took in, by the branch of its compressor; ``draft_visual_tokens``: theirs, of which
-    ``draft_kept_visual_tokens`` were kept; ``draft_kv_bytes_saved``: what the others would have taken.
+    ``draft_seconds``: time spent drafting; ``step_seconds``: total time of all steps. ``draft_pictures``:
+    pictures that the draft has processed, by the branch of its compressor; ``draft_visual_tokens``: their
+    visual tokens, of which ``draft_kept_visual_tokens`` were kept; ``draft_kv_bytes_saved``: the KV cache
+    bytes that the others would have taken.
     """
 
     num_running: int = 0
@@ -226,7 +233,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
-    """Sent once when the model is loaded."""
+    """Description of a loaded engine, sent once when it is ready."""
 
     model: str
     family: str
@@ -239,20 +246,20 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     page_size: int
     load_seconds: float
     draft: str = "none"
-    """What drafts: ``eagle``, ``ngram`` or ``none``."""
+    """The kind of draft: ``eagle``, ``ngram`` or ``none``."""
     num_steps: int = 0
     topk: int = 0
     num_draft_tokens: int = 0
     compressors: tuple[CompressorName, ...] = ("auto", "none")
-    """What a request may ask for."""
+    """The compressors that a request may ask for."""
     visual_compression: VisualCompression | None = None
-    """Of requests that do not say; ``None``: a request may not ask for any."""
+    """The default for requests that do not specify it; ``None``: requests may not ask for any."""
 
 
 class StepReport(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
-    """Outcome of one engine step; an idle engine sends empty ones as heartbeats.
+    """The outcome of one engine step; an idle engine sends empty reports as heartbeats.
 
-    ``tree_sizes``: drafts verified for each sequence that could have had some; 0 where it decoded plainly.
+    ``tree_sizes``: drafts verified for each sequence that could have had some; 0 if it decoded plainly.
     """
 
     outputs: list[RequestOutput]
@@ -262,7 +269,7 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
 
 
 class LoadFailed(msgspec.Struct, frozen=True, kw_only=True, tag="load_failed"):
-    """The model cannot be served; starting again would not help."""
+    """The model cannot be served, and restarting would not help."""
 
     message: str
 

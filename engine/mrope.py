@@ -1,8 +1,9 @@
 """Rotary positions with three axes (M-RoPE: time, height, width) for prompts with pictures. No torch.
 
-A text token has the same number on all axes. The tokens of a picture start at the number that a text token
-would have had there and count rows and columns of the picture's grid; the text behind goes on after the
-longer side, so that a sequence's largest position is less than its length (arXiv 2409.12191, section 2.1).
+A text token has the same position on all axes. The tokens of a picture start at the position that a text
+token would have had there and count rows and columns of the picture's grid; the text after it continues after
+the longer side, so that a sequence's largest position is less than its length (arXiv 2409.12191, section
+2.1).
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ Positions = npt.NDArray[np.int64]
 
 
 def grid_positions(num_tokens: int, images: Sequence[ImageInput], merge_size: int) -> Positions:
-    """Positions int64 ``[3, num_tokens]``.
+    """Return the positions, int64 ``[3, num_tokens]``.
 
-    ``images``: in their order, each one span; ``image_grid_thw`` ``[1, 3]`` of each says how many patches it
-    has each way, of which ``merge_size`` by ``merge_size`` become a token. One token of text, a picture of 2
-    rows and 3 columns, two tokens of text:
+    ``images``: in order, each with one span. ``image_grid_thw`` ``[1, 3]`` holds the number of patches per
+    axis, of which ``merge_size`` by ``merge_size`` become one token. Example with one text token, a picture
+    of 2 rows and 3 columns, and two text tokens:
 
         time     0   1 1 1 1 1 1   4 5
         height   0   1 1 1 2 2 2   4 5

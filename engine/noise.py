@@ -14,11 +14,11 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 def uniforms(
     seeds: npt.NDArray[np.uint64], choices: npt.NDArray[np.uint64], positions: npt.NDArray[np.uint64]
 ) -> npt.NDArray[np.float64]:
-    """Uniform numbers in [0, 1) with 53 bits, elementwise.
+    """Return uniform numbers in [0, 1) with 53 bits, elementwise.
 
     Three rounds of the SplitMix64 finaliser (Steele, Lea, Flood 2014), absorbing one counter each.
     """
-    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is intended
         state = _mix(seeds + _GOLDEN)
         state = _mix((state ^ choices) + _GOLDEN)
         state = _mix((state ^ positions) + _GOLDEN)

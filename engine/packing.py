@@ -1,8 +1,8 @@
-"""Linear layers with weights packed for oneDNN, which few-row passes need on some CPUs.
+"""Linear layers with weights packed for oneDNN, which speeds up passes of few rows on some CPUs.
 
-A plain float32 linear goes to a matrix library that, on the CPUs it was not made for, makes rows of two to
-four as dear as twelve; packed weights keep that curve flat. Elsewhere packing costs the single row more than
-it saves (``docs/LOG.md`` has both tables), so it is measured once at load. Nothing here is used on a GPU.
+A plain float32 linear layer uses a matrix library for which, on CPUs it is not optimised for, two to four
+rows are as expensive as twelve; packed weights keep that curve flat. On other CPUs packing costs a single row
+more than it saves (``docs/LOG.md`` has both tables), so it is measured once at load. Not used on a GPU.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-_ROWS = (1, 4, 8)  # the row counts that decoding a few streams, or a draft tree, brings
+_ROWS = (1, 4, 8)  # typical row counts when decoding a few streams or a draft tree
 _WORTHWHILE = 0.85  # packing must save this much to be chosen: less may be noise
 
 
 class PackedLinear(nn.Module):
-    """Same product as the ``nn.Linear`` it replaces, from a packed copy of its weight."""
+    """Equivalent of the ``nn.Linear`` it replaces, with a packed copy of its weight."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -34,14 +34,14 @@ class PackedLinear(nn.Module):
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    # In bfloat16 not every processor can (AVX2 alone does not do).
+    # Not every processor supports bfloat16 (AVX2 alone is not enough).
     return dtype == torch.float32 or (
         dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     )
 
 
 def pack_linears(model: nn.Module) -> int:
-    """Replace every ``nn.Linear`` below ``model`` if that is measured to pay; returns how many."""
+    """Replace every ``nn.Linear`` in ``model`` if that is measured to pay; return how many were replaced."""
     found = [
         (module, name, child)
         for module in model.modules()
@@ -63,7 +63,7 @@ def pack_linears(model: nn.Module) -> int:
 def packing_pays(linears: Sequence[nn.Linear], repeats: int = 30) -> bool:
     """Whether packed products are clearly faster over the usual row counts.
 
-    Both ways are timed in turn and the best times compared, so that other work on the machine hits both.
+    Both variants are timed alternately and the best times compared, so that other load affects both.
     """
     plain = packed = 0.0
     for linear in linears:

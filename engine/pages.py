@@ -2,11 +2,11 @@
 
 A page is in exactly one state:
 
-    free     ref 0, no hash      content worthless
+    free     ref 0, no hash      content unused
     cached   ref 0, hash         content valid, may be shared again or evicted (least recently used first)
     in use   ref > 0             held by that many tables; hashed once its content is full and computed
 
-A page may have several hashes: a draft's is also found under what a part of it holds.
+A page may have several hashes: a page of the draft can also be found by the hash of its first slots.
 
 At any idle moment ``free + cached == total``; ``check`` asserts this and more.
 """
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 
 class PagePool:
-    """Reference counts, hashes and eviction of ``num_pages`` pages."""
+    """Manages the reference counts, hashes and eviction of ``num_pages`` pages."""
 
     def __init__(self, num_pages: int) -> None:
         if num_pages < 1:
@@ -41,16 +41,16 @@ class PagePool:
 
     @property
     def num_available(self) -> int:
-        """Pages that ``allocate`` can hand out."""
+        """The number of pages that ``allocate`` can hand out."""
         return len(self._free) + len(self._cached)
 
     @property
     def usage(self) -> float:
-        """Share of the pages that are in use, 0 to 1."""
+        """The fraction of pages in use, 0 to 1."""
         return 1.0 - self.num_available / self.num_pages
 
     def allocate(self, count: int) -> list[int]:
-        """Take ``count`` pages with worthless content, evicting cached ones if need be."""
+        """Take ``count`` pages with arbitrary content, evicting cached ones if necessary."""
         if count > self.num_available:
             raise RuntimeError(f"asked for {count} pages with {self.num_available} available")
         pages = []
@@ -61,7 +61,7 @@ class PagePool:
         return pages
 
     def lookup(self, hashes: Iterable[bytes]) -> list[int]:
-        """Pages of the longest known prefix of ``hashes``. Takes no reference: see ``share``."""
+        """Return the pages of the longest known prefix of ``hashes``. Takes no reference: see ``share``."""
         pages = []
         for page_hash in hashes:
             page = self._by_hash.get(page_hash)
@@ -71,7 +71,7 @@ class PagePool:
         return pages
 
     def num_idle(self, pages: Iterable[int]) -> int:
-        """How many of ``pages`` are cached, so that sharing them takes them from the available ones."""
+        """Return how many of ``pages`` are cached; sharing those reduces the number of available pages."""
         return sum(self._refs[page] == 0 for page in pages)
 
     def share(self, pages: Iterable[int]) -> None:
@@ -82,7 +82,7 @@ class PagePool:
             self._refs[page] += 1
 
     def release(self, pages: Sequence[int]) -> None:
-        """Give references back. Pages go last first, so that a prefix outlives its continuation."""
+        """Drop references. Pages are released in reverse, so that a prefix outlives its continuation."""
         for page in reversed(pages):
             if self._refs[page] < 1:
                 raise RuntimeError(f"page {page} released more often than taken")
@@ -94,9 +94,10 @@ class PagePool:
                     self._free.append(page)
 
     def publish(self, page: int, page_hash: bytes) -> None:
-        """Name computed content of a page, which stays as it is, so that others may find it.
+        """Register a hash for the computed content of a page, so that the page can be shared.
 
-        If another page already has this content, that one stays the shared one.
+        The content must not change afterwards.
+        If another page is already registered with this hash, that page remains the shared one.
         """
         if page_hash not in self._by_hash:
             self._hashes[page] += (page_hash,)
@@ -142,39 +143,39 @@ class PageTable:
     num_published: int = 0
 
     def num_missing(self, num_tokens: int) -> int:
-        """How many pages more are needed to hold ``num_tokens`` tokens."""
+        """Return how many more pages are needed to hold ``num_tokens`` tokens."""
         return max(0, -(-num_tokens // self.page_size) - len(self.pages))
 
     def can_reserve(self, num_tokens: int) -> bool:
         return self.num_missing(num_tokens) <= self.pool.num_available
 
     def reserve(self, num_tokens: int) -> None:
-        """Make room for ``num_tokens`` tokens in all."""
+        """Make room for a total of ``num_tokens`` tokens."""
         self.pages.extend(self.pool.allocate(self.num_missing(num_tokens)))
 
     def truncate(self, num_tokens: int) -> None:
-        """Give back the pages beyond those that ``num_tokens`` tokens need."""
+        """Release the pages beyond those that ``num_tokens`` tokens need."""
         needed = -(-num_tokens // self.page_size)
         if len(self.pages) > needed:
             self.pool.release(self.pages[needed:])
             del self.pages[needed:]
 
     def adopt(self, pages: Sequence[int]) -> None:
-        """Begin with shared pages from a prefix hit."""
+        """Start with shared pages from a prefix cache hit."""
         assert not self.pages, "only an empty table can adopt a prefix"
         self.pool.share(pages)
         self.pages.extend(pages)
         self.num_published = len(pages)
 
     def publish(self, hashes: Sequence[bytes], num_computed: int) -> None:
-        """Offer the pages that ``num_computed`` tokens fill. ``hashes`` has one entry a full page."""
+        """Publish the pages filled by ``num_computed`` tokens. ``hashes`` has one entry per full page."""
         full = num_computed // self.page_size
         for index in range(self.num_published, full):
             self.pool.publish(self.pages[index], hashes[index])
         self.num_published = max(self.num_published, full)
 
     def release(self) -> None:
-        """Give every page back."""
+        """Release all pages."""
         self.pool.release(self.pages)
         self.pages = []
         self.num_published = 0

@@ -1,4 +1,4 @@
-"""What one step is: its limits, the spans of its row, and the plan that is made of them. No torch."""
+"""Data types that describe one step: its limits, its spans and the plan made of them. No torch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from processing.prompt import ImageInput
 
 @dataclass(slots=True, frozen=True)
 class Limits:
-    """What one step and the running set may hold. Every running sequence must fit one step with one token,
-    and beside them ``longest_block``: the most tokens that must run together.
+    """Upper limits of one step and of the set of running sequences.
+
+    One token of every running sequence must fit in a step, together with ``longest_block``: the largest
+    number of tokens that must run in the same step.
     """
 
     max_num_seqs: int
@@ -31,8 +33,10 @@ class Limits:
             )
 
     def before_trees(self, num_growing: int) -> int:
-        """How many rows prompts may fill beside the trees of so many sequences. These keep a quarter of what
-        is free: a prompt takes a third longer at most, and no queue of prompts ends speculation.
+        """The row limit before trees are added, with ``num_growing`` sequences that run one token each.
+
+        A quarter of the free rows is kept for trees. A prompt thus takes at most a third longer, and a queue
+        of prompts cannot stop speculation.
         """
         free = self.max_num_batched_tokens - num_growing
         return num_growing + max(free - free // 4, self.longest_block)
@@ -40,8 +44,9 @@ class Limits:
 
 @dataclass(slots=True, frozen=True)
 class Span:
-    """Tokens ``start .. start + length`` of one sequence, run in this step, and the ``tree`` drafted after
-    them. A tree comes only after a single token, its root.
+    """Tokens ``start .. start + length`` of one sequence, run in this step, and the tree drafted after them.
+
+    Only a span of a single token, the root of the tree, can have a ``tree``.
     """
 
     sequence: Sequence
@@ -59,13 +64,16 @@ class Span:
 
     @property
     def samples(self) -> bool:
-        """Whether the last of the tokens decides a new one."""
+        """Whether a new token is sampled after the last token of the span."""
         return self.end == self.sequence.num_tokens
 
 
 @dataclass(slots=True)
 class StepPlan:
-    """One step: spans in row order, pictures to encode before (key, picture), rows with those of trees."""
+    """One step: its spans in row order and the pictures to encode first, by encoder cache key.
+
+    ``num_tokens`` counts all rows, those of trees included.
+    """
 
     spans: list[Span] = field(default_factory=list)
     encode: dict[bytes, ImageInput] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What the core reports: outputs of requests, and statistics of the engine."""
+"""Builds what the core reports: request outputs and engine statistics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def output_of(
     rounds: list[TracedRound] | None = None,
     prompt_logprobs: list[TokenLogprobs] | None = None,
 ) -> RequestOutput:
-    """What a step brought a sequence: ``token_ids`` that count, each with its ``logprobs`` if asked for."""
+    """Build the output of a step for a sequence: its new ``token_ids``, with ``logprobs`` if requested."""
     reason = sequence.finish_reason
     return RequestOutput(
         request_id=sequence.request_id,
@@ -41,7 +41,7 @@ def output_of(
 
 
 def failure(request_id: str, code: RejectCode, message: str) -> RequestOutput:
-    """The end of a request that was refused, or that cannot go on."""
+    """Build the final output of a request that was refused or cannot continue."""
     error = RequestError(code=code, message=message)
     return RequestOutput(request_id=request_id, token_ids=[], finish_reason="error", error=error)
 

@@ -1,6 +1,6 @@
-"""Runs what the scheduler planned: encodes pictures, runs the row, walks the trees, moves accepted KV.
+"""Executes the scheduler's plan: encodes pictures, runs the row, walks the trees, moves accepted KV.
 
-Knows tensors and spans; it neither plans nor commits, and it knows no requests.
+Works on tensors and spans; it neither plans nor commits, and it knows nothing of requests.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, frozen=True)
 class Outcome:
-    """``walks``: one a span, ``None`` for a prompt that is not through yet. ``prompt_logprobs``: what each
-    span adds to its sequence's. ``features`` ``[N, size]`` and ``embeddings`` ``[N, hidden]``: of the whole
-    row. ``image_scores``: of its pictures by key, where the encoder gave any. ``seconds``: what all of it
-    took.
+    """The result of running a row of spans.
+
+    ``walks``: one per span, ``None`` for a prompt that is not complete yet. ``prompt_logprobs``: what each
+    span adds to those of its sequence. ``features`` ``[N, size]`` and ``embeddings`` ``[N, hidden]``: those
+    of the whole row. ``image_scores``: attention scores of its pictures, by key, if the encoder gave any.
+    ``seconds``: the time of the whole run.
     """
 
     walks: list[Walk | None]
@@ -56,7 +58,7 @@ class Outcome:
 
 
 class Runner:
-    """One target with its KV and its pictures' embeddings."""
+    """Runs steps on the target model with its KV cache and its picture embeddings."""
 
     def __init__(
         self, target: TargetModel, cache: KVCache, embeddings: EncoderCache[Encoded], page_size: int
@@ -67,16 +69,16 @@ class Runner:
         self._page_size = page_size
 
     def encode(self, images: Mapping[bytes, ImageInput]) -> dict[bytes, Failure]:
-        """Encode pictures in one pass; if it fails, one by one, so that only the culprits are lost.
+        """Encode pictures in one pass; if that fails, one by one, so that only the faulty ones are lost.
 
-        Returns the keys of those that could not be encoded, and why.
+        Returns the keys of the pictures that could not be encoded, each with the reason.
         """
         if not images:
             return {}
         encoded: Seq[Encoded | Failure]
         try:
             encoded = self._target.encode_images(list(images.values()))
-        except Exception:  # whatever a vision tower may raise, others go on
+        except Exception:  # whatever the vision tower raises, other pictures must still be encoded
             log.exception("encoding %d pictures at once failed", len(images))
             encoded = [self._encode_alone(image) for image in images.values()]
         finite = iter(_all_finite([one.values for one in encoded if isinstance(one, Encoded)]))
@@ -91,8 +93,10 @@ class Runner:
         return failed
 
     def run_parts(self, spans: list[Span]) -> Iterator[tuple[list[Span], Outcome | None]]:
-        """``run``; where memory does not suffice for all at once, one half after the other. ``None`` is for a
-        span that does not fit alone. What a run writes nobody shares yet, so it can be done again.
+        """Call ``run``, halving the spans as long as memory does not suffice; yield each part's outcome.
+
+        The outcome is ``None`` for a single span that does not fit. A run only writes KV that is not shared
+        yet, so it can be repeated.
         """
         outcome = None
         try:
@@ -104,12 +108,12 @@ class Runner:
         half = len(spans) // 2
         if outcome is not None or not half:
             yield spans, outcome
-        else:  # behind the error, which holds on to tensors
+        else:  # outside the ``except`` block: the error keeps tensors alive
             yield from self.run_parts(spans[:half])
             yield from self.run_parts(spans[half:])
 
     def run(self, spans: Seq[Span]) -> Outcome:
-        """Forward the row, draw along every tree, and make the KV of accepted nodes dense."""
+        """Run the forward pass, sample along every tree, and compact the KV of accepted nodes."""
         started = time.monotonic()
         batch = build_batch([part_of(span) for span in spans], self._page_size, self._target.device)
         placements, image_scores = self._placements(spans)
@@ -123,7 +127,9 @@ class Runner:
             )
             (drawn,) = to_device([rows], hidden.device)
             logits = self._target.logits(hidden[drawn])
-            if logits.is_cuda:  # which is at work; a CPU is not, so there the walk asks for what it needs
+            # The GPU is still busy: meanwhile the host computes grammar masks. On a CPU there is nothing to
+            # overlap, so the walk computes only the masks that it needs.
+            if logits.is_cuda:
                 event = torch.cuda.Event()
                 event.record()
                 fill_ahead(spans, event.query)
@@ -134,8 +140,10 @@ class Runner:
         return Outcome(walks, scores, features, embeddings, image_scores, time.monotonic() - started)
 
     def _compact(self, spans: Seq[Span], walks: Iterable[Walk | None]) -> None:
-        """Bring the KV of accepted nodes into logical order: node ``path[i]`` becomes token ``i + 1`` after
-        the root. One gather and one scatter for all layers and sequences; nothing where paths are dense.
+        """Move the KV of accepted nodes into logical order: node ``path[i]`` becomes token ``i + 1`` after
+        the root.
+
+        Takes one gather and one scatter for all layers and sequences; nothing if all paths are dense.
         """
         sources: list[np.ndarray] = []
         targets: list[np.ndarray] = []
@@ -162,9 +170,7 @@ class Runner:
     def _placements(
         self, spans: Seq[Span]
     ) -> tuple[list[tuple[torch.Tensor, torch.Tensor]], dict[bytes, torch.Tensor]]:
-        """Rows of this step that are picture placeholders, each with the embeddings that go there; and the
-        scores of these pictures.
-        """
+        """Return the placeholder rows of this step with their embeddings, and the pictures' scores by key."""
         placements, scores, first_row = [], {}, 0
         for span in spans:
             for key, image in span.sequence.images_in(span.start, span.end):
@@ -182,7 +188,7 @@ class Runner:
 
 
 def part_of(span: Span) -> Part:
-    """What a span brings to the target's row: its tokens, then its tree."""
+    """Return the part of the target's row for a span: its tokens, then its tree."""
     token_ids = np.asarray(span.sequence.token_ids[span.start : span.end], dtype=np.int64)
     positions = span.sequence.positions(span.start, span.end)
     if span.tree is None:
@@ -204,12 +210,15 @@ def part_of(span: Span) -> Part:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Torch has a type of its own for a GPU's memory, and only a text for the host's."""
+    """Whether ``error`` means that memory ran out.
+
+    Torch has an exception type for GPU memory, but only a message text for host memory.
+    """
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _all_finite(tensors: Seq[torch.Tensor]) -> list[bool]:
-    """Which tensors hold numbers only. One device-to-host copy for all of them."""
+    """Return which tensors contain only finite numbers, with one device-to-host copy for all of them."""
     if not tensors:
         return []
     verdicts: list[bool] = torch.stack([torch.isfinite(tensor).all() for tensor in tensors]).tolist()

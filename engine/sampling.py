@@ -1,9 +1,9 @@
-"""Draws the next token of many rows at once. Stateless: everything comes from logits, context and noise.
+"""Samples the next token of many rows at once. Stateless: depends only on logits, context and noise.
 
-Order of what is applied, as in vLLM: logit bias and the mask of ``min_tokens``, penalties, the grammar's
+The order of operations is that of vLLM: logit bias and the mask of ``min_tokens``, penalties, the grammar's
 mask, temperature, then ``min_p``, ``top_k``, ``top_p``. A token is drawn by inverting the cumulative
-distribution *in vocabulary order* at one uniform number, so that rounding can move a draw only at a boundary
-between two tokens.
+distribution *in vocabulary order* at one uniform number, so that rounding can change a draw only at a
+boundary between two tokens.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from engine.messages import SamplingParams, TokenLogprobs
 from engine.noise import uniforms
 from engine.truncation import truncate
 
-_GREEDY_BELOW = 1e-5  # a temperature this low would overflow float32, and draws the likeliest token anyway
+_GREEDY_BELOW = 1e-5  # a lower temperature would overflow float32, and draws the likeliest token anyway
 NO_TOKEN = -1
 _BLOCK = 512  # vocabulary entries summed together before one of them is searched
 
 
 @dataclass(slots=True, frozen=True)
 class DrawRow:
-    """What one row of logits is drawn with.
+    """The sampling parameters and context of one row of logits.
 
     ``context_ids``: prompt and output, of which ``num_prompt_tokens`` are the prompt; after them
     ``path_ids``, accepted in this step. ``forbidden_ids``: stop tokens while ``min_tokens`` is not reached.
@@ -43,15 +43,15 @@ class DrawRow:
 
     @property
     def position(self) -> int:
-        """Output position, the counter of the noise."""
+        """The output position, which is the counter of the noise."""
         return len(self.context_ids) + len(self.path_ids) - self.num_prompt_tokens
 
 
 @dataclass(slots=True, frozen=True)
 class Drawn:
-    """On the host. ``logprobs``: float32 ``[R]``; ``top_ids`` and ``top_logprobs``: ``[R, K]``.
+    """Drawn tokens, on the host. ``logprobs``: float32 ``[R]``; ``top_ids``, ``top_logprobs``: ``[R, K]``.
 
-    ``token_ids``: ``NO_TOKEN`` where nothing can be drawn, because the logits are not numbers or everything
+    ``token_ids``: ``NO_TOKEN`` where nothing can be drawn, because the logits are not finite or everything
     is forbidden.
     """
 
@@ -61,7 +61,7 @@ class Drawn:
     top_logprobs: np.ndarray | None
 
     def logprobs_of(self, row: int, count: int) -> TokenLogprobs:
-        """With the ``count`` likeliest tokens."""
+        """Return the log-probabilities of one row with its ``count`` likeliest tokens."""
         assert self.logprobs is not None
         assert self.top_ids is not None
         assert self.top_logprobs is not None
@@ -78,7 +78,7 @@ def is_greedy(params: SamplingParams) -> bool:
 
 @torch.inference_mode()
 def draw(logits: torch.Tensor, rows: Seq[DrawRow]) -> Drawn:
-    """Draw one token a row from float32 ``[R, vocab]``. Costs one device-to-host copy."""
+    """Draw one token per row from float32 ``[R, vocab]``. Costs one device-to-host copy."""
     adjusted = _adjust(logits, rows)
     best, tokens = adjusted.max(dim=-1)
     sampled = [i for i, row in enumerate(rows) if not is_greedy(row.params)]
@@ -91,8 +91,9 @@ def draw(logits: torch.Tensor, rows: Seq[DrawRow]) -> Drawn:
 
 
 def _adjust(logits: torch.Tensor, rows: Seq[DrawRow]) -> torch.Tensor:
-    """Bias, forbidden tokens, penalties and grammars; ``logits`` itself is left alone. Touches only rows that
-    ask.
+    """Apply bias, forbidden tokens, penalties and grammars, to the rows that need it.
+
+    ``logits`` itself is not modified.
     """
     adjusted = logits
     for i, row in enumerate(rows):
@@ -119,7 +120,7 @@ def _adjust(logits: torch.Tensor, rows: Seq[DrawRow]) -> torch.Tensor:
 
 
 def _unpacked(masks: list[Mask], logits: torch.Tensor) -> torch.Tensor:
-    """Bool ``[M, vocab]`` of bits. A model's vocabulary may be wider or narrower than its tokenizer's."""
+    """Unpack bit masks to bool ``[M, vocab]``. Model and tokenizer may have different vocabulary sizes."""
     packed = torch.from_numpy(np.stack(masks).view(np.uint8)).to(logits.device)
     bits = packed[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=logits.device) & 1
     flat = bits.flatten(1)[:, : logits.shape[1]].bool()
@@ -127,7 +128,7 @@ def _unpacked(masks: list[Mask], logits: torch.Tensor) -> torch.Tensor:
 
 
 def _penalise(line: torch.Tensor, row: DrawRow) -> None:
-    """Repetition penalty over prompt and output (Keskar et al. 2019), the other two over the output."""
+    """Apply penalties: repetition over prompt and output (Keskar et al. 2019), the others over the output."""
     p = row.params
     parts = [np.asarray(ids, dtype=np.int64) for ids in (row.context_ids, row.path_ids)]
     context = torch.from_numpy(np.concatenate(parts)).to(line.device)
@@ -142,7 +143,7 @@ def _penalise(line: torch.Tensor, row: DrawRow) -> None:
 
 
 def _sample(logits: torch.Tensor, rows: Seq[DrawRow]) -> torch.Tensor:
-    """One draw a row, int64 ``[R]``, from logits whose largest is 0."""
+    """Draw one token per row, int64 ``[R]``, from logits whose largest is 0."""
     device = logits.device
     params = [row.params for row in rows]
     temperature = torch.tensor([p.temperature for p in params], device=device)
@@ -160,9 +161,10 @@ def _sample(logits: torch.Tensor, rows: Seq[DrawRow]) -> torch.Tensor:
 
 
 def _invert(probs: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Tokens at which the cumulative sums of ``[R, vocab]`` pass ``noise`` ``[R]`` times their totals.
+    """Return the tokens at which the cumulative sums of ``[R, vocab]`` exceed ``noise`` ``[R]`` times their
+    totals.
 
-    First the block is found, then the token in it: no cumulative sum over the vocabulary.
+    Finds the block first and then the token in it, which avoids a cumulative sum over the vocabulary.
     """
     blocks = F.pad(probs, (0, -probs.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK)).double()
     ends = blocks.sum(dim=-1).cumsum(dim=-1)
@@ -173,9 +175,9 @@ def _invert(probs: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 
 
 def _first_above(ends: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """First index of each row whose cumulative sum is above ``target`` ``[R, 1]``, and the sum before it.
+    """Return each row's first index whose cumulative sum exceeds ``target`` ``[R, 1]``, and the sum before.
 
-    Rounding must not reach the last sum: entries behind the last possible one have no probability.
+    Rounding must not reach the last sum: entries after the last possible one have no probability.
     """
     last = ends[:, -1:]
     target = torch.minimum(target, torch.nextafter(last, torch.zeros_like(last)))
@@ -185,15 +187,17 @@ def _first_above(ends: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor
 
 
 def to_host(tokens: torch.Tensor, logits: torch.Tensor, count: int | None) -> Drawn:
-    """Bring ``tokens`` int64 ``[R]`` to the host, with the model's own logprobs of them and of the ``count``
-    likeliest unless that is ``None``: one copy.
+    """Copy ``tokens`` int64 ``[R]`` to the host, in one copy.
+
+    Unless ``count`` is ``None``, the model's own logprobs of these tokens and of the ``count`` likeliest are
+    included.
     """
     if count is None:
         return Drawn(tokens.tolist(), None, None, None)
     logprobs = torch.log_softmax(logits, dim=-1)
     chosen = logprobs.gather(1, tokens[:, None].clamp(min=0))
     top_values, top_ids = logprobs.topk(count, dim=-1)
-    # Everything travels as int32; floats keep their bits.
+    # Everything is copied as int32; floats are viewed as integers.
     parts = [tokens[:, None].int(), chosen.view(torch.int32), top_ids.int(), top_values.view(torch.int32)]
     host = torch.cat(parts, dim=1).cpu().numpy()
     floats = host.view(np.float32)

@@ -1,10 +1,10 @@
-"""Decides what one step runs: which tokens of which sequences, and which pictures to encode. No torch.
+"""The scheduler: decides which tokens one step runs and which pictures it encodes. No torch.
 
 A step is one packed row of at most ``max_num_batched_tokens`` tokens. Sequences that want one token go
-first, so a long prompt or a picture never delays them by more than a step; what is left of the budget goes
-to prompts, less a share, and then to trees. Priority decides who goes first, then arrival. All pages of a
-prompt are reserved when it is admitted; a sequence that cannot get a page while it grows preempts the last of
-the running ones, which is recomputed later, mostly from the cache.
+first, so a long prompt or a picture never delays them by more than a step. The rest of the budget goes to
+prompts, minus a share kept for draft trees, and then to the trees. Requests are served in order of priority,
+then arrival. All pages of a prompt are reserved when it is admitted. A growing sequence that cannot get a
+page preempts the last running sequence, which is recomputed later, mostly from the prefix cache.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from processing.prompt import ImageInput
 
 
 class Scheduler:
-    """Owns the waiting and running sequences; every sequence leaves through ``finish`` exactly once.
+    """Owns the waiting and running sequences; each leaves exactly once, through ``commit`` or ``finish``.
 
-    ``draft_pages``: of a draft that keeps KV, where there is one.
+    ``draft_pages``: the page pool of the draft, if there is a draft with a KV cache.
     """
 
     def __init__(
@@ -58,18 +58,18 @@ class Scheduler:
         bisect.insort(self.waiting, sequence, key=lambda s: s.order)
 
     def find(self, request_ids: Iterable[str]) -> list[Sequence]:
-        """The unfinished sequences with these ids."""
+        """Return the unfinished sequences with these ids."""
         wanted = set(request_ids)
         return [s for s in [*self.running, *self.waiting] if s.request_id in wanted]
 
     @property
     def growing(self) -> list[Sequence]:
-        """Running sequences that want one token only, oldest first: those that a tree can be drafted for."""
+        """Running sequences that want exactly one token, in scheduling order: the candidates for a tree."""
         return [sequence for sequence in self.running if sequence.num_wanted == 1]
 
     @property
     def prompt_rows(self) -> int:
-        """About how many rows of the next step prompts take, where trees take theirs."""
+        """The approximate number of rows that prompts take in the next step if trees take their share."""
         wanted = sum(s.num_wanted for s in self.running if s.num_wanted > 1)
         places, waiting = self.limits.max_num_seqs - len(self.running), self.waiting
         if places and waiting and self._has_room(waiting[0], self._prefix_hits(waiting[0])):
@@ -78,9 +78,9 @@ class Scheduler:
         return min(wanted, self.limits.before_trees(count) - count)
 
     def schedule(self, trees: Mapping[str, DraftTree] = MappingProxyType({})) -> StepPlan:
-        """Choose the next step. The plan is empty only if nothing is unfinished.
+        """Plan the next step. The plan is empty only if there are no unfinished sequences.
 
-        ``trees``: drafted for sequences of ``growing``, by request id. One that finds no room is left out.
+        ``trees``: drafts for sequences in ``growing``, by request id. A tree that does not fit is dropped.
         """
         plan = StepPlan()
         self._plan_growing(plan)
@@ -95,19 +95,19 @@ class Scheduler:
         return plan
 
     def commit(self, span: Span, token_ids: list[int], num_computed: int) -> list[int]:
-        """Account for a span that ran and the tokens accepted after it; returns those that count.
+        """Record a span that ran and the tokens accepted after it; return the tokens actually taken.
 
-        ``num_computed``: tokens of the sequence, accepted ones included, whose KV is in place. Tokens are
-        taken one by one, and what follows a stop token or the length limit is dropped, before any page is
-        published or freed. Pages are published only once a token was drawn after them: that the draw
-        succeeded is the proof that their content is made of numbers.
+        ``num_computed``: the number of tokens, accepted ones included, whose KV is in place. Tokens are taken
+        one by one, and whatever follows a stop token or the length limit is dropped before any page is
+        published or freed. Pages are published only once a token has been drawn after them: a successful draw
+        proves that their content is finite.
         """
         sequence = span.sequence
         assert sequence.num_computed == span.start, "a span was run twice, or not at all"
         taken = sequence.take(token_ids)
         ended = sequence.finish_reason is not None
         sequence.num_computed = min(num_computed, sequence.num_tokens - (0 if ended else 1))
-        sequence.table.truncate(sequence.num_tokens)  # what a rejected part of a tree took
+        sequence.table.truncate(sequence.num_tokens)  # free the pages of rejected drafts
         if self.caching and token_ids:
             sequence.update_hashes()
             sequence.table.publish(sequence.hashes, sequence.num_computed)
@@ -117,12 +117,12 @@ class Scheduler:
         return taken
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        """End a sequence from outside: abort or error."""
+        """End a sequence for an external reason: an abort or an error."""
         sequence.finish_reason = reason
         self._leave(sequence)
 
     def check(self) -> None:
-        """Assert the integrity of everything the scheduler owns. Cheap enough to run whenever idle."""
+        """Assert that everything the scheduler owns is consistent. Cheap enough to run whenever idle."""
         sequences = [*self.waiting, *self.running]
         self.pool.check(s.table for s in sequences)
         if self.draft_pages is not None:
@@ -140,9 +140,9 @@ class Scheduler:
         assert len({s.request_id for s in sequences}) == len(sequences), "a request is listed twice"
 
     def _plan_growing(self, plan: StepPlan) -> None:
-        """Every running sequence that wants one token gets it, oldest first; the youngest pay for pages."""
+        """Plan one token for every growing sequence, in order; the last ones are preempted to free pages."""
         for sequence in self.growing:
-            if sequence.num_wanted != 1 or not sequence.table.pages:  # preempted since
+            if sequence.num_wanted != 1 or not sequence.table.pages:  # preempted in the meantime
                 continue
             while not sequence.table.can_reserve(sequence.num_tokens):
                 victim = self.running[-1]
@@ -154,7 +154,7 @@ class Scheduler:
                 self._plan_chunk(plan, sequence, self.limits.max_num_batched_tokens)
 
     def _plan_trees(self, plan: StepPlan, drafted: Iterable[tuple[int, DraftTree]]) -> None:
-        """Give spans, by index, their trees while rows and pages last; nobody is preempted for one."""
+        """Attach trees to spans, given by index, while rows and pages last. Never preempts for a tree."""
         for i, tree in drafted:
             span = plan.spans[i]
             if plan.num_tokens + len(tree) > self.limits.max_num_batched_tokens:
@@ -165,7 +165,7 @@ class Scheduler:
                 plan.num_tokens += len(tree)
 
     def _plan_chunk(self, plan: StepPlan, sequence: Sequence, most: int) -> None:
-        """Add as many of the wanted tokens as the encoder budget and ``most`` rows of all allow."""
+        """Add as many wanted tokens as the encoder budget and a total of ``most`` rows allow."""
         start = sequence.num_computed
         length = min(sequence.num_wanted, most - plan.num_tokens)
         length = sequence.uncut(start + length) - start
@@ -180,7 +180,7 @@ class Scheduler:
             plan.num_tokens += length
 
     def _provide_image(self, plan: StepPlan, sequence: Sequence, key: bytes, image: ImageInput) -> bool:
-        """Pin a picture's embeddings, or plan to encode it; ``False`` if that must wait for another step."""
+        """Pin a picture's embeddings or plan to encode it; ``False`` if it must wait for a later step."""
         cache = self.encoder_cache
         if key in sequence.pinned:
             return True
@@ -202,15 +202,15 @@ class Scheduler:
         return True
 
     def _admit(self, plan: StepPlan, most: int) -> None:
-        """Start waiting sequences, in order, while there is room for their whole prompt."""
+        """Start waiting sequences, in order, while there is room for their whole prompts."""
         if not self.waiting:
             return
-        # Pages that a running prompt is about to fill: who wants the same ones waits for them instead of
-        # computing them again (the other choices of a request, users asking about one picture at once).
+        # Pages that a running prompt is about to fill. A sequence with the same prefix (another choice of the
+        # same request, another user asking about the same picture) waits for them rather than recompute them.
         coming = (
             {h for s in self.running for h in s.hashes[s.table.num_published :]} if self.caching else set()
         )
-        num_held = 0  # places kept for those who wait for pages: later arrivals must not overtake them
+        num_held = 0  # slots kept for sequences that wait for pages: later arrivals must not overtake them
         for sequence in list(self.waiting):
             if len(self.running) + num_held >= self.limits.max_num_seqs or plan.num_tokens >= most:
                 break
@@ -226,8 +226,10 @@ class Scheduler:
             self._plan_chunk(plan, sequence, most)
 
     def _prefix_hits(self, sequence: Sequence) -> list[int]:
-        """Cached pages of the prompt, never all of it: the last token must run to give a distribution. Nor do
-        they end inside a block, all of which must run together.
+        """Return the cached pages of the prompt.
+
+        They never cover the whole prompt, since its last token must run to give a distribution, and they
+        never end inside a block, since a block must run in one step.
         """
         if not self.caching or sequence.scores_prompt:
             return []
@@ -238,7 +240,7 @@ class Scheduler:
         return hits
 
     def _has_room(self, sequence: Sequence, hits: list[int]) -> bool:
-        """Room for the prompt, and one page more for each running sequence: no preemption soon after."""
+        """Whether the prompt fits with one spare page per running sequence, to avoid an early preemption."""
         needed = sequence.table.num_missing(sequence.num_tokens) - len(hits) + self.pool.num_idle(hits)
         return needed + len(self.running) <= self.pool.num_available
 
@@ -257,7 +259,7 @@ class Scheduler:
             self.prefix_hits += sequence.num_computed
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Give the pages back and wait again; tokens drawn so far are kept and recomputed."""
+        """Free a sequence's pages and put it back in the queue; the KV of its tokens is recomputed later."""
         self.running.remove(sequence)
         self._release(sequence)
         sequence.num_computed = 0
@@ -269,7 +271,7 @@ class Scheduler:
         self._release(sequence)
 
     def _release(self, sequence: Sequence) -> None:
-        """Give all pages back, the draft's too, and let go of all pictures."""
+        """Free all pages, including the draft's, and unpin all pictures."""
         self._unpin(sequence, sequence.num_tokens)
         sequence.table.release()
         if sequence.draft is not None:
@@ -277,7 +279,7 @@ class Scheduler:
             sequence.draft = None
 
     def _unpin(self, sequence: Sequence, num_tokens: int) -> None:
-        """Let go of the pictures that end within the first ``num_tokens`` tokens."""
+        """Unpin the pictures that end within the first ``num_tokens`` tokens."""
         if not sequence.pinned:
             return
         for key, image in zip(sequence.image_keys, sequence.images, strict=True):

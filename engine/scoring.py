@@ -1,4 +1,4 @@
-"""Log-probabilities of a prompt's own tokens, for the requests that ask for them."""
+"""Log-probabilities of prompt tokens, for requests that ask for them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.plan import Span
 from engine.sampling import to_host
 
 _ROWS = 64
-"""Whose logits are in memory together: of 150,000 words 38 MB, and as much again for their softmax."""
+"""Rows whose logits are computed at once: 38 MB for 150,000 tokens, and as much again for their softmax."""
 
 
 @torch.inference_mode()
@@ -22,9 +22,11 @@ def score_prompts(
     hidden: torch.Tensor,
     logits_of: Callable[[torch.Tensor], torch.Tensor],
 ) -> list[list[TokenLogprobs]]:
-    """For each span what the model gave to the prompt's tokens behind its rows, those left out that were
-    known already. ``starts``: the spans' first rows in ``hidden`` ``[N, hidden]``. Costs a pass of the head
-    and a device-to-host copy for every 64 tokens, nothing for requests that do not ask.
+    """Return, for each span, the log-probabilities of the prompt tokens that follow its rows.
+
+    Tokens that were scored before are left out. ``starts``: the spans' first rows in ``hidden``
+    ``[N, hidden]``. Costs a pass of the head and a device-to-host copy for every 64 tokens, and nothing for
+    requests that do not ask for them.
     """
     return [
         _score(span, hidden[first : first + span.length], logits_of) if span.sequence.scores_prompt else []
@@ -38,7 +40,7 @@ def _score(
     sequence = span.sequence
     count = sequence.sampling.prompt_logprobs
     assert count is not None
-    # Row ``i`` of the prompt tells of token ``i + 1``. After a preemption rows are run that were told of.
+    # Row ``i`` of the prompt scores token ``i + 1``. After a preemption, rows run again that were scored.
     first = max(span.start, len(sequence.prompt_logprobs))
     end = min(span.end, sequence.num_prompt_tokens - 1)
     found: list[TokenLogprobs] = []

@@ -1,4 +1,4 @@
-"""One request inside the engine: its tokens, how many of them are in KV, and when it ends. No torch."""
+"""The state of one request inside the engine: its tokens, KV progress and stop conditions. No torch."""
 
 from __future__ import annotations
 
@@ -32,18 +32,19 @@ from processing.prompt import ImageInput
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """There is no prefill or decode phase: computed tokens catch up with known ones.
+    """One request in the engine.
 
-    Invariant while running: ``0 <= num_computed < num_tokens``, and the table holds the first
-    ``num_computed`` tokens. ``order`` is (priority, arrival); lower goes first. ``image_keys``: where the
-    embeddings of each picture are in the encoder cache. ``limits``: of its draft trees, the engine's
-    already applied; all 0 without speculation. ``views``: how a draft with KV is to see each picture.
-    ``draft``: only while running, and only where such a draft serves the sequence; ``draft_slots``, what it
-    makes of the pictures, stays. ``prompt_positions``: rotary positions ``[3, num_prompt_tokens]`` of a
-    family with three axes, ``None`` where they are the tokens' indices. ``blocks``: runs of placeholders
-    (start, end) whose tokens see each other in both directions, so that they run together. ``grammar``:
-    says what may follow the output, where that is not free. ``prompt_logprobs``: of the prompt's tokens from
-    the second on, as far as they were computed, for a request that asked for them.
+    There are no prefill and decode phases: the computed tokens catch up with the known ones.
+    Invariant while running: ``0 <= num_computed < num_tokens``, and the table holds the KV of the first
+    ``num_computed`` tokens. ``order`` is (priority, arrival); lower goes first. ``image_keys``: the encoder
+    cache key of each picture. ``limits``: limits of the draft trees, with the engine's already applied; all 0
+    without speculation. ``views``: how a draft with a KV cache is to see each picture. ``draft``: set only
+    while running, and only if such a draft serves the sequence; ``draft_slots``, its layout of the pictures,
+    outlives it. ``prompt_positions``: rotary positions ``[3, num_prompt_tokens]`` of a model family with
+    three axes; ``None`` if they are the token indices. ``blocks``: runs of placeholders (start, end) whose
+    tokens attend to each other in both directions and therefore must run in one step. ``grammar``: constrains
+    the output, if set. ``prompt_logprobs``: those of the prompt tokens from the second on, as far as they
+    have been computed, if the request asked for them.
     """
 
     request_id: str
@@ -96,8 +97,9 @@ class Sequence:
         grammar: GrammarState | None = None,
         views: list[View] | None = None,
     ) -> Sequence:
-        """Build from a request that was checked (``engine.validation``). ``both_ways``: the tokens of a
-        picture see each other.
+        """Build a sequence from a request that has passed validation (``engine.validation``).
+
+        ``both_ways``: the tokens of a picture attend to each other in both directions.
         """
         sampling, prompt, root = request.sampling, request.prompt, root_hash(request.cache_salt)
         stops = frozenset(sampling.stop_token_ids)
@@ -135,40 +137,45 @@ class Sequence:
 
     @property
     def num_spared_tokens(self) -> int:
-        """Visual tokens that are not in the prompt, since pictures were compressed for the target, too."""
+        """The number of visual tokens that lossy compression removed from the prompt."""
         return sum(image.num_encoded - image.num_tokens for image in self.images)
 
     @property
     def num_wanted(self) -> int:
-        """Known tokens whose KV is missing."""
+        """The number of known tokens whose KV is missing."""
         return len(self.token_ids) - self.num_computed
 
     @property
     def scores_prompt(self) -> bool:
-        """Whether tokens of the prompt must run for their log-probabilities, be their KV cached or not."""
+        """Whether prompt tokens must run for their log-probabilities, even if their KV is cached."""
         asked = self.sampling.prompt_logprobs is not None
         return asked and len(self.prompt_logprobs) < self.num_prompt_tokens - 1
 
     @property
     def can_draft(self) -> bool:
-        """Whether the next token is the one thing unknown, so that a tree can be drafted after the last."""
+        """Whether only the KV of the last token is missing, so that a tree can be drafted after it."""
         return self.num_wanted == 1 and (not self.images or self.images[-1].end < self.num_tokens)
 
     @property
     def num_left(self) -> int:
-        """Output tokens that the length limit still allows."""
+        """The number of output tokens that the length limit still allows."""
         return self.max_tokens - self.num_output_tokens
 
     @property
     def draft_reach(self) -> int:
-        """Up to which token the draft can see now: those whose own embedding is known, and the feature of the
-        token before. The newest token of a growing sequence is looked up; a prompt's next may be a picture's.
+        """The end of the tokens that the draft can process now.
+
+        The draft needs a token's own embedding and the feature of the token before it. The embedding of the
+        newest token of a growing sequence is looked up; the next token of a prompt may belong to a picture.
         """
         assert self.draft is not None
         return self.draft.reach(self.num_computed + (1 if self.can_draft else 0))
 
     def tree_limits(self, num_steps: int, topk: int) -> SpeculativeConfig:
-        """What a tree may have in a round so deep and so wide. The last token allowed needs no draft."""
+        """The limits of this sequence's tree in a round of depth ``num_steps`` and width ``topk``.
+
+        The last token that the length limit allows needs no draft.
+        """
         return SpeculativeConfig(
             num_steps=max(0, min(self.limits.num_steps, num_steps, self.num_left - 1)),
             topk=min(self.limits.topk, topk),
@@ -176,35 +183,39 @@ class Sequence:
         )
 
     def must_not_stop(self, ahead: int = 0) -> bool:
-        """Whether ``min_tokens`` forbids stop tokens ``ahead`` of the next position."""
+        """Whether ``min_tokens`` forbids a stop token ``ahead`` places after the next position."""
         return self.num_output_tokens + ahead < self.sampling.min_tokens
 
     def images_in(self, start: int, end: int) -> Iterator[tuple[bytes, ImageInput]]:
-        """Pictures with a placeholder in ``start .. end``, each with its key in the encoder cache."""
+        """Yield the pictures with a placeholder in ``start .. end``, each with its encoder cache key."""
         if self.images and self.images[-1].end > start:  # most steps are past the last picture
             for key, image in zip(self.image_keys, self.images, strict=True):
                 if image.end > start and image.start < end:
                     yield key, image
 
     def positions(self, start: int, end: int) -> Positions:
-        """Rotary positions of tokens ``start .. end``: ``[N]``, or ``[3, N]`` for a family with three axes.
-        Behind the prompt they go on by one, for tokens that are not known yet too.
+        """Return the rotary positions of tokens ``start .. end``: ``[N]``, or ``[3, N]`` with three axes.
+
+        After the prompt they increase by one per token, also for tokens that are not known yet.
         """
         indices = np.arange(start, end, dtype=np.int64)
         if self.prompt_positions is None:
             return indices
         known = self.prompt_positions[:, start:end]
-        # The last token has the largest position of all, of text or at the far corner of a picture.
+        # The last prompt token has the largest position, whether it is text or the far corner of a picture.
         next_position = int(self.prompt_positions[:, -1].max()) + 1
         later = indices[known.shape[1] :] - self.num_prompt_tokens + next_position
         return np.concatenate([known, np.broadcast_to(later, (3, len(later)))], axis=1)
 
     def uncut(self, end: int) -> int:
-        """The last index up to ``end`` that is not inside a block."""
+        """Return the largest index up to ``end`` that is not inside a block."""
         return next((start for start, stop in self.blocks if start < end < stop), end)
 
     def visible_ends(self, start: int, end: int) -> npt.NDArray[np.int64] | None:
-        """Up to which index tokens ``start .. end`` see, int64; ``None`` if none sees a later one."""
+        """Return the end of what each of the tokens ``start .. end`` attends to, int64.
+
+        ``None`` if no token attends to a later one.
+        """
         blocks = [block for block in self.blocks if block[0] < end and block[1] > start]
         if not blocks:
             return None
@@ -218,7 +229,7 @@ class Sequence:
         extend_hashes(self.hashes, self.root, self.token_ids, self.images, self.table.page_size)
 
     def take(self, token_ids: list[int]) -> list[int]:
-        """Accepted tokens, up to the one that ends the request; returns those taken."""
+        """Append accepted tokens up to the one that ends the request; return those appended."""
         taken: list[int] = []
         if token_ids and not self.max_tokens:
             self.finish_reason = "length"
@@ -242,7 +253,7 @@ class Sequence:
             self.finish_reason = "length"
 
     def count_round(self, num_drafted: int, num_accepted: int, num_tokens: int) -> None:
-        """Account for a verified tree; ``num_tokens`` of what it gave became output."""
+        """Record a verified tree, of whose tokens ``num_tokens`` became output."""
         self.num_rounds += 1
         self.num_drafted += num_drafted
         self.num_round_tokens += num_tokens
@@ -264,7 +275,7 @@ class Sequence:
         )
 
     def timings(self) -> RequestTimings:
-        """Durations so far; a stage that was never reached counts 0."""
+        """Return the durations so far; a stage that was never reached counts as 0."""
         now = time.monotonic()
         scheduled = self.scheduled_at if self.scheduled_at is not None else now
         first = self.first_token_at if self.first_token_at is not None else now
@@ -281,7 +292,7 @@ def _shown(block: Block, trace: bool) -> ShownPicture:
 
 
 def _limits(asked: SpeculativeParams, limits: SpeculativeConfig) -> SpeculativeConfig:
-    """The lower of what the request asks for and the engine allows; nothing where any part is nothing."""
+    """Return the lower of the requested and the engine's limits; no speculation if any of them is 0."""
     parts = {}
     for name in ("num_steps", "topk", "num_draft_tokens"):
         wanted, most = getattr(asked, name), getattr(limits, name)

@@ -1,4 +1,4 @@
-"""How long sequences may be and how many KV pages there are, from the model, the memory and the settings."""
+"""Chooses the maximum sequence length and the number of KV pages from model, memory and settings."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from engine.plan import Limits
 
 _GIB = 1 << 30
 _MAX_CPU_KV = 4 * _GIB
-_CPU_SHARE = 0.25  # of what the weights left: encoded pictures, steps and other programs have the rest
+_CPU_SHARE = 0.25  # of the memory left by the weights; pictures, steps and other programs need the rest
 
 
 @dataclass(slots=True, frozen=True)
 class Sizes:
-    """``num_pages`` pages hold at least one sequence of ``max_model_len`` tokens."""
+    """The chosen sizes; ``num_pages`` pages hold at least one sequence of ``max_model_len`` tokens."""
 
     max_model_len: int
     num_pages: int
@@ -35,9 +35,11 @@ def choose_sizes(
     longest_block: int = 0,
     reserved: Callable[[Limits], int] = lambda _: 0,
 ) -> Sizes:
-    """``longest_block``: tokens that must run in one step. ``reserved``: bytes of a GPU's memory that are not
-    for KV, asked only where its size is not given. Raises ``ModelLoadError`` if what was asked for does not
-    fit, with both numbers.
+    """Choose the sizes for a model with KV of this ``shape`` and a context of ``model_len`` tokens.
+
+    ``longest_block``: tokens that must run in one step. ``reserved`` returns the bytes of GPU memory that are
+    not available for KV; it is called only if the KV size is not configured. Raises ``ModelLoadError`` with
+    both numbers if the requested sizes do not fit.
     """
     limits = _limits(config, device, longest_block)
     page_bytes = shape.bytes_per_token * config.page_size
@@ -48,7 +50,7 @@ def choose_sizes(
             memory = _free_gpu_memory(config, device) - reserved(limits)
         else:
             memory = min(_MAX_CPU_KV, int(available_memory() * _CPU_SHARE))
-        if config.draft not in ("none", "ngram"):  # a draft has as many pages, of one layer
+        if config.draft not in ("none", "ngram"):  # a draft has as many pages, each of one layer
             page_bytes += page_bytes // shape.num_layers
     num_pages = max(0, memory) // page_bytes
     wanted = config.max_model_len or model_len
@@ -63,7 +65,7 @@ def choose_sizes(
             f"{memory}; lower --max-model-len or raise --kv-cache-memory"
         )
     max_model_len = min(wanted, capacity)
-    # More pages than every running sequence can fill would only ever serve as prefix cache; keep twice that.
+    # Pages beyond what all running sequences can fill only serve as prefix cache; allow for twice as many.
     useful = 2 * config.max_num_seqs * -(-max_model_len // config.page_size)
     return Sizes(max_model_len, min(num_pages, useful), limits)
 
@@ -81,6 +83,6 @@ def _limits(config: EngineConfig, device: torch.device, longest_block: int) -> L
 
 
 def _free_gpu_memory(config: EngineConfig, device: torch.device) -> int:
-    """Bytes within our share of it. The weights are there already, and what other processes took."""
+    """Return the bytes left of the engine's share, after its weights and the memory of other processes."""
     free, total = torch.cuda.mem_get_info(device)
     return int(total * config.gpu_memory_utilization) - (total - free)

@@ -1,7 +1,7 @@
-"""The target model: a Hugging Face model run as it is, with paged attention in its text model.
+"""The target model: an unmodified Hugging Face model with paged attention in its text model.
 
-Knows how to load, embed, encode pictures, run a packed row and make logits. Knows no sequences, no
-scheduling and no sampling.
+Loads the model, embeds tokens, encodes pictures, runs packed rows and computes logits. Knows nothing of
+sequences, scheduling or sampling.
 """
 
 from __future__ import annotations
@@ -47,8 +47,11 @@ log = logging.getLogger(__name__)
 
 
 class TargetOutput(NamedTuple):
-    """Of a row of N: ``hidden`` ``[N, hidden]`` after the final norm, ``embeddings`` ``[N, hidden]`` that
-    went in, ``features`` ``[N, size]`` for the draft: the same as ``hidden`` unless layers are tapped.
+    """The output for a row of N tokens.
+
+    ``hidden`` ``[N, hidden]``: hidden states after the final norm. ``embeddings`` ``[N, hidden]``: the input
+    embeddings. ``features`` ``[N, size]``: features for the draft, the same as ``hidden`` unless layers are
+    tapped.
     """
 
     hidden: torch.Tensor
@@ -57,7 +60,7 @@ class TargetOutput(NamedTuple):
 
 
 class Tap:
-    """Remembers what last went into a module."""
+    """Forward hook that remembers the last input of a module."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.taken: torch.Tensor
@@ -68,7 +71,7 @@ class Tap:
 
 
 class TargetModel:
-    """Weights, adapter and the three passes: encode pictures, forward a row, logits of some rows."""
+    """Weights and adapter of the target, with its three passes: encode pictures, forward, logits."""
 
     def __init__(
         self,
@@ -96,11 +99,11 @@ class TargetModel:
             self._head = KernelLinear(self._head.weight, getattr(self._head, "bias", None), kernels)
         elif can_pack(device, dtype) and packing_pays([self._head]):
             self._head = PackedLinear(self._head)
-        model.set_output_embeddings(self._head)  # or the plain copy would stay in memory
+        model.set_output_embeddings(self._head)  # otherwise the plain copy would stay in memory
 
     @classmethod
     def load(cls, config: EngineConfig) -> TargetModel:
-        """Load safetensors weights; raises ``ModelLoadError`` where the model cannot be served right."""
+        """Load safetensors weights. Raises ``ModelLoadError`` if the model cannot be served correctly."""
         started = time.monotonic()
         hf_config = read_config(config)
         adapter_type = adapter_for(hf_config.model_type)
@@ -116,8 +119,8 @@ class TargetModel:
         still_rope(adapter.text_model)
         model.set_attn_implementation(adapter.attn_implementation)
         if kernels is not None:
-            log.info("CPU kernels in place of %s", install(adapter.text_model, kernels))
-            model.float()  # what they did not replace
+            log.info("CPU kernels replace %s", install(adapter.text_model, kernels))
+            model.float()  # the modules that they did not replace
         elif can_pack(device, dtype):
             log.info("packed %d linear layers of the text model", pack_linears(adapter.text_model))
         shape, heads = KVShape.of(adapter.text_config, dtype), adapter.text_config.num_attention_heads
@@ -130,7 +133,7 @@ class TargetModel:
 
     @property
     def max_position(self) -> int:
-        """The model's own context length, in tokens."""
+        """The model's maximum context length, in tokens."""
         return int(self.adapter.text_config.max_position_embeddings)
 
     @property
@@ -143,23 +146,23 @@ class TargetModel:
 
     @property
     def position_axes(self) -> int:
-        """How many rotary positions a token has."""
+        """The number of rotary positions per token."""
         positions = self.adapter.positions(Prompt(token_ids=[0]))
         return 1 if positions is None else len(positions)
 
     @property
     def has_graphs(self) -> bool:
-        """Whether steps of few rows are CUDA graphs."""
+        """Whether steps of few rows run as CUDA graphs."""
         return self._graphs is not None
 
     @property
     def embedding(self) -> torch.nn.Module:
-        """What ``embed`` calls."""
+        """The input embedding module."""
         return self._embed
 
     @torch.inference_mode()
     def encode_images(self, images: list[ImageInput]) -> list[Encoded]:
-        """What the adapter makes of each picture, in ``dtype``, and what is to be left of it."""
+        """Encode pictures with the adapter, in ``dtype``, and apply lossy compression where requested."""
         with torch_threads(self.num_threads):
             encoded = self.adapter.encode_images([whole_of(image) for image in images])
         # Copies: what is cached of one picture must not keep a whole batch in memory.
@@ -171,7 +174,7 @@ class TargetModel:
 
     @torch.inference_mode()
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Embeddings ``[N, hidden]`` of token ids ``[N]``."""
+        """Return the embeddings ``[N, hidden]`` of token ids ``[N]``."""
         embeddings: torch.Tensor = self._embed(token_ids)
         return embeddings
 
@@ -179,10 +182,10 @@ class TargetModel:
     def forward(
         self, context: AttentionContext, images: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
     ) -> TargetOutput:
-        """Run a row.
+        """Run the text model on a packed row.
 
-        ``images``: pairs (rows int64 ``[M]``, ascending over all of them, and what the adapter made of the
-        picture there, ``[M, size]``) to put in place of placeholders.
+        ``images``: pairs of rows, int64 ``[M]`` and ascending over all pairs, and the adapter's encoding
+        ``[M, size]`` of the picture there, which replaces the placeholders.
         """
         embeddings = self.embed(context.batch.token_ids)
         more: dict[str, Any] = {}
@@ -196,7 +199,10 @@ class TargetModel:
         return TargetOutput(found[0], embeddings, found[-1])
 
     def capture(self, cache: KVCache, max_num_seqs: int, max_pages: int, capture: Capture) -> None:
-        """On CUDA: run few rows over ``cache`` as graphs from here on. ``max_pages``: of a sequence."""
+        """Capture CUDA graphs over ``cache`` that run small steps from now on.
+
+        ``max_pages``: the most pages of a sequence.
+        """
 
         def make() -> RowGraphs:
             graphs = RowGraphs(
@@ -216,7 +222,7 @@ class TargetModel:
     def _run(
         self, embeddings: torch.Tensor, context: AttentionContext, more: dict[str, Any]
     ) -> list[torch.Tensor]:
-        """Hidden states ``[N, hidden]`` after the final norm, and the features where layers are tapped."""
+        """Return hidden states ``[N, hidden]`` after the final norm, and features if layers are tapped."""
         hidden = self._hidden(embeddings, context, more)
         return [hidden, torch.cat([tap.taken[0] for tap in self._taps], dim=-1)] if self._taps else [hidden]
 
@@ -240,24 +246,26 @@ class TargetModel:
         return hidden
 
     def tap(self, layers: Sequence[int]) -> None:
-        """Make ``features`` the hidden states that enter these layers, joined, as EAGLE-3 wants them; the
-        number of layers means what leaves the last one. Raises ``ModelLoadError`` for any other number.
+        """Make ``features`` the concatenated hidden states that enter these layers, as EAGLE-3 expects.
+
+        An index equal to the number of layers stands for the output of the last layer. Raises
+        ``ModelLoadError`` for an index out of range.
         """
         modules: Any = self.adapter.text_model
         stages = [*modules.layers, modules.norm]
         if not layers or not all(0 <= layer < len(stages) for layer in layers):
             raise ModelLoadError(f"cannot tap layers {list(layers)} of {len(stages) - 1}")
-        self._stack = None  # it does not stop at layers
+        self._stack = None  # the kernel stack cannot expose the hidden states between layers
         self._taps = [Tap(stages[layer]) for layer in layers]
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """float32 ``[R, vocab]`` of hidden states ``[R, hidden]``."""
+        """Return the logits, float32 ``[R, vocab]``, of hidden states ``[R, hidden]``."""
         logits: torch.Tensor = self._head(hidden)
         return logits.float()
 
     def head_of(self, vocabulary: torch.Tensor | None) -> torch.nn.Module:
-        """The head, or a copy of its rows for the token ids ``vocabulary`` ``[V]``."""
+        """Return the head, or a copy of its rows for the token ids ``vocabulary`` ``[V]``."""
         if vocabulary is None:
             return self._head
         if isinstance(self._head, KernelLinear):

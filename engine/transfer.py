@@ -1,4 +1,4 @@
-"""Integers of a step on their way to the device: in one copy that the host does not wait for."""
+"""Transfers the integer arrays of a step to the device, in one copy that the host does not wait for."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ import torch
 
 
 def to_device(arrays: Seq[npt.NDArray[np.int64]], device: torch.device) -> list[torch.Tensor]:
-    """As tensors of the same shapes; on a CPU they share the arrays' memory."""
+    """Return the arrays as tensors of the same shapes; on a CPU they share the arrays' memory."""
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
     return in_one_copy(arrays, device)
 
 
 def in_one_copy(arrays: Seq[npt.NDArray[np.int64]], device: torch.device) -> list[torch.Tensor]:
-    """Views of one tensor. To CUDA from pinned memory, which torch keeps until the copy is through."""
+    """Copy all arrays at once; returns views of one tensor.
+
+    Copies to CUDA are made from pinned memory, which torch keeps until the copy is complete.
+    """
     joined = torch.from_numpy(np.concatenate([array.ravel() for array in arrays]))
     if device.type == "cuda":
         joined = joined.pin_memory()

@@ -1,6 +1,6 @@
-"""``min_p``, ``top_k`` and ``top_p`` as one threshold a row: what is less likely is cut off.
+"""``min_p``, ``top_k`` and ``top_p`` as one threshold per row: less likely tokens are cut off.
 
-Cutting by value and not by rank makes the result independent of how a sort breaks ties: tokens as likely as
+Cutting by value instead of rank makes the result independent of how a sort breaks ties: tokens as likely as
 the last one kept stay, on every device and whatever else is in the batch.
 """
 
@@ -12,19 +12,19 @@ import torch
 
 from engine.messages import SamplingParams
 
-_SHORTLIST = 1024  # likeliest tokens among which the cut is looked for first, instead of sorting all
+_SHORTLIST = 1024  # number of likeliest tokens to search for the cut first, instead of sorting all
 
 
 def truncate(probs: torch.Tensor, params: Seq[SamplingParams]) -> torch.Tensor:
-    """Zero what each row's parameters cut off ``[R, vocab]``; what is left need not sum to one.
+    """Zero the tokens that each row's parameters cut off ``[R, vocab]``; the rest need not sum to one.
 
-    As in vLLM, ``min_p`` and ``top_k`` come first and ``top_p`` is a share of what they leave.
+    As in vLLM, ``min_p`` and ``top_k`` come first, and ``top_p`` is a share of what they leave.
     """
     size = probs.shape[-1] if probs.device.type != "cpu" else min(_SHORTLIST, probs.shape[-1])
     wide = [p.top_k > size for p in params]
     thresholds, found = _thresholds(probs, params, size)
-    # Only rows whose cut lies beyond the shortlist pay for sorting the vocabulary. (Not asked on a GPU,
-    # where the shortlist is everything and the question would cost a synchronisation.)
+    # Only rows whose cut lies beyond the shortlist pay for sorting the vocabulary. (Not checked on a GPU,
+    # where the shortlist is the whole vocabulary and the check would cost a synchronisation.)
     if size < probs.shape[-1]:
         rest = [i for i, row_found in enumerate(found.tolist()) if wide[i] or not row_found]
         if rest:
@@ -36,7 +36,7 @@ def truncate(probs: torch.Tensor, params: Seq[SamplingParams]) -> torch.Tensor:
 def _thresholds(
     probs: torch.Tensor, params: Seq[SamplingParams], size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Smallest probability that stays ``[R, 1]``, and whether the ``size`` likeliest tell it ``[R]``."""
+    """Return the smallest probability kept ``[R, 1]``, and whether the ``size`` likeliest give it ``[R]``."""
     device = probs.device
     top_p = torch.tensor([p.top_p for p in params], device=device, dtype=torch.float64)[:, None]
     top_k = torch.tensor([min(p.top_k, size) for p in params], device=device)[:, None]

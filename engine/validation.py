@@ -1,4 +1,4 @@
-"""Whether the engine can serve a request at all. Everything is checked again here: the edge may be wrong."""
+"""Validates requests on arrival in the engine. Everything is checked again here: the server may be wrong."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.grammar.grammar import MAX_GRAMMAR_CHARS
 from engine.messages import GenerateRequest, RejectCode
 from engine.visual_compression import compressed
 
-# Beyond these, float32 arithmetic on logits gives infinities or nothing that could be drawn.
+# Outside these ranges, float32 arithmetic on logits gives infinities or leaves nothing to draw.
 _RANGES: dict[str, tuple[float, float]] = {
     "max_tokens": (0, 2**31),
     "min_tokens": (0, 2**31),
@@ -32,7 +32,7 @@ _MAX_STOP_IDS = 1024
 
 
 class Rejected(ValueError):
-    """The request can never be served; ``code`` and the message go to the client."""
+    """The request can never be served; ``code`` and the message are sent to the client."""
 
     def __init__(self, code: RejectCode, message: str) -> None:
         super().__init__(message)
@@ -41,7 +41,10 @@ class Rejected(ValueError):
 
 @dataclass(slots=True, frozen=True)
 class Admission:
-    """What a request must fit. ``compression``: of pictures for the target itself, where allowed."""
+    """The limits that a request must meet.
+
+    ``compression``: the default compression of pictures for the target itself, if that is allowed.
+    """
 
     adapter: Adapter
     vocab_size: int
@@ -55,8 +58,9 @@ class Admission:
             raise ModelLoadError("--target-visual-compression is not supported for this model's family")
 
     def admit(self, request: GenerateRequest) -> GenerateRequest:
-        """The request as it is to be run: the same, unless pictures are compressed for the target, too.
-        Raises ``Rejected`` unless it can be served from beginning to end.
+        """Return the request as it is to be run: the same, unless pictures are compressed for the target.
+
+        Raises ``Rejected`` unless the request can be served completely.
         """
         self._check_images(request)
         request = self._compressed(request)
@@ -123,7 +127,7 @@ class Admission:
                 f"the draft has no compressor {asked.compressor!r}; it has {', '.join(self.compressors)}",
             )
         if asked.details and len(asked.details) != len(request.prompt.images):
-            raise Rejected("invalid_request", "details must name one for each picture")
+            raise Rejected("invalid_request", "details must have one entry for each picture")
 
     def _check_sampling(self, request: GenerateRequest) -> None:
         p = request.sampling

@@ -1,8 +1,8 @@
-"""Fewer visual tokens for the target itself: lossy, and only where somebody asks for it.
+"""Lossy compression of visual tokens for the target itself, used only on request.
 
-The prompt is rewritten before anything else looks at it: a picture has as many placeholders as tokens will be
-left of it, which its shape says, and what it is encoded to is compressed once, before it is kept. From there
-on it is a picture like any other: decoding is that of the shorter prompt, with a draft or without.
+The prompt is rewritten before anything else processes it: each picture gets as many placeholders as tokens
+will be left of it, which follows from its shape. Its encoding is compressed once, before it is cached. From
+then on it is a picture like any other: decoding is that of the shorter prompt, with or without a draft.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from processing.prompt import ImageInput, Prompt
 
 
 class CompressedImage(ImageInput, frozen=True, kw_only=True):
-    """``whole``: what the encoder is given. ``grids``: in which its visual tokens lie."""
+    """A picture whose visual tokens are to be compressed.
+
+    ``whole``: the picture that the encoder gets. ``grids``: the grids of its visual tokens.
+    """
 
     whole: ImageInput
     grids: tuple[Grid, ...]
@@ -31,8 +34,9 @@ class CompressedImage(ImageInput, frozen=True, kw_only=True):
 
 
 def compressed(prompt: Prompt, how: VisualCompression, adapter: Adapter) -> Prompt:
-    """``prompt``, which was checked, with fewer placeholders. ``ValueError`` for a ratio below 1, and where
-    text stands inside a grid of visual tokens.
+    """Return ``prompt``, which must have been validated, with fewer placeholders.
+
+    Raises ``ValueError`` for a ratio below 1, and if text splits a grid of visual tokens.
     """
     _compressor(how)
     token_ids: list[int] = []
@@ -64,7 +68,7 @@ def whole_of(image: ImageInput) -> ImageInput:
 
 
 def grids_of(image: ImageInput, adapter: Adapter) -> tuple[Grid, ...]:
-    """In which the visual tokens of the prompt lie. What diversity chose lies in no grid."""
+    """Return the grids of the visual tokens in the prompt. Tokens chosen by diversity form no grid."""
     if not isinstance(image, CompressedImage):
         return adapter.grids(image)
     kept = kept_grids(Picture(image.grids, image.hash), image.how.ratio)
@@ -72,7 +76,7 @@ def grids_of(image: ImageInput, adapter: Adapter) -> tuple[Grid, ...]:
 
 
 def compress(image: ImageInput, encoded: Encoded) -> Encoded:
-    """What is left of a picture, which was encoded whole. A token has the score of the one in its place."""
+    """Compress the encoding of a whole picture. A token has the score of the token whose place it takes."""
     if not isinstance(image, CompressedImage):
         return encoded
     (found,) = _compressor(image.how)(encoded.values, [Picture(image.grids, image.hash)])
@@ -81,12 +85,12 @@ def compress(image: ImageInput, encoded: Encoded) -> Encoded:
 
 
 def _compressor(how: VisualCompression) -> Compressor:
-    """``ValueError`` for a ratio below 1."""
+    """Return the compressor. Raises ``ValueError`` for a ratio below 1."""
     return Pool(how.ratio) if how.method == "pool" else DiversePrune(how.ratio)
 
 
 def _kept(image: ImageInput, grids: tuple[Grid, ...], how: VisualCompression) -> Iterator[int]:
-    """Placeholders that are left of each run. A run of its own is a grid, or all grids are one run."""
+    """Yield the placeholders left of each run. Either each run is a grid, or all grids form one run."""
     counts = [rows * columns for rows, columns in kept_grids(Picture(grids, image.hash), how.ratio)]
     lengths = [length for _, length in image.spans]
     if lengths == [rows * columns for rows, columns in grids]:
@@ -94,4 +98,4 @@ def _kept(image: ImageInput, grids: tuple[Grid, ...], how: VisualCompression) ->
     elif len(lengths) == 1:
         yield sum(counts)
     else:
-        raise ValueError("visual_compression is not supported where text cuts through a grid of tokens")
+        raise ValueError("visual_compression is not supported if text splits a grid of visual tokens")

@@ -24,10 +24,10 @@ ContentPart = TextPart | ImagePart
 
 @dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """``content`` is ``None`` where an assistant only called tools.
+    """``content`` is ``None`` if an assistant only called tools.
 
-    ``extra`` reaches the chat template as it is: ``name``, ``tool_calls``, ``tool_call_id``, and whatever
-    else a template reads from a message.
+    ``extra`` is passed to the chat template unchanged: ``name``, ``tool_calls``, ``tool_call_id``, and
+    whatever else a template reads from a message.
     """
 
     role: str
@@ -42,7 +42,7 @@ class ChatMessage:
 
 
 def images_of(messages: Sequence[ChatMessage]) -> Iterator[Image.Image]:
-    """The pictures of a chat, in their order of appearance."""
+    """Yield the pictures of a chat in order of appearance."""
     for message in messages:
         for part in message.parts:
             if isinstance(part, ImagePart):

@@ -1,11 +1,11 @@
-"""Special tokens that a user spells stay text.
+"""Keeps special tokens in users' text from being parsed as such.
 
-A rendered chat holds control tokens (``<|im_end|>``, ``<image>``) that the template wrote, and maybe the same
-characters from a user. Users' characters that are part of such a token, or could become part of one beside
-other text ("<ima" followed by "ge>"), are wrapped in two marks before rendering; after it, the marks tell
-whose token it is. Everything else renders and tokenises as if none of this existed. (transformers' own
-``sanitize_control_tokens`` marks whole tokens only, drops users' private-use characters, and flips the
-state of the shared tokenizer, which no second thread may see.)
+A rendered chat has control tokens (``<|im_end|>``, ``<image>``) that the template wrote, and maybe the same
+characters from a user. Users' characters that are part of such a token, or could become part of one next to
+other text ("<ima" followed by "ge>"), are wrapped in two marks before rendering; afterwards, the marks tell
+who wrote the token. Everything else renders and tokenizes as if none of this existed. (transformers' own
+``sanitize_control_tokens`` marks whole tokens only, drops users' private-use characters, and temporarily
+changes the state of the shared tokenizer, which is not thread-safe.)
 
 Knows strings and the ``tokenizers`` library; no chats, no pictures.
 """
@@ -27,14 +27,14 @@ from processing.errors import PromptError
 
 Range = tuple[int, int]
 
-# Supplementary private-use planes: characters that mean nothing to anybody else.
+# Supplementary private-use planes: characters without a public meaning.
 _PRIVATE_USE = chain(range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 _MARK_CANDIDATES = "".join(map(chr, _PRIVATE_USE))
 _IDENTIFIER = re.compile(r"\w+", re.ASCII)
 
 
 class TokenSet:
-    """The strings of some control tokens, and what of a text could take part in one."""
+    """A set of control tokens, which finds the parts of a text that could belong to one."""
 
     def __init__(self, tokens: Iterable[str]) -> None:
         self.tokens = tuple(sorted(set(tokens), key=lambda token: (-len(token), token)))
@@ -43,11 +43,11 @@ class TokenSet:
         self._ends = tuple({token[n:] for token in self.tokens for n in range(1, len(token))})
 
     def exposed(self, text: str) -> list[Range]:
-        """Ranges of ``text`` that are control tokens, or that a neighbour could complete to one.
+        """Return ranges of ``text`` that are control tokens, or that adjacent text could complete to one.
 
-        Templates trim, so what counts as the first or last character is tried with and without white space.
+        Templates trim, so the first and last characters are checked with and without white space.
         """
-        ranges = [match.span() for match in self.pattern.finditer(text)]  # in order, which sorts at once
+        ranges = [match.span() for match in self.pattern.finditer(text)]  # in order, so sorting is fast
         left, right = len(text) - len(text.lstrip()), len(text.rstrip())
         for at, rest in ((0, text), (left, text[left:right])):
             if rest and (rest.startswith(self._ends) or any(rest in token for token in self.tokens)):
@@ -91,17 +91,17 @@ def _merged(ranges: Iterable[Range]) -> list[Range]:
 
 
 class Marks:
-    """Two characters that occur nowhere in one chat, so nobody can forge them and nothing is lost."""
+    """Two characters that occur nowhere in a chat, so that they cannot be forged and nothing is lost."""
 
     def __init__(self, *data: object) -> None:
         used: set[str] = set().union(*strings_in(data))
         free = list(islice((char for char in _MARK_CANDIDATES if char not in used), 2))
         if len(free) < 2:
-            raise PromptError("the messages use every private-use character of Unicode; leave some out")
+            raise PromptError("the messages use all private-use characters of Unicode; leave some out")
         self._open, self._close = free
 
     def mark(self, value: Any, tokens: TokenSet) -> Any:
-        """A copy of plain data with the users' exposed characters wrapped."""
+        """Return a copy of plain data with the users' exposed characters wrapped."""
         if isinstance(value, str):
             return self._wrap(value, tokens)
         if isinstance(value, dict):
@@ -111,10 +111,10 @@ class Marks:
         return value
 
     def read(self, rendered: str) -> tuple[str, list[Range]]:
-        """The text without marks, and the ranges of it that users wrote and a token must not touch.
+        """Return the text without marks, and its ranges that users wrote and that no token may touch.
 
-        Templates may cut a string between its marks. A lone mark becomes an empty range: no token may
-        reach across it, and the template's own text is nobody else's.
+        Templates may cut a string between its marks. A lone mark becomes an empty range: no token may reach
+        across it, and the template's own text stays its own.
         """
         open_, close = self._open, self._close
         pieces: list[str] = []
@@ -138,7 +138,7 @@ class Marks:
         return "".join([*pieces, text[last:]])
 
     def _mark_name(self, name: Any, tokens: TokenSet) -> Any:
-        # Templates look fields up by name; what they look up is an identifier and no token by itself.
+        # Templates look up fields by name; such names are identifiers, which are not tokens by themselves.
         return self._wrap(name, tokens) if isinstance(name, str) and not _is_identifier(name) else name
 
     def _mark_item(self, name: Any, value: Any, tokens: TokenSet) -> Any:
@@ -151,7 +151,7 @@ def _is_identifier(value: object) -> bool:
 
 
 def strings_in(value: object) -> Iterator[str]:
-    """Every string of plain data, names of fields included."""
+    """Yield every string in plain data, including the names of fields."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -165,9 +165,9 @@ def strings_in(value: object) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A stretch of a chat: one control token (``trusted``), or the text between two of them.
+    """A part of a chat: one control token (``trusted``), or the text between two of them.
 
-    ``exposed``: parsing special tokens here would find one that a user spelled.
+    ``exposed``: parsing special tokens here would find one that a user wrote.
     """
 
     text: str
@@ -193,39 +193,39 @@ def split_sections(text: str, tokens: TokenSet, ranges: Sequence[Range]) -> list
 
 
 class ControlTokenizer:
-    """Encodes with special tokens parsed, and without. Thread-safe: no state changes after construction."""
+    """Encodes with and without parsing special tokens. Thread-safe: no state changes after construction."""
 
     def __init__(self, tokenizer: Tokenizer, tokens: TokenSet) -> None:
         self.tokens = tokens
         self._parsing = tokenizer
         ids = {tokenizer.token_to_id(token) for token in tokens.tokens}
-        self._ids = frozenset(ids - {_unknown_id(tokenizer)})  # characters become <unk> without spelling it
-        # Stands for "a control token came before" in the plain tokenizer; nobody can spell it.
+        self._ids = frozenset(ids - {_unknown_id(tokenizer)})  # other characters become <unk> too
+        # Represents "preceded by a control token" in the plain tokenizer; it cannot be guessed.
         self._lead = f"\U0010fffd{secrets.token_hex(16)}"
         self._plain, self._true_ids = self._build_plain()
         self.before, self.after = self._added_around()
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        """Special tokens in ``text`` are parsed: for prompts that their author wrote whole."""
+        """Encode ``text`` and parse special tokens in it: for prompts whose author wrote all of them."""
         return _ids(self._parsing, text, add_special_tokens)
 
     def encode_plain(self, text: str, add_special_tokens: bool) -> list[int]:
-        """Special tokens in ``text`` are ordinary characters."""
+        """Encode ``text`` with special tokens as ordinary characters."""
         ids = self._encode_text(text, after_token=False)
         return [*self.before, *ids, *self.after] if add_special_tokens else ids
 
     def encode_sections(self, sections: Sequence[Section]) -> list[int]:
-        """Token ids in which exactly the control tokens of trusted sections are control tokens."""
+        """Return token ids in which exactly the control tokens of trusted sections are control tokens."""
         wanted = sum(len(self.tokens.pattern.findall(s.text)) for s in sections if s.trusted)
         some_exposed = any(section.exposed for section in sections)
         if not some_exposed:
             ids = self.encode("".join(section.text for section in sections), add_special_tokens=False)
             if self._num_control(ids) == wanted:
                 return ids
-        # Some section spells a token. If none is known to, a normalizer made one of other characters.
+        # Some section contains a token. If none is exposed, a normalizer made one from other characters.
         ids = self._encode_apart(sections, all_plain=not some_exposed)
         if self._num_control(ids) != wanted:
-            raise PromptError("the text spells a special token that this tokenizer cannot keep as text")
+            raise PromptError("the text contains a special token that this tokenizer cannot keep as text")
         return ids
 
     def _encode_apart(self, sections: Sequence[Section], all_plain: bool) -> list[int]:
@@ -241,7 +241,7 @@ class ControlTokenizer:
         return ids + self.encode(parsed, add_special_tokens=False)
 
     def _encode_text(self, text: str, after_token: bool) -> list[int]:
-        # SentencePiece vocabularies treat the first word of a text in another way than a later one.
+        # SentencePiece vocabularies treat the first word of a text differently from later ones.
         ids = _ids(self._plain, (self._lead if after_token else "") + text, add_special_tokens=False)
         return [self._true_ids.get(i, i) for i in ids[int(after_token) :]]
 
@@ -249,8 +249,8 @@ class ControlTokenizer:
         return sum(i in self._ids for i in ids)
 
     def _build_plain(self) -> tuple[Tokenizer, dict[int, int]]:
-        """The same tokenizer without control tokens, and the true ids of the added tokens that it keeps
-        (words and runs of white space that were added to the vocabulary are no control tokens)."""
+        """Return the same tokenizer without control tokens, and the true ids of the added tokens it keeps
+        (words and runs of white space added to the vocabulary are not control tokens)."""
         spec = json.loads(self._parsing.to_str())
         kept = [token for token in spec["added_tokens"] if token["content"] not in self.tokens.tokens]
         lead = {"id": 0, "content": self._lead, "special": True, "normalized": False}
@@ -263,14 +263,14 @@ class ControlTokenizer:
         return plain, {i: true_ids[content] for i, content in plain_ids.items() if content in true_ids}
 
     def _added_around(self) -> tuple[list[int], list[int]]:
-        """Ids that encoding with special tokens puts before and after a text (BOS, EOS)."""
+        """Return the ids that encoding with special tokens puts before and after a text (BOS, EOS)."""
         bare, full = self.encode("a", add_special_tokens=False), self.encode("a", add_special_tokens=True)
         at = next(i for i in range(len(full)) if full[i : i + len(bare)] == bare)
         return full[:at], full[at + len(bare) :]
 
 
 def _ids(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
-    # A batch of one: unlike ``encode``, it lets other threads run meanwhile, the event loop's among them.
+    # A batch of one: unlike ``encode``, it lets other threads run meanwhile, including the event loop's.
     return list(tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
 
 

@@ -1,9 +1,9 @@
 """Token ids to text, a few at a time, never splitting a character.
 
-Text is final when its bytes are complete characters, so at most three bytes are ever held back, and each
-token costs the same however long the text has grown. (``tokenizers.DecodeStream`` decodes its window
-again at every token, holds back for as long as bytes stay invalid, and cannot be flushed at the end.)
-Does not know stop strings: ``processing.stop`` reads what this writes.
+Text is final when its bytes are complete characters, so at most three bytes are ever held back, and the
+cost per token does not grow with the text. (``tokenizers.DecodeStream`` decodes its window again at every
+token, holds text back for as long as bytes stay invalid, and cannot be flushed at the end.)
+Does not know stop strings: ``processing.stop`` reads the output of this module.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from processing.vocabulary import Vocabulary
 
 
 class Detokenizer:
-    """The pieces that ``feed`` and ``finish`` return, joined, are the text of all ids.
+    """Joined, the pieces that ``feed`` and ``finish`` return are the text of all ids.
 
-    ``at_text_start`` false keeps the space that SentencePiece vocabularies write before a first word: for
-    text that continues other text. ``shown_ids``: special tokens that are not skipped.
+    ``at_text_start``: false, for text that continues other text, keeps the space that SentencePiece
+    vocabularies write before a first word. ``shown_ids``: special tokens that are not skipped.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Detokenizer:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token_ids: Iterable[int]) -> str:
-        """Text that these ids complete; empty if they end inside a character."""
+        """Return the text that these ids complete, possibly none."""
         pieces = []
         for token_id in token_ids:
             if token_id in self._skipped:
@@ -46,7 +46,7 @@ class Detokenizer:
         return self._strip(self._decoder.decode(b"".join(pieces)))
 
     def finish(self) -> str:
-        """What was held back: an incomplete character becomes U+FFFD."""
+        """Return what was held back: an incomplete character becomes U+FFFD."""
         return self._strip(self._decoder.decode(b"", final=True))
 
     def _strip(self, text: str) -> str:
@@ -54,7 +54,7 @@ class Detokenizer:
             kept = text.lstrip(" ")
             spaces = len(text) - len(kept)
             removed = min(spaces, self._to_strip)
-            # Once something else was written, later spaces are text.
+            # After any other character, spaces are part of the text.
             self._to_strip = 0 if kept else self._to_strip - removed
             return text[removed:]
         return text

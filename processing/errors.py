@@ -4,8 +4,8 @@ from __future__ import annotations
 
 
 class PromptError(ValueError):
-    """This chat cannot become a prompt for this model."""
+    """A chat cannot be turned into a prompt for this model."""
 
 
 class UnsupportedModelError(ValueError):
-    """The tokenizer or processor of this model does something that is not handled here."""
+    """The tokenizer or processor of this model does something that is not supported here."""

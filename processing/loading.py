@@ -1,7 +1,7 @@
-"""Hugging Face processors of a model folder, without what pictures do not need.
+"""Loads Hugging Face processors without the parts that pictures do not need.
 
-transformers' video processors want torchvision, and without it refuse the whole processor of every family
-that takes videos too. Only pictures are served here, and Pillow is enough for them.
+transformers' video processors need torchvision; without it, the whole processor of any family that also
+takes videos fails to load. Only pictures are served here, and Pillow is enough for them.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from typing import Any
 
 
 def load_processor(model: str, config: Any, **where: Any) -> Any:
-    """What ``AutoProcessor`` gives for ``model`` with this ``config``; where torchvision is missing, of the
-    same class, or one that does the same with pictures, but without a video processor. ``where``: revision
-    and the like, as ``from_pretrained`` has them.
+    """Return what ``AutoProcessor`` does for ``model`` with this ``config``. If torchvision is missing, the
+    result is of the same class, or of one that treats pictures the same, but without a video processor.
+    ``where``: arguments of ``from_pretrained`` such as the revision.
     """
     from transformers import AutoProcessor, Idefics3Processor
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
@@ -25,7 +25,7 @@ def load_processor(model: str, config: Any, **where: Any) -> Any:
 
         return pillow_pixtral_processor().from_pretrained(model, **where)
     if name == "SmolVLMProcessor":
-        # It wants a package more for videos, even without them. Pictures it treats as its elder does.
+        # It needs another package for videos, even without them. It treats pictures like its predecessor.
         kind = Idefics3Processor
     elif not name or "video_processor" not in kind.get_attributes():
         return AutoProcessor.from_pretrained(model, **where)
@@ -33,6 +33,6 @@ def load_processor(model: str, config: Any, **where: Any) -> Any:
 
 
 def without_videos(kind: type[Any]) -> type[Any]:
-    """``kind`` of processor with one part less. Its constructor takes ``None`` for the video processor."""
+    """Return a subclass of ``kind`` without the video processor, for which its constructor takes ``None``."""
     parts = [name for name in kind.get_attributes() if name != "video_processor"]
     return type(kind.__name__, (kind,), {"get_attributes": staticmethod(lambda: parts)})

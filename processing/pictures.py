@@ -1,7 +1,7 @@
 """Decoded pictures to pixel tensors: colours, shapes, one picture's share of a batch, and content hashes.
 
-Works on what any Hugging Face image processor returns. Does not know where pictures come from (a server
-vets them first) or where they stand in a prompt.
+Works on the output of any Hugging Face image processor. Does not know where pictures come from (a server
+vets them first) or where they are in a prompt.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ _PAD_TO_STACK = ("LlavaNextImage", "LlavaOnevisionImage", "PixtralImage", "Idefi
 def check_shape(size: tuple[int, int]) -> None:
     width, height = size
     if min(size) < 1:
-        raise PromptError(f"a picture of {width} x {height} pixels has no content")
+        raise PromptError(f"an image of {width} x {height} pixels is empty")
     if max(size) > MAX_ASPECT_RATIO * min(size):
         raise PromptError(
-            f"a picture of {width} x {height} pixels is too narrow; the longer side may be at most "
+            f"an image of {width} x {height} pixels is too narrow; the longer side may be at most "
             f"{MAX_ASPECT_RATIO} times the shorter"
         )
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB, transparency laid on white: what is invisible must not become black."""
+    """Convert to 8-bit RGB, with transparency on white: what is invisible must not become black."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I;16"):
-        # Pillow clips 16 bits to 8, which turns all but the darkest greys white.
+        # Pillow would clip 16 bits to 8, which turns all but the darkest greys white.
         grey = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")
     if not image.has_transparency_data:
@@ -52,17 +52,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def options_alone(image_processor: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """``options`` of an image processor, changed so that a picture's tensors do not depend on the sizes of
-    those beside it.
+    """Return ``options`` of an image processor, changed so that a picture's tensors do not depend on the
+    sizes of other pictures.
     """
     pads = type(image_processor).__name__.startswith(_PAD_TO_STACK)
     return {**options, "do_pad": False} if pads else dict(options)
 
 
 def split_features(features: Mapping[str, Any], count: int) -> list[dict[str, np.ndarray]]:
-    """Each picture's own tensors, the leading dimension kept, floats as float32.
+    """Return each picture's own tensors, with the leading dimension kept and floats as float32.
 
-    Most families stack one entry a picture. Qwen's concatenate the patches of all pictures, and
+    Most families stack one entry per picture. Qwen's concatenate the patches of all pictures, and
     ``image_grid_thw`` says how many rows belong to each; others cut pictures into tiles and stack those.
     """
     if "image_grid_thw" in features:
@@ -75,7 +75,7 @@ def split_features(features: Mapping[str, Any], count: int) -> list[dict[str, np
         ]
     tensors = {name: value for name, value in features.items() if name not in TILE_COUNTS}
     if (counts := _num_tiles(features)) is not None:
-        # Idefics3 nests by message, and there is one.
+        # Idefics3 nests by message, of which there is one.
         tiles = tensors["pixel_values"][0] if "rows" in features else tensors["pixel_values"]
         ends = np.cumsum(counts).tolist()
         if len(tiles) == ends[-1]:
@@ -92,12 +92,12 @@ def split_features(features: Mapping[str, Any], count: int) -> list[dict[str, np
 
 def _of_pictures(tensors: dict[str, Any], count: int) -> dict[str, Any]:
     if wrong := {name: len(value) for name, value in tensors.items() if len(value) != count}:
-        raise UnsupportedModelError(f"the image processor returned {wrong} entries for {count} pictures")
+        raise UnsupportedModelError(f"the image processor returned {wrong} entries for {count} images")
     return tensors
 
 
 def _num_tiles(features: Mapping[str, Any]) -> list[int] | None:
-    """Tiles of each picture; ``None`` where nothing says that they are stacked."""
+    """Return the number of tiles of each picture; ``None`` if nothing indicates that they are stacked."""
     if "num_patches" in features:  # InternVL
         return [int(n) for n in features["num_patches"]]
     if "num_crops" in features:  # Gemma 3: the picture, and what was cut out of it
@@ -113,8 +113,8 @@ def _plain(array: np.ndarray) -> np.ndarray:
 
 
 def picture_hash(tensors: Mapping[str, np.ndarray], fingerprint: bytes) -> bytes:
-    """Equal hashes mean equal embeddings. Every field goes in with its length, so that no two pictures
-    share a byte string: not one of another size, type or name with the same bytes in memory."""
+    """Return a content hash; equal hashes mean equal embeddings. Every field is hashed with its length, so
+    that tensors of another shape, dtype or name with the same bytes in memory differ."""
     digest = blake2b(digest_size=HASH_SIZE, person=b"specvlm-picture")
     _update(digest, fingerprint)
     for name in sorted(tensors):
@@ -131,7 +131,7 @@ def _update(digest: blake2b, field: bytes | memoryview) -> None:
 
 
 def split_runs(positions: Sequence[int], counts: Sequence[int]) -> list[list[tuple[int, int]]]:
-    """Runs ``(offset, length)`` of neighbouring positions, ``counts[i]`` positions to picture i.
+    """Return runs ``(offset, length)`` of adjacent positions, ``counts[i]`` positions for picture i.
 
     >>> split_runs([2, 3, 5, 8, 9], [3, 2])
     [[(2, 2), (5, 1)], [(8, 2)]]

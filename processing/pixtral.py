@@ -1,4 +1,4 @@
-"""Pixtral's processor, of which transformers has one that cannot be imported without torchvision."""
+"""Pixtral's processor, because that of transformers cannot be imported without torchvision."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Any
 
 
 def pillow_pixtral_processor() -> type[Any]:
-    """A processor class that does as ``PixtralProcessor`` with pictures."""
+    """Return a processor class that treats pictures like ``PixtralProcessor``."""
     from transformers import ProcessorMixin
 
     return type("PillowPixtralProcessor", (_PixtralPictures, ProcessorMixin), {})
 
 
 class _PixtralPictures:
-    """The part of a processor that is Pixtral's own. A picture becomes rows of ``image_token``, one for each
-    ``spatial_merge_size`` by ``spatial_merge_size`` patches, with ``image_break_token`` between the rows and
-    ``image_end_token`` after the last.
+    """The part of a processor that is specific to Pixtral. A picture becomes rows of ``image_token``, one for
+    each ``spatial_merge_size`` by ``spatial_merge_size`` patches, with ``image_break_token`` between the rows
+    and ``image_end_token`` after the last.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Chats and pictures to token ids and pixel tensors, and ids back to text, for one model.
 
-Knows the processor and tokenizer of a Hugging Face folder; no weights, no engine, no HTTP. One instance
-serves many threads: nothing changes after loading. transformers is imported on loading, since it is slow.
+Knows the processor and tokenizer of a Hugging Face folder; no weights, no engine, no HTTP. Instances are
+thread-safe: nothing changes after loading. transformers is imported on loading, since that is slow.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Processor:
         self._bos_token: str | None = tokenizer.bos_token
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
-            raise UnsupportedModelError("this model has no tokenizer.json, which is needed")
+            raise UnsupportedModelError("this model has no tokenizer.json, which is required")
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
@@ -78,8 +78,8 @@ class Processor:
         chat_template: str | None = None,
         tool_parser: str = "auto",
     ) -> Processor:
-        """``chat_template``: a file, or the template itself; default is the model's own. ``tool_parser``: as
-        ``ToolSupport`` has it.
+        """Load the processor of a model. ``chat_template``: a file, or the template itself; by default, the
+        model's own. ``tool_parser``: the ``parser`` of ``ToolSupport``.
         """
         from transformers import AutoConfig
 
@@ -89,7 +89,7 @@ class Processor:
 
     @property
     def template_arguments(self) -> frozenset[str]:
-        """Names that the chat template reads besides what every template is given."""
+        """Names that the chat template reads besides those passed to every template."""
         return self._template.arguments if self._template is not None else frozenset()
 
     @property
@@ -107,9 +107,9 @@ class Processor:
         add_generation_prompt: bool = True,
         template_kwargs: dict[str, Any] | None = None,
     ) -> Prompt:
-        """What ``apply_chat_template(tokenize=True)`` of transformers gives, except that special tokens which
-        users spell stay text. ``template_kwargs`` (``tools`` among them) are trusted in their names, not in
-        their texts. Raises ``PromptError``."""
+        """Return the same as ``apply_chat_template(tokenize=True)`` of transformers, except that special
+        tokens written by users stay text. The names in ``template_kwargs`` (which include ``tools``) are
+        trusted, their texts are not. Raises ``PromptError``."""
         if self._template is None:
             raise PromptError(
                 "this model has no chat template; pass one with --chat-template, or use /v1/completions"
@@ -122,7 +122,7 @@ class Processor:
         placeholders = [i for i, s in enumerate(sections) if s.trusted and s.text == self._image_token]
         if (places := len(placeholders)) != len(images):
             raise PromptError(
-                f"the messages hold {len(images)} pictures, but the chat template has {places} places"
+                f"the messages have {len(images)} images, but the chat template has {places} places for them"
             )
         if not images:
             return Prompt(token_ids=self._encode(sections))
@@ -133,11 +133,11 @@ class Processor:
         return Prompt(token_ids=token_ids, images=self._images(token_ids, tensors, replacements))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Ids of a prompt that its author wrote whole: special tokens in it are parsed."""
+        """Return the ids of a prompt whose author wrote all of it: special tokens in it are parsed."""
         return self._control.encode(text, add_special_tokens)
 
     def encode_plain(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        """Ids of a text in which special tokens are ordinary characters."""
+        """Return the ids of a text in which special tokens are ordinary characters."""
         return self._control.encode_plain(text, add_special_tokens)
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
@@ -151,8 +151,8 @@ class Processor:
         at_text_start: bool = True,
         shown_ids: frozenset[int] = frozenset(),
     ) -> Detokenizer:
-        """A fresh stream. ``at_text_start`` false for text that continues a prompt. ``shown_ids``: special
-        tokens that are not skipped.
+        """Return a detokenizer for a new stream. ``at_text_start``: false for text that continues a prompt.
+        ``shown_ids``: special tokens that are not skipped.
         """
         return Detokenizer(
             self.vocabulary,
@@ -162,7 +162,7 @@ class Processor:
         )
 
     def token_bytes(self, token_id: int) -> bytes:
-        """True bytes of a token, maybe part of a character."""
+        """Return the exact bytes of a token, possibly part of a character."""
         return self.vocabulary.token_bytes(token_id)
 
     def token_text(self, token_id: int) -> str:
@@ -181,11 +181,11 @@ class Processor:
         return [*self._control.before, *ids, *self._control.after]
 
     def _process(self, images: Sequence[Image.Image]) -> tuple[list[Any], list[str]]:
-        """Tensors of each picture, and the text that takes the place of its placeholder."""
+        """Return the tensors of each picture, and the text that replaces its placeholder."""
         assert self._vlm is not None
         for image in images:
             check_shape(image.size)
-        # All at once: some families tile a picture depending on how many there are. Nested as one message.
+        # All at once: in some families tiling depends on the number of pictures. Nested as one message.
         batch = [[to_rgb(image) for image in images]]
         try:
             features, replacements = self._vlm._process_images(batch, **self._image_options)
@@ -202,7 +202,7 @@ class Processor:
         positions = [i for i, token_id in enumerate(token_ids) if token_id == wanted]
         if len(positions) != sum(counts) or not all(counts):
             raise PromptError(
-                f"the pictures need {counts} placeholder tokens, but the prompt holds {len(positions)}"
+                f"the images need {counts} placeholder tokens, but the prompt has {len(positions)}"
             )
         return [
             ImageInput(hash=picture_hash(own, self._fingerprint), spans=spans, tensors=own)
@@ -229,12 +229,12 @@ def _read_template(given: str | None) -> str | None:
         return Path(given).read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(
-            f"--chat-template {given!r} is neither a file that can be read nor a template ({error.strerror})"
+            f"--chat-template {given!r} is neither a readable file nor a template ({error.strerror})"
         ) from error
 
 
 def _image_token_id(vlm: Any, config: Any) -> int | None:
-    """The id whose embeddings the model replaces. (Gemma 3's processor names another one.)"""
+    """Return the id whose embeddings the model replaces. (Gemma 3's processor names another one.)"""
     if vlm is None:
         return None
     for owner, name in ((config, "image_token_id"), (config, "image_token_index"), (vlm, "image_token_id")):
@@ -244,6 +244,6 @@ def _image_token_id(vlm: Any, config: Any) -> int | None:
 
 
 def _fingerprint(image_processor: Any, options: dict[str, Any]) -> bytes:
-    """Changes whenever the same pixels could be processed in another way."""
+    """Return a value that changes whenever the same pixels could be processed differently."""
     described = [type(image_processor).__name__, image_processor.to_dict(), options]
     return blake2b(json.dumps(described, sort_keys=True, default=str).encode()).digest()

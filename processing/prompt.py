@@ -1,4 +1,4 @@
-"""The data that a processed prompt is made of, in process and on the wire alike."""
+"""The data structures of a processed prompt, in process and on the wire alike."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class ImageInput(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def num_encoded(self) -> int:
-        """Visual tokens that the encoder makes."""
+        """Number of visual tokens that the encoder produces."""
         return self.num_tokens
 
     @property
     def places(self) -> npt.NDArray[np.int64]:
-        """Indices of all placeholders in the prompt, ``[num_tokens]``, rising."""
+        """Indices of all placeholders in the prompt, ``[num_tokens]``, ascending."""
         return np.concatenate([np.arange(first, first + n, dtype=np.int64) for first, n in self.spans])
 
     @property
@@ -41,12 +41,12 @@ class ImageInput(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def end(self) -> int:
-        """Index after the last placeholder in the prompt."""
+        """Index after that of the last placeholder in the prompt."""
         return self.spans[-1][0] + self.spans[-1][1]
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):
-    """Token ids with expanded picture placeholders, and the pictures in their order of appearance."""
+    """Token ids with expanded picture placeholders, and the pictures in order of appearance."""
 
     token_ids: list[int]
     images: list[ImageInput] = []

@@ -1,9 +1,8 @@
 """Stop strings in a stream of text.
 
-The text ends at the stop string that is *completed* first (of several completed by one character, at the
-longest): the point at which a model writing one character at a time would have been stopped. So the result
-does not depend on how the text was cut into pieces, which matters when one step accepts many tokens.
-Knows text only.
+The text ends at the stop string that is *completed* first (the longest, if one character completes several):
+the point at which a model writing one character at a time would have been stopped. So the result does not
+depend on how the text was cut into pieces, which matters when one step accepts many tokens. Knows text only.
 """
 
 from __future__ import annotations
@@ -12,29 +11,30 @@ from collections.abc import Sequence
 
 
 class StopMatcher:
-    """``matched`` names the stop string once it was found; nothing is returned after that.
+    """``matched`` is the stop string once it has been found; no text is returned after that.
 
-    Text that might be the beginning of a stop string is held back until it is known. ``include_stop`` keeps
-    the stop string itself in the text. A character costs the same however long the stop strings are.
+    Text that might be the beginning of a stop string is held back until that is decided. ``include_stop``
+    keeps the stop string itself in the text. The cost per character does not depend on the length of the stop
+    strings.
     """
 
     def __init__(self, stops: Sequence[str], *, include_stop: bool = False) -> None:
         if not all(stops):
             raise ValueError("a stop string is empty; remove it")
-        # Of several completed by one character, the first in this order is the one.
+        # If one character completes several, the first in this order wins.
         self._searches = [_Search(stop) for stop in sorted(stops, key=len, reverse=True)]
         self._include_stop = include_stop
         self._held = ""
         self.matched: str | None = None
 
     def feed(self, text: str) -> str:
-        """Text that is final so far. Never any part of a stop string that matches, unless included."""
+        """Return newly final text, never any part of a matching stop string unless it is included."""
         if self.matched is not None:
             return ""
         seen = self._held + text
         self._held = ""
         for end, char in enumerate(text, start=len(seen) - len(text) + 1):
-            # Every search must read every character, also when another one has its match.
+            # Every search must read every character, even after another one has matched.
             complete = [search.stop for search in self._searches if search.reads(char)]
             if complete:
                 self.matched = complete[0]
@@ -44,23 +44,23 @@ class StopMatcher:
         return seen[:cut]
 
     def finish(self) -> str:
-        """The stream ended: what was held back is text after all."""
+        """Return the text that was held back, as the stream has ended."""
         final, self._held = self._held, ""
         return final
 
 
 class _Search:
-    """Knuth, Morris and Pratt's automaton: with how much of ``stop`` does the text read so far end?"""
+    """Knuth-Morris-Pratt automaton: how much of ``stop`` does the text read so far end with?"""
 
     def __init__(self, stop: str) -> None:
         self.stop = stop
         self.num_matching = 0
-        # borders[n - 1]: with how much of ``stop``, short of all n, do its first n characters end? Filled as
-        # far as a match has come, so that long stop strings cost nothing where the text never begins them.
+        # borders[n - 1]: how much of ``stop``, less than all n, do its first n characters end with? Filled as
+        # far as a match has got, so that long stop strings cost nothing if the text never begins them.
         self._borders = [0]
 
     def reads(self, char: str) -> bool:
-        """Whether ``char`` completes the stop string. Not to be called again after that."""
+        """Return whether ``char`` completes the stop string; do not call again after that."""
         self.num_matching = self._longer(self.num_matching, char)
         if self.num_matching > len(self._borders):
             self._borders.append(self._longer(self._borders[-1], char))

@@ -1,8 +1,8 @@
-"""Chat templates: what a message looks like to one, and which tokens of the text are control tokens.
+"""Chat templates: the form of messages they expect, and which tokens of the text are control tokens.
 
-A template either prints ``message['content']`` or walks over its parts. Which one is found out by rendering
-a probe, for every role, since many templates treat system messages in their own way. Knows Jinja through
-transformers; does not know pictures (a picture is only its place in a message) or token ids.
+A template either prints ``message['content']`` or iterates over its parts. Rendering a probe shows which, for
+every role, since many templates treat system messages differently. Knows Jinja through transformers; does not
+know pictures (only their places in a message) or token ids.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PROBE = "specvlm-probe-0d1f"
 _PROBE_PARTS = [{"type": "text", "text": PROBE}] * 2
 MAX_REASON_LEN = 200
 
-# What transformers gives every template, and Jinja itself.
+# What transformers and Jinja itself provide to every template.
 _GLOBALS = {"raise_exception", "strftime_now", "dict", "namespace", "range", "lipsum", "cycler", "joiner"}
 
 _MARKUP = re.compile(r"[<\[]\S+[>\]]")  # <|fim_prefix|>, <tool_call>, [INST]: tokens even where not "special"
@@ -51,8 +51,8 @@ class ChatTemplate:
             if content in named or _MARKUP.fullmatch(content) or (content in source and not content.isspace())
         }
         self.tokens = TokenSet(special | others)
-        # An assistant's text was once written by the model. Its <think> was a token and stays one: else
-        # templates that cut it out, and cached prefixes, would see another text.
+        # An assistant's text was once written by the model. Its <think> was a token and stays one: otherwise
+        # templates that cut it out, and cached prefixes, would see a different text.
         self._assistant_tokens = TokenSet(special)
         self._takes = {
             (role, kind): self._probe(role, content)
@@ -63,7 +63,7 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[ChatMessage], *, add_generation_prompt: bool, template_kwargs: dict[str, Any]
     ) -> tuple[str, list[Range]]:
-        """The chat as text, and the ranges of it in which control tokens are users' text."""
+        """Return the chat as text, and its ranges in which control tokens are users' text."""
         if not messages:
             raise PromptError("there are no messages; send at least one")
         if reserved := self._reserved & template_kwargs.keys():
@@ -80,7 +80,7 @@ class ChatTemplate:
         except RecursionError:
             raise PromptError("the arguments of a tool call are nested too deeply") from None
         rendered = self._render(chat, add_generation_prompt=add_generation_prompt, **given)
-        # A model may have written half of an emoji's escape in its arguments; no tokenizer takes that.
+        # A model may have written half of an escaped surrogate pair in its arguments; no tokenizer takes it.
         return marks.read(rendered.encode("utf-8", "replace").decode())
 
     def _render(self, chat: list[dict[str, Any]], **kwargs: Any) -> str:
@@ -89,16 +89,16 @@ class ChatTemplate:
                 chat, chat_template=self._source, tokenize=False, **kwargs
             )
         except TemplateError as error:
-            # What templates raise on purpose ("roles must alternate") is written for the user.
-            reason = str(error)[:MAX_REASON_LEN] if type(error) is TemplateError else "it does not fit them"
-            raise PromptError(f"the model's chat template refuses these messages: {reason}") from error
+            # What templates raise on purpose ("roles must alternate") is meant for the user.
+            reason = str(error)[:MAX_REASON_LEN] if type(error) is TemplateError else "they do not fit"
+            raise PromptError(f"the model's chat template rejects these messages: {reason}") from error
         except Exception as error:
             raise PromptError("the model's chat template cannot render these messages") from error
         assert isinstance(text, str)
         return text
 
     def _probe(self, role: str, content: object) -> bool:
-        """Whether the content of such a message is printed as text, and not as a Python list."""
+        """Return whether the content of such a message is printed as text, and not as a Python list."""
         probe: dict[str, Any] = {"role": role, "content": content}
         user: dict[str, Any] = {"role": "user", "content": "x"}
         chat = {"system": [probe, user], "user": [probe], "assistant": [user, probe]}[role]
@@ -123,7 +123,7 @@ class ChatTemplate:
         takes_string, takes_parts = self._takes[role, "string"], self._takes[role, "parts"]
         texts = [part.text for part in message.parts if isinstance(part, TextPart)]
         if len(texts) < len(message.parts) and not takes_parts:
-            raise PromptError(f"the model's chat template takes no pictures in {message.role} messages")
+            raise PromptError(f"the model's chat template takes no images in {message.role} messages")
         if takes_parts and not (isinstance(message.content, str) and takes_string):
             return [
                 {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": part.text}
@@ -133,7 +133,7 @@ class ChatTemplate:
 
 
 def _with_parsed_arguments(call: Any) -> Any:
-    """OpenAI sends a call's arguments as JSON text; templates want the object."""
+    """Parse the arguments of a call, which the OpenAI API sends as JSON text; templates want the object."""
     if not isinstance(call, dict) or not isinstance(call.get("function"), dict):
         return call
     function = call["function"]
@@ -145,17 +145,17 @@ def _with_parsed_arguments(call: Any) -> Any:
 
 
 def _variables(source: str) -> frozenset[str]:
-    """Names that a template reads and does not set. Raises ``ValueError`` if Jinja cannot read it."""
-    # transformers' own tags around an assistant's words; Jinja knows nothing of them.
+    """Return the names that a template reads but does not set. Raises ``ValueError`` if it is invalid."""
+    # transformers' own tags around an assistant's text, which Jinja does not know.
     plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source)
     try:
         tree = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=True).parse(plain)
     except TemplateSyntaxError as error:
-        raise ValueError(f"the chat template cannot be read, line {error.lineno}: {error.message}") from None
+        raise ValueError(f"the chat template is invalid, line {error.lineno}: {error.message}") from None
     return frozenset(find_undeclared_variables(tree) - _GLOBALS)
 
 
 def _reserved_arguments(render: Callable[..., Any]) -> frozenset[str]:
-    """Names that would steer the rendering itself instead of reaching the template."""
+    """Return names that would control the rendering itself instead of reaching the template."""
     named = {p.name for p in inspect.signature(render).parameters.values() if p.kind is not p.VAR_KEYWORD}
     return frozenset(named - {"tools", "documents"})

@@ -1,8 +1,8 @@
-"""The bytes that each token stands for, read from a tokenizer's decoder.
+"""The bytes that each token represents, according to a tokenizer's decoder.
 
 A token of a byte-level vocabulary may be half a character, so bytes are the only exact meaning a token
-has on its own. Knows the decoders of causal language models (byte-level, and SentencePiece's with or
-without byte fallback) and refuses others. Does not know chats or streams.
+has on its own. Supports the decoders of causal language models (byte-level, and SentencePiece's with or
+without byte fallback) and rejects others. Does not know chats or streams.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Vocabulary:
         added = tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self._bytes: dict[int, bytes] = {}
-        self._space = ""  # what stands for a space inside tokens; byte-level vocabularies have none
+        self._space = ""  # represents a space inside tokens; byte-level vocabularies have none
         self._byte_level = self._byte_fallback = self.drop_first = False
         self.strip_start = 0
         self._read_decoder(json.loads(tokenizer.to_str())["decoder"])
@@ -39,7 +39,7 @@ class Vocabulary:
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def token_bytes(self, token_id: int, *, first: bool = False) -> bytes:
-        """What ``token_id`` adds to a text; ``first`` where it begins one. Unknown ids add nothing."""
+        """Return what ``token_id`` adds to a text; ``first`` if it begins one. Unknown ids add nothing."""
         if first and self.drop_first:
             return self._compute(token_id, space="")
         if token_id not in self._bytes:
@@ -47,7 +47,7 @@ class Vocabulary:
         return self._bytes[token_id]
 
     def token_text(self, token_id: int) -> str:
-        """For people: bytes that are no complete character show as U+FFFD."""
+        """Return a token as text for people: bytes that are not a complete character become U+FFFD."""
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
     def _compute(self, token_id: int, space: str) -> bytes:
@@ -55,7 +55,7 @@ class Vocabulary:
         if token is None:
             return b""
         if self._byte_level:
-            # Added tokens may hold characters outside the byte alphabet; they stand for themselves.
+            # Added tokens may have characters outside the byte alphabet; such tokens represent themselves.
             known = [_BYTE_OF_CHAR.get(char) for char in token]
             return token.encode() if None in known else bytes(b for b in known if b is not None)
         if self._byte_fallback and (match := _BYTE_TOKEN.fullmatch(token)):
@@ -82,7 +82,7 @@ class Vocabulary:
                 case _:
                     raise UnsupportedModelError(f"the tokenizer decodes with {names}, which is not supported")
         if not steps:
-            raise UnsupportedModelError("the tokenizer has no decoder, so its tokens cannot become text")
+            raise UnsupportedModelError("the tokenizer has no decoder, so tokens cannot be converted to text")
 
 
 def _flatten(spec: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -94,7 +94,7 @@ def _flatten(spec: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins: visible Latin-1 bytes are themselves, the rest start at U+0100."""
+    """Return GPT-2's printable stand-ins: visible Latin-1 bytes are themselves, the rest start at U+0100."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in visible]
     return {chr(b): b for b in visible} | {chr(0x100 + i): b for i, b in enumerate(hidden)}

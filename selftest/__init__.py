@@ -1,1 +1,1 @@
-"""``specvlm selftest``: whether this machine computes what it should, and what speculation gains on it."""
+"""``specvlm selftest``: checks that this machine computes correctly, and what speculation gains on it."""

@@ -1,4 +1,4 @@
-"""Our engine's answers: with trees of all sizes against transformers, then what speculation gains."""
+"""Checks our engine's answers against transformers, with and without trees, and measures the speed-up."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SEED = 920_000
 
 @dataclass(slots=True)
 class Answer:
-    """``seconds``: from the first token on."""
+    """An answer. ``seconds``: from the first token to the last."""
 
     token_ids: list[int]
     seconds: float
@@ -37,7 +37,7 @@ class Answer:
 
 
 class Engine:
-    """``forced``: every tree is as large as the limits allow; otherwise as large as is measured to pay."""
+    """The engine. ``forced``: make every tree as large as allowed, instead of as large as measured to pay."""
 
     def __init__(self, config: EngineConfig, target: TargetModel, *, forced: bool) -> None:
         budget = None if forced else measured_budget
@@ -45,7 +45,7 @@ class Engine:
         self._ids = itertools.count()
 
     def answer(self, prompts: list[Prompt], num_tokens: int, *, speculate: bool) -> list[Answer]:
-        """Greedy, all at once, sharing nothing with earlier ones. Raises ``RuntimeError`` on a failure."""
+        """Answer greedily, all at once, without cached prefixes. Raises ``RuntimeError`` on a failure."""
         sampling = SamplingParams(max_tokens=num_tokens, temperature=0.0)
         speculative = SpeculativeParams(enabled=speculate)
         answers: dict[str, Answer] = {}
@@ -77,7 +77,7 @@ class Engine:
 
 
 def questions(count: int, *, sees: bool) -> list[tuple[str, list[Image.Image]]]:
-    """The last one is about no picture."""
+    """Return ``count`` questions with pictures, the last one without; if not ``sees``, only that one."""
     tasks = ("describe", "count", "word", "bar", "describe")
     drawn = [sample(_SEED, i, "heldout", tasks[i % len(tasks)]) for i in range(count - 1 if sees else 0)]
     return [(one.turns[0][0], list(one.images)) for one in drawn] + [(TEXT, [])]
@@ -91,7 +91,10 @@ def prompt_of(processor: Processor, text: str, images: list[Image.Image]) -> Pro
 def golden(
     engine: Engine, reference: Reference, processor: Processor, epsilon: float, num_tokens: int
 ) -> dict[str, Any]:
-    """Together and with trees, against ``generate``. ``largest_gap``: see :class:`Reference`."""
+    """Check batched answers, without and with trees, against ``generate``.
+
+    ``largest_gap``: see :meth:`Reference.largest_gap`.
+    """
     asked = questions(4, sees=processor.supports_images)
     prompts = [prompt_of(processor, *one) for one in asked]
     inputs = [reference.inputs(*one) for one in asked]
@@ -105,7 +108,7 @@ def golden(
             gaps.append(gap(reference, one, answer.token_ids, want))
             rounds += answer.num_rounds
     return {
-        "name": "answers are those of transformers.generate",
+        "name": "answers match transformers.generate",
         "passed": alike and max(gaps) < epsilon,
         "prompts_alike": alike,
         "answers": len(gaps),
@@ -119,8 +122,9 @@ def golden(
 
 
 def gap(reference: Reference, inputs: dict[str, Any], got: list[int], want: list[int]) -> float:
-    """How far tokens are from the likeliest ones, 0 if they are those that are wanted; infinite where one of
-    both merely ends before the other, which no rounding does.
+    """Return how far the tokens ``got`` are from the most likely ones; 0 if they are equal to ``want``.
+
+    Infinite if one merely ends before the other, which rounding cannot explain.
     """
     if got == want:
         return 0.0
@@ -132,11 +136,11 @@ def gap(reference: Reference, inputs: dict[str, Any], got: list[int], want: list
 def speculation(
     engine: Engine, reference: Reference, processor: Processor, epsilon: float, num_tokens: int
 ) -> dict[str, Any]:
-    """One stream, with and without speculation in turn. Texts must agree; the speed-up is what it is."""
+    """Compare one stream with and without speculation. Texts must agree; the speed-up is only reported."""
     seconds, tokens, rounds, spec_tokens, parted, gaps = {True: 0.0, False: 0.0}, 0, 0, 0, 0, [0.0]
     asked = questions(4, sees=processor.supports_images)
     prompts = [prompt_of(processor, *one) for one in asked]
-    engine.answer(prompts[:1], 8, speculate=True)  # what is compiled or allocated at the first use
+    engine.answer(prompts[:1], 8, speculate=True)  # warm-up: first use compiles and allocates
     for index, (one, prompt) in enumerate(zip(asked, prompts, strict=True)):
         found: dict[bool, Answer] = {}
         for speculate in (True, False) if index % 2 else (False, True):
@@ -152,7 +156,7 @@ def speculation(
         for speculate, answer in found.items():
             seconds[speculate] += answer.seconds
     return {
-        "name": "speculation says what plain decoding says",
+        "name": "answers with speculation match plain decoding",
         "passed": max(gaps) < epsilon,
         "draft": engine.core.info.draft,
         "answers": len(prompts),

@@ -1,4 +1,4 @@
-"""Attention on the device under test against plain torch in float64 on a CPU, in real models' sizes."""
+"""Checks attention on the device under test against plain torch in float64 on a CPU, in real model sizes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _TYPES = {
     "cpu": (torch.float32,),
     "cuda": (torch.float32, torch.float16, torch.bfloat16),
 }
-# Heads, heads of keys, size: of SmolLM2-135M, Vicuna-7B, Qwen2.5-7B.
+# (Attention heads, KV heads, head size) of SmolLM2-135M, Vicuna-7B and Qwen2.5-7B.
 _SIZES = ((9, 3, 64), (32, 32, 128), (28, 4, 128))
 
 
 def compare(target: TargetModel) -> Iterator[dict[str, Any]]:
-    """One result a backend, type, size and window."""
+    """Yield a result for each backend, dtype, size and window."""
     config = target.adapter.text_config
     own = (int(config.num_attention_heads), target.kv_shape.num_kv_heads, target.kv_shape.head_dim)
     for name, kernels in _backends(target):
@@ -33,7 +33,7 @@ def compare(target: TargetModel) -> Iterator[dict[str, Any]]:
 
 
 def _backends(target: TargetModel) -> list[tuple[str, AttentionKernels | None]]:
-    """Triton's on CUDA whether it is used or not: a reason why it is not must be seen."""
+    """Return the backends to check; on CUDA always Triton's, so that the reason for not using it is seen."""
     found: list[tuple[str, AttentionKernels | None]] = [("torch", None)]
     if target.device.type == "cuda" and find_spec("triton") is not None:
         from engine.kernels.triton_attention import TritonAttention

@@ -1,4 +1,4 @@
-"""The model as plain transformers runs it, on the device under test, and how far it is from our tokens."""
+"""The reference: the model run by plain transformers on the device under test."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from processing.loading import load_processor
 
 EPSILON = {torch.float32: 2e-3, torch.float16: 5e-2, torch.bfloat16: 0.5}
-"""The numeric rule: a token may differ where the likeliest is ahead of it by less than this, in logits."""
+"""Tolerance: a token may differ if the most likely one is ahead of it by less than this, in logits."""
 
 
 class Reference:
-    """``weights``: the type that they are rounded to; ``dtype``: what is computed in. ``sees``: whether the
-    model takes pictures.
+    """The model in plain transformers.
+
+    ``weights``: the dtype that weights are rounded to. ``dtype``: the dtype of the computation. ``sees``:
+    whether the model takes pictures.
     """
 
     def __init__(
@@ -29,7 +31,7 @@ class Reference:
         self._processor = load_processor(model, config) if sees else AutoTokenizer.from_pretrained(model)
 
     def inputs(self, text: str, images: list[Image.Image]) -> dict[str, torch.Tensor]:
-        """What ``generate`` takes for a user's message."""
+        """Return the inputs of ``generate`` for a user's message."""
         content: Any = [{"type": "image"} for _ in images] + [{"type": "text", "text": text}]
         chat = [{"role": "user", "content": content if images else text}]
         rendered = self._processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
@@ -49,7 +51,7 @@ class Reference:
 
     @torch.inference_mode()
     def largest_gap(self, inputs: dict[str, torch.Tensor], token_ids: list[int]) -> float:
-        """How far, in logits, any of ``token_ids`` is behind the likeliest token after those before it."""
+        """Return the largest distance, in logits, of any of ``token_ids`` to the most likely token there."""
         length = inputs["input_ids"].shape[1]
         more = torch.tensor([token_ids], device=inputs["input_ids"].device)
         fills = {"input_ids": more, "attention_mask": torch.ones_like(more)}

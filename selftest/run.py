@@ -1,4 +1,4 @@
-"""All checks on one device, as one report. What fails, or raises, is in it; nothing is skipped silently."""
+"""Runs all checks on one device. Failures and exceptions are reported; nothing is skipped silently."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from selftest.reference import EPSILON, Reference
 
 log = logging.getLogger(__name__)
 
-_KV_BYTES = 1 << 30  # beside the reference's weights there must be room on a small GPU
+_KV_BYTES = 1 << 30  # leaves room for the reference's weights on a small GPU
 GOLDEN_TOKENS, SPEED_TOKENS = 24, 64
 
 
 def selftest(model: str, device: Device, dtype: DType) -> dict[str, Any]:
-    """``passed`` is the verdict over ``checks``."""
+    """Run all checks and return the report; ``passed`` says whether all ``checks`` passed."""
     started = time.monotonic()
     config = EngineConfig(model=model, device=device, dtype=dtype, kv_cache_memory=_KV_BYTES, max_num_seqs=8)
     report: dict[str, Any] = {"model": model, "versions": _versions(), "checks": []}
@@ -64,7 +64,7 @@ def _checks(config: EngineConfig, target: TargetModel) -> Iterable[dict[str, Any
 
 
 def _caught(name: str, run: Callable[[], Iterable[dict[str, Any]]]) -> Iterable[dict[str, Any]]:
-    """One part that breaks, as a failed check; the others go on."""
+    """Run a part; if it raises, report a failed check, so that the other parts still run."""
     try:
         yield from run()
     except Exception as error:
@@ -73,15 +73,15 @@ def _caught(name: str, run: Callable[[], Iterable[dict[str, Any]]]) -> Iterable[
 
 
 def _memory(config: EngineConfig, target: TargetModel) -> dict[str, Any]:
-    """What ``serve`` would not give to KV."""
+    """Measure the memory that ``serve`` would reserve and not use for the KV cache."""
     block = target.adapter.longest_block
     sizes = choose_sizes(config, target.kv_shape, target.max_position, target.device, block)
     taken = reserved_bytes(config, target, sizes.limits)
-    return {"name": "the largest step fits", "passed": True, "reserved_bytes": taken}
+    return {"name": "largest step fits into memory", "passed": True, "reserved_bytes": taken}
 
 
 def _weights(config: EngineConfig) -> torch.dtype:
-    """What they are rounded to: on a CPU, kernels compute in float32 from what they are given."""
+    """Return the dtype that weights are rounded to; on a CPU, kernels still compute in float32."""
     return resolve_dtype(config, read_config(config))
 
 

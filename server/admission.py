@@ -1,4 +1,4 @@
-"""Who is let in: open answers are counted, and more than the engine and its queue hold are refused.
+"""Admission control: counts open answers and rejects more than the engine and its queue can hold.
 
 Knows counts and states only.
 """
@@ -52,11 +52,11 @@ class Admission:
         return self._num_waiting_tokens
 
     def close(self) -> None:
-        """Let nobody in any more."""
+        """Reject all further requests."""
         self._closed = True
 
     def admit(self, num_answers: int, *, needs_engine: bool = True) -> Ticket:
-        """An idle server takes any request, however many answers it asks for."""
+        """Admit a request or raise ``ApiError``. An idle server admits any number of answers."""
         self.check(needs_engine=needs_engine)
         if self._num_open and self._num_open + num_answers > self._max_open:
             raise self._rejection("queue_full", queue_full())
@@ -64,14 +64,14 @@ class Admission:
         return Ticket(self, num_answers)
 
     def check(self, *, needs_engine: bool = True) -> None:
-        """Raise unless there is somebody to answer. Worth repeating after a wait."""
+        """Raise ``ApiError`` if requests cannot be answered now. Worth repeating after a wait."""
         if self._closed:
             raise self._rejection("shutting_down", shutting_down())
         if needs_engine and self._client.state != "ready":
             raise self._rejection("engine_unavailable", engine_unavailable())
 
     def wait(self, prompt_lens: list[int]) -> None:
-        """A queue without tokens takes any prompt, but not any number of them."""
+        """Count waiting prompts or raise ``ApiError``. An empty queue accepts one prompt of any length."""
         num_tokens = sum(prompt_lens)
         if len(prompt_lens) > 1 and num_tokens > self._max_waiting_tokens:
             raise too_many_tokens(num_tokens, len(prompt_lens), self._max_waiting_tokens)
@@ -80,7 +80,7 @@ class Admission:
         self._num_waiting_tokens += num_tokens
 
     def hold(self, picture_bytes: int) -> None:
-        """Where no pictures are held any are taken."""
+        """Count picture memory or raise ``ApiError``. While none is in use, any amount is accepted."""
         total = self._picture_bytes + picture_bytes
         if picture_bytes and self._picture_bytes and total > self._max_picture_bytes:
             raise self._rejection("picture_memory", pictures_full())
@@ -101,7 +101,7 @@ class Admission:
 
 
 class Ticket:
-    """The right to generate; giving it back twice counts once."""
+    """The right to generate. Releasing it again has no effect."""
 
     def __init__(self, admission: Admission, num_answers: int) -> None:
         self._admission = admission
@@ -110,17 +110,17 @@ class Ticket:
         self._picture_bytes = 0
 
     def wait(self, prompt_lens: list[int]) -> None:
-        """Count the tokens of all prompts as waiting. Raises ``ApiError`` where they are too many."""
+        """Count the tokens of all prompts as waiting. Raises ``ApiError`` if there are too many."""
         self._admission.wait(prompt_lens)
         self._waiting = list(prompt_lens)
 
     def hold(self, picture_bytes: int) -> None:
-        """Count prepared pictures until the end. Raises ``ApiError`` where they are too much."""
+        """Count prepared pictures until the release. Raises ``ApiError`` if they take too much memory."""
         self._admission.hold(picture_bytes)
         self._picture_bytes = picture_bytes
 
     def started(self, prompt: int) -> None:
-        """An answer to prompt number ``prompt`` has begun; saying so again changes nothing."""
+        """Note that an answer to prompt number ``prompt`` has begun. Further calls for it have no effect."""
         self._admission.started(self._waiting[prompt])
         self._waiting[prompt] = 0
 

@@ -1,6 +1,6 @@
-"""A request's way to its choices: admission, prompts, choices. Does not know what becomes of their pieces.
+"""From a request to its choices: admission, prompts, choices. Does not know what becomes of their pieces.
 
-Knows the order of things; the parts know how.
+Defines the order of the steps; the parts do the work.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
 BuildPrompts = Callable[[EngineInfo], Awaitable[list[Prompt]]]
 
 MAX_SCORES = 1_000_000
-"""Log-probabilities of prompts in one answer, alternatives among them: some 400 MB while it is written."""
+"""Maximum prompt log-probabilities in an answer, including alternatives: about 400 MB while it is written."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerParts:
-    """What answering needs, built once per app."""
+    """The objects that answering needs, built once per app."""
 
     client: EngineClient
     processor: Processor
@@ -62,9 +62,9 @@ class AnswerParts:
 
 @dataclass(frozen=True, slots=True)
 class OpenAnswer:
-    """A request that was let in, ``num_choices`` for each prompt, prompt by prompt.
+    """An admitted request. ``choices`` holds ``num_choices`` for each prompt, prompt by prompt.
 
-    Iterate over ``generation`` once, then ``close``. The counts are complete when it has ended.
+    Iterate over ``generation`` once, then call ``close``. The counts are complete when it has ended.
     """
 
     prompts: list[Prompt]
@@ -79,7 +79,7 @@ class OpenAnswer:
         self.generation.close()
 
     def usage(self) -> Usage:
-        """A prompt counts once, however many choices it has."""
+        """Return the token usage. A prompt counts once, however many choices it has."""
         firsts = self.choices[:: len(self.choices) // len(self.prompts)]
         num_spared = sum(choice.num_spared for choice in firsts)
         prompt_tokens = sum(len(prompt.token_ids) for prompt in self.prompts) - num_spared
@@ -109,13 +109,13 @@ async def open_answer(
     plan: OutputPlan = FREE,
     request_id: str,
 ) -> OpenAnswer:
-    """Let the request in and start its choices, each constrained and read by ``plan``. Raises ``ApiError``
-    where it cannot be answered.
+    """Admit a request and start its choices, each constrained and parsed by ``plan``. Raises ``ApiError`` if
+    the request cannot be answered.
     """
     arrival, deadline = time.monotonic(), deadline_after(parts.timeout)
     if request.priority and not parts.allows_priorities:
         raise bad_request(
-            "'priority' needs a server that was started with '--scheduling-policy priority'.",
+            "'priority' requires the server to be started with '--scheduling-policy priority'.",
             param="priority",
             code="unsupported_parameter",
         )
@@ -131,7 +131,7 @@ async def open_answer(
             parts, request, prompts, plan, info, ticket, request_id=request_id, arrival=arrival
         )
         parts.admission.check()
-        ticket.wait([len(prompt.token_ids) for prompt in prompts])  # what can never run is refused before
+        ticket.wait([len(prompt.token_ids) for prompt in prompts])  # after rejecting what can never run
         ticket.hold(picture_bytes(prompts))
     except BaseException:
         ticket.release()
@@ -147,7 +147,7 @@ async def open_answer(
 
 
 def check_scores(request: GenerationFields, prompts: list[Prompt]) -> None:
-    """Raises ``ApiError`` where the scores of prompts, which are told in one piece, would be too many."""
+    """Raise ``ApiError`` if there would be too many prompt log-probabilities, which are sent in one piece."""
     if request.num_prompt_logprobs is None:
         return
     tokens = sum(len(prompt.token_ids) for prompt in prompts)
@@ -157,7 +157,7 @@ def check_scores(request: GenerationFields, prompts: list[Prompt]) -> None:
 
 
 def picture_bytes(prompts: list[Prompt]) -> int:
-    """Of all tensors; all choices share them, and so do equal pictures once the engine has them."""
+    """Return the bytes of all picture tensors. Choices share them, as do equal pictures in the engine."""
     images = {image.hash: image for prompt in prompts for image in prompt.images}
     return sum(tensor.nbytes for image in images.values() for tensor in image.tensors.values())
 
@@ -173,8 +173,8 @@ def make_choices(
     request_id: str,
     arrival: float,
 ) -> list[Choice]:
-    """All with the same seed; the engine's noise differs by ``choice_index``, which begins at 0 for each
-    prompt, so that it is answered as it would be alone."""
+    """Return the choices, all with the same seed; the engine's noise differs by ``choice_index``, which
+    starts at 0 for each prompt, so that each prompt is answered as it would be alone."""
     builder = SamplingBuilder(parts.defaults, info.max_model_len, info.vocab_size)
     speculative = speculative_params(request.speculative, request.image_details, info.compressors)
     unique_id = f"{request_id}-{secrets.token_hex(4)}"

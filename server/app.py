@@ -39,7 +39,7 @@ def create_app(
     media: ImageLoader,
     defaults: SamplingDefaults | None = None,
 ) -> FastAPI:
-    """The app starts ``client`` when it starts, and ends it with itself."""
+    """Create the app, which starts and stops ``client`` together with itself."""
     metrics = Metrics(settings.metrics_prefix, settings.names[0])
     metrics.engine_up.set_function(lambda: client.state == "ready")
     client.add_listener(metrics.on_step)
@@ -78,7 +78,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        # They would name the scheme and the host that the request seems to have come by: http, behind TLS.
+        # Redirects would use the scheme and host of the request as seen here: http, behind a TLS proxy.
         redirect_slashes=False,
         dependencies=[Depends(HTTPBearer(auto_error=False))] if keys else [],
     )
@@ -92,7 +92,7 @@ def create_app(
     install_error_handlers(app)
     if keys:
         app.add_middleware(ApiKeyMiddleware, keys=keys, public_paths=page.PUBLIC_PATHS)
-    if settings.allowed_origins:  # outside of the keys, as a browser asks for leave without one
+    if settings.allowed_origins:  # outside the key check, as browsers send preflight requests without a key
         app.add_middleware(
             OriginMiddleware,
             allow_origins=settings.allowed_origins,

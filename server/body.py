@@ -1,6 +1,6 @@
-"""How a JSON body is read: plain, up to a size, in UTF-8 without lone surrogates, NaN or bottomless nesting.
+"""Reads JSON bodies: uncompressed, of limited size, in UTF-8 without lone surrogates, NaN or deep nesting.
 
-The framework's own limit answers in plain text, ours in the shape of every other error.
+The framework's own limit would answer in plain text, this one in the format of all errors.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from server.errors import (
 )
 
 BODY_SECONDS: Final = 120.0
-"""For all of a body, so that a client which drips does not hold its connection for ever."""
+"""Time limit for a whole body, so that a slow client cannot hold its connection forever."""
 
 
 MAX_CONTAINERS: Final = 100_000
-"""Lists and objects of a body: three bytes of text each, a hundred of memory, and time of the event loop, 13
-seconds for a million parts of a message.
+"""Maximum lists and objects in a body: each takes three bytes of text but a hundred of memory, and time of
+the event loop, 13 seconds for a million parts of a message.
 """
 
 
 class OpenBodies:
-    """Those that are on their way. ``close`` gives them up, and any that begins later."""
+    """Bodies that are being received. ``close`` aborts them, and any that begins later."""
 
     def __init__(self) -> None:
         self._limits: set[asyncio.Timeout] = set()
@@ -47,7 +47,7 @@ class OpenBodies:
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[None]:
-        """Raises ``TimeoutError`` where a body takes too long."""
+        """Raise ``TimeoutError`` if a body takes too long."""
         async with asyncio.timeout(0 if self.is_closed else BODY_SECONDS) as limit:
             self._limits.add(limit)
             try:
@@ -57,7 +57,7 @@ class OpenBodies:
 
 
 class StrictRequest(Request):
-    """Finds its limit, ``max_request_size`` in bytes, and the ``open_bodies`` in the state of the app."""
+    """Takes its size limit in bytes, ``max_request_size``, and ``open_bodies`` from the state of the app."""
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         if any(one.lower() != "identity" for one in self.headers.getlist("content-encoding")):
@@ -86,14 +86,14 @@ class StrictRequest(Request):
 
     async def json(self) -> Any:
         body = await self.body()
-        # Brackets in texts count, too: no prompt that fits a model comes near.
+        # Brackets in strings count too: no prompt that fits a model comes close.
         if (count := body.count(b"[") + body.count(b"{")) > MAX_CONTAINERS:
             raise BodyRefused(too_many_containers(count, MAX_CONTAINERS))
         return from_json(body, allow_inf_nan=False)
 
 
 class StrictRoute(APIRoute):
-    """A route whose request is a ``StrictRequest``; a body that cannot be read ends in a plain 400."""
+    """A route whose request is a ``StrictRequest``; a body that cannot be parsed results in a 400."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()

@@ -1,4 +1,4 @@
-"""Calls of functions in the OpenAI shape, whole and in deltas."""
+"""Function calls in the OpenAI format, whole and in deltas."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from server.schemas.answers import DeltaFunction, DeltaToolCall, FunctionCall, T
 
 
 def delta_calls(gains: Sequence[CallDelta]) -> list[DeltaToolCall] | None:
-    """One delta for each call that gained."""
+    """Return one delta per call in ``gains``, ``None`` if there are none."""
     deltas = []
     for index, gained in groupby(gains, lambda gain: gain.index):
         first, *more = gained
@@ -27,7 +27,7 @@ def delta_calls(gains: Sequence[CallDelta]) -> list[DeltaToolCall] | None:
 
 
 def joined_calls(gains: Iterable[CallDelta]) -> list[ToolCall] | None:
-    """The calls that these gains, in their order, make."""
+    """Join ``gains``, in their order, into whole calls; ``None`` if there are none."""
     names: list[tuple[str, str]] = []
     arguments: list[str] = []
     for gain in gains:

@@ -1,4 +1,4 @@
-"""Answers to chats, whole or as a stream of chunks, from the pieces of their choices."""
+"""Chat completions, whole or as a stream of chunks, from the pieces of their choices."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from server.sse import Event, chunk_events
 
 
 class ChatAnswer:
-    """A request that was let in."""
+    """An admitted request."""
 
     def __init__(self, request: ChatRequest, opened: OpenAnswer, *, request_id: str, model: str) -> None:
         self.opened = opened
@@ -109,12 +109,12 @@ class ChatAnswer:
 
 
 async def begin_chat(parts: AnswerParts, request: ChatRequest, *, request_id: str, model: str) -> ChatAnswer:
-    """Let the request in and start its choices. Raises ``ApiError`` where it cannot be answered."""
+    """Admit a request and start its choices. Raises ``ApiError`` if it cannot be answered."""
     arguments = template_arguments(parts, request)
     plan = parts.processor.tools.plan(request.output)
     if plan.grammar is not None and request.ignore_eos:
         raise bad_request(
-            "'ignore_eos' and an answer of a given form exclude each other.", param="ignore_eos"
+            "'ignore_eos' cannot be combined with a constrained answer format.", param="ignore_eos"
         )
 
     async def build(info: EngineInfo) -> list[Prompt]:
@@ -129,11 +129,12 @@ async def begin_chat(parts: AnswerParts, request: ChatRequest, *, request_id: st
 
 
 def template_arguments(parts: AnswerParts, request: ChatRequest) -> dict[str, Any]:
-    """Those that the chat template reads by name; none that steer the rendering (CVE-2025-62426)."""
+    """Return the arguments for the chat template. Only names that it reads are allowed, none that control the
+    rendering itself (CVE-2025-62426)."""
     arguments = request.chat_template_kwargs or {}
     known = parts.processor.template_arguments
     if unknown := arguments.keys() - known:
-        told = f"it reads {sorted(known)}" if known else "it reads none"
+        told = f"it reads {sorted(known)}" if known else "it reads no arguments"
         raise bad_request(
             f"The model's chat template does not read '{min(unknown)}'; {told}.",
             param="chat_template_kwargs",

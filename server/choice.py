@@ -1,7 +1,7 @@
 """One choice: token ids from the engine in, pieces of text out.
 
-Tokens are taken one at a time, however many a step brings, so that the text, its end and the token count
-are those of plain decoding. The token that stopped the engine is counted and not shown.
+Tokens are processed one at a time, however many a step returns, so that the text, its end and the token
+count are the same as in plain decoding. The token that stopped the engine is counted but not shown.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from server.timeline import Timeline
 
 @dataclass(slots=True)
 class Piece:
-    """What one choice gained: shown text and calls of functions, the log-probabilities and the trees behind
-    them, why it ended. ``offsets``: where the text of each of the ``logprobs`` begins.
-    ``prompt_logprobs``: of all tokens of the prompt, in one piece, if asked for.
+    """New output of one choice: visible text, function calls, the log-probabilities and trees behind them,
+    and the finish reason. ``offsets``: where the text of each entry of ``logprobs`` begins.
+    ``prompt_logprobs``: those of all prompt tokens, in one piece, if requested.
     """
 
     index: int
@@ -42,7 +42,7 @@ class Piece:
     finish_reason: FinishReason | None = None
 
     def add(self, more: Piece) -> None:
-        """What the same choice gained after this."""
+        """Append the next piece of the same choice."""
         self.text += more.text
         self.calls += more.calls
         self.logprobs += more.logprobs
@@ -53,7 +53,7 @@ class Piece:
 
     @property
     def weight(self) -> int:
-        """Tokens, alternatives and nodes it tells of. What it tells of the prompt is bounded by itself."""
+        """Number of tokens, alternatives and nodes, without those of the prompt, which has its own limit."""
         scores = sum(1 + len(token.top_logprobs) for token in self.logprobs)
         return scores + sum(1 + len(one.token_ids) for one in self.rounds)
 
@@ -63,7 +63,7 @@ class Piece:
 
 
 async def gathered(pieces: AsyncIterable[Piece], num_choices: int) -> list[Piece]:
-    """All that each choice gained, by index."""
+    """Return the whole output of each choice, by index."""
     wholes = [Piece(index) for index in range(num_choices)]
     async for piece in pieces:
         wholes[piece.index].add(piece)
@@ -71,11 +71,11 @@ async def gathered(pieces: AsyncIterable[Piece], num_choices: int) -> list[Piece
 
 
 class Choice:
-    """Iterate over ``pieces`` once; the counts are complete when it has ended. ``index``: in its answer.
+    """Iterate over ``pieces`` once; the counts are complete when it has ended. ``index``: that in its answer.
 
-    ``form_field``, of the request, is to blame for a grammar that the engine refuses, unless it says that
-    one of the ``plan``'s functions is.
-    ``speculation`` is the last that the engine said about it, ``None`` if that was nothing.
+    ``form_field`` is the request field reported when the engine rejects the grammar, unless the cause is one
+    of the ``plan``'s functions.
+    ``speculation`` holds the latest statistics from the engine, ``None`` if there were none.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class Choice:
             self._timeline.on_end(end)
 
     async def _of_prompt(self, output: RequestOutput) -> list[TokenLogprob]:
-        """In a thread: it may be hundreds of thousands of spellings."""
+        """Format the prompt's log-probabilities in a thread, as there may be hundreds of thousands."""
         if self._logprobs is None or output.prompt_logprobs is None:
             return []
         token_ids = self._request.prompt.token_ids
@@ -184,8 +184,8 @@ class Choice:
         return piece
 
     def _read_calls(self, reader: CallReader, piece: Piece) -> None:
-        """Tell the calls in the text from the rest of it. Clients run calls if an answer ends for them, so
-        one that a stop string cut must not.
+        """Separate function calls from the rest of the text. Clients run the calls of an answer that finishes
+        with ``tool_calls``, so an answer that a stop string cut within a call must not.
         """
         read = reader.feed(piece.text)
         last = reader.finish() if piece.finish_reason is not None else Read()
@@ -194,7 +194,7 @@ class Choice:
             piece.finish_reason = "tool_calls"
 
     def _show(self, piece: Piece, text: str) -> None:
-        """Add ``text`` as far as it may be shown. Stop strings are looked for after ``min_tokens`` only."""
+        """Add ``text`` as far as it may be shown. Stop strings are searched only after ``min_tokens``."""
         if self.num_tokens < self._request.sampling.min_tokens:
             piece.text += text
         else:

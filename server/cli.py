@@ -1,4 +1,4 @@
-"""The program ``specvlm``. Each command imports what it needs when it runs, so that ``--help`` is quick."""
+"""The ``specvlm`` program. Each command imports what it needs when it runs, which keeps ``--help`` fast."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class DemoBuild(BaseModel):
 
 
 class DemoTrain(BaseModel):
-    """Train the adapter of the demo model, resuming where it was left; print the checkpoint's path."""
+    """Train the adapter of the demo model, resuming an earlier run; print the path of the checkpoint."""
 
-    out: Path = Field(description="folder for checkpoints and logs")
-    stage: str | None = Field(None, description="one stage of the recipe; all of them by default")
-    resume: bool = Field(True, description="go on from what is in the folder")
+    out: Path = Field(description="Folder for checkpoints and logs.")
+    stage: str | None = Field(None, description="Stage of the recipe to run; by default, all of them.")
+    resume: bool = Field(True, description="Resume from the checkpoints in the folder.")
 
     def cli_cmd(self) -> None:
         from demo.train import train
@@ -54,11 +54,11 @@ class DemoTrain(BaseModel):
 
 
 class DemoEval(BaseModel):
-    """Score the demo model, another folder, or an OpenAI endpoint on held-out samples; print JSON."""
+    """Score the demo model, another model, or an OpenAI endpoint on held-out samples; print JSON."""
 
-    model: Path | None = Field(None, description="model folder; the demo model by default")
-    url: str | None = Field(None, description="base URL of an endpoint to ask instead, ending in /v1")
-    samples: int = Field(320, ge=1, description="how many samples")
+    model: Path | None = Field(None, description="Model folder; by default, the demo model.")
+    url: str | None = Field(None, description="Base URL of an endpoint to score instead, ending in /v1.")
+    samples: int = Field(320, ge=1, description="Number of samples.")
 
     def cli_cmd(self) -> None:
         from demo.evaluate import evaluate, evaluate_url
@@ -69,11 +69,11 @@ class DemoEval(BaseModel):
             try:
                 report = evaluate_url(self.url, samples=self.samples)
             except OpenAIError as error:
-                sys.exit(f"specvlm: --url {self.url} cannot be asked: {error}")
+                sys.exit(f"specvlm: request to --url {self.url} failed: {error}")
         else:
             try:
                 report = evaluate(self.model, samples=self.samples)
-            except OSError as error:  # there is no such model
+            except OSError as error:  # the model does not exist
                 sys.exit(f"specvlm: {error}")
         print(json.dumps(report, indent=2))
 
@@ -81,21 +81,21 @@ class DemoEval(BaseModel):
 class Demo(BaseModel):
     """The embedded demo model."""
 
-    build: CliSubCommand[DemoBuild] = Field(description="assemble it and print its path")
-    train: CliSubCommand[DemoTrain] = Field(description="train its adapter")
-    eval: CliSubCommand[DemoEval] = Field(description="score it, or any endpoint")
+    build: CliSubCommand[DemoBuild] = Field(description="Assemble it and print its path.")
+    train: CliSubCommand[DemoTrain] = Field(description="Train its adapter.")
+    eval: CliSubCommand[DemoEval] = Field(description="Score it, or any endpoint.")
 
     def cli_cmd(self) -> None:
         CliApp.run_subcommand(self)
 
 
 class Selftest(BaseModel):
-    """Check that this machine computes what it should; print JSON. The exit code is 1 if it does not."""
+    """Check that this machine computes correct results; print JSON. The exit code is 1 if it does not."""
 
-    model: str | None = Field(None, description="model folder or hub id; the demo model by default")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to check")
+    model: str | None = Field(None, description="Model folder or hub ID; by default, the demo model.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device to check.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="type of the weights"
+        "auto", description="Data type of the model weights."
     )
 
     def cli_cmd(self) -> None:
@@ -107,18 +107,18 @@ class Selftest(BaseModel):
 
 
 def program() -> type[BaseModel]:
-    """All commands. A function, because some read their flags from settings of other packages."""
+    """Return the class of all commands, some of which take their flags from settings of other packages."""
     from benchmarks.load.cli import Bench
     from training.cli import Train
 
     class Specvlm(BaseModel):
         """OpenAI-compatible inference server for vision-language models."""
 
-        serve: CliSubCommand[Serve] = Field(description="serve a model over HTTP")
-        train: CliSubCommand[Train] = Field(description="distil a draft from a model")
-        demo: CliSubCommand[Demo] = Field(description="build, train or score the embedded demo model")
-        bench: CliSubCommand[Bench] = Field(description="put load on any OpenAI API, and compare")
-        selftest: CliSubCommand[Selftest] = Field(description="check what this machine computes")
+        serve: CliSubCommand[Serve] = Field(description="Serve a model over HTTP.")
+        train: CliSubCommand[Train] = Field(description="Distil a draft from a model.")
+        demo: CliSubCommand[Demo] = Field(description="Build, train or score the embedded demo model.")
+        bench: CliSubCommand[Bench] = Field(description="Load-test any OpenAI-compatible API, and compare.")
+        selftest: CliSubCommand[Selftest] = Field(description="Check what this machine computes.")
 
         def cli_cmd(self) -> None:
             CliApp.run_subcommand(self)
@@ -127,7 +127,7 @@ def program() -> type[BaseModel]:
 
 
 def demo_model() -> str:
-    """Its folder, assembled on first use."""
+    """Return the folder of the demo model, which is assembled on first use."""
     from demo.build import DemoUnavailableError, build
 
     try:
@@ -147,7 +147,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def unread(error: SettingsError, argv: Sequence[str]) -> str | None:
-    """Of what could not be split into a list or an object, which is told in words of Python."""
+    """Return a message about a value that is not valid JSON, as the library's own is in terms of Python.
+
+    ``None`` if ``error`` is about something else.
+    """
     found = re.match(r"Parsing error encountered for (?:\w+\.)*(\w+): ", str(error))
     if found is None:
         return None
@@ -155,11 +158,14 @@ def unread(error: SettingsError, argv: Sequence[str]) -> str | None:
     rest = list(dropwhile(lambda part: part.partition("=")[0] != flag, argv))
     values = takewhile(lambda part: not part.startswith("--"), rest[1:])
     value = " ".join(filter(None, ["".join(rest[:1]).partition("=")[2], *values]))
-    return f"{flag}: {value[:MAX_SHOWN]!r} cannot be read; write JSON, as '{{\"name\": 1}}' or '[1, 2]'"
+    return f"{flag}: {value[:MAX_SHOWN]!r} is not valid; write JSON such as '{{\"name\": 1}}' or '[1, 2]'"
 
 
 def complaint(detail: ErrorDetails, argv: Sequence[str]) -> str:
-    """``('serve', 'max_num_seqs')`` is the flag ``--max-num-seqs``, or the variable where that was given."""
+    """Return the message about one setting, named as it was given: by flag or by environment variable.
+
+    The location ``('serve', 'max_num_seqs')`` becomes ``--max-num-seqs`` or ``SPECVLM_MAX_NUM_SEQS``.
+    """
     parts = [str(part) for part in detail["loc"] if part not in argv]  # without the commands
     fields = [given_as(part, argv) for part in parts[:1]]
     return ": ".join([*fields, detail["msg"].removeprefix("Value error, ")])

@@ -1,4 +1,4 @@
-"""Continuations of plain prompts, whole or as a stream of chunks, from the pieces of their choices."""
+"""Completions of plain prompts, whole or as a stream of chunks, from the pieces of their choices."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from server.schemas.speculation import AnswerMetrics, TracedRound
 from server.sse import Event, chunk_events
 
 FEW: Final = 100
-"""Tokens whose log-probabilities are told at once; more take a thread, and milliseconds."""
+"""Tokens whose log-probabilities are formatted on the event loop; more take milliseconds, in a thread."""
 
 
 class CompletionAnswer:
-    """A request that was let in. ``echoes`` is what each choice begins with: its prompt, or nothing."""
+    """An admitted request. ``echoes`` is what each choice begins with: its prompt, or nothing."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class CompletionAnswer:
 async def begin_completion(
     parts: AnswerParts, request: CompletionRequest, *, request_id: str, model: str
 ) -> CompletionAnswer:
-    """Let the request in and start its choices. Raises ``ApiError`` where it cannot be answered."""
+    """Admit a request and start its choices. Raises ``ApiError`` if it cannot be answered."""
 
     async def build(info: EngineInfo) -> list[Prompt]:
         return [

@@ -1,9 +1,8 @@
-"""A connection around its requests: how long a head may take, and how long an answer may lie unread; what is
-said to a request that is none.
+"""HTTP connections: time limits for request heads and for unread answers, and errors for invalid requests.
 
-h11 reads it (at most 64 KiB of a head), and not httptools, which gathers heads of any size in quadratic
-time, drops the body of a request that also offers another protocol (as Java's client does, unasked), and
-answers HTTP/1.0 in chunks. Its price is microseconds a chunk.
+They are parsed by h11 (heads of at most 64 KiB) instead of httptools, which collects heads of any size in
+quadratic time, drops the body of a request that also offers another protocol (as Java's client does by
+default), and answers HTTP/1.0 in chunks. h11 costs microseconds more per chunk.
 """
 
 from __future__ import annotations
@@ -23,22 +22,22 @@ from server.errors import ApiError, bad_request, head_too_large
 MAX_HEAD_BYTES: Final = 64 * 1024
 
 HEAD_SECONDS: Final = 30.0
-"""From the start of a connection, or from the first byte after an answer, until a request has its head. As
-long may a connection rest after an answer: httpx gives it up after 5 seconds, and a server that does so at
-the same moment loses what is sent in it.
+"""Time limit for the head of a request, from the start of a connection or the first byte after an answer.
+A connection may also be idle for this long after an answer: httpx drops it after 5 seconds, and a server that
+closes it at the same moment loses a request sent on it.
 """
 
 UNREAD_SECONDS: Final = 60.0
-"""For a client to go on reading, once all that is between us is full."""
+"""Time limit for a client to resume reading once all buffers in between are full."""
 
 
 ORIGIN: Final = re.compile(rb"https?://[^/?]*", re.IGNORECASE)
 
 
 class Reader(h11.Connection):
-    """Refuses a body of two lengths: a proxy in front may have believed the other one (RFC 9112, 6.3).
-    ``refusal``: of what it refused, where that can be told better than h11 does. Passes over empty lines
-    before a request: some clients end a body by one, which is not part of it (2.2). Takes whole URLs (3.2.2).
+    """Rejects a body with two lengths: a proxy in front may have used the other one (RFC 9112, 6.3).
+    ``refusal`` is the error for a rejected request, if there is a better one than h11's. Skips empty lines
+    before a request: some clients send one after a body, outside of it (2.2). Accepts absolute URLs (3.2.2).
     """
 
     refusal: ApiError | None = None
@@ -110,14 +109,14 @@ class Connection(H11Protocol):
         self._hang_up()
 
     def _hang_up(self) -> None:
-        """A close waits until all is sent: for ever, if the last answer is not read."""
+        """Abort if anything is unsent: a close would wait for it forever if the client does not read."""
         if self.transport.get_write_buffer_size():
             self.transport.abort()
         else:
             self.transport.close()
 
     def _watch(self) -> None:
-        """Time runs while nothing is asked. More bytes of what is no request yet gain none."""
+        """Run the timer while no request is being answered. Bytes of an incomplete head do not extend it."""
         if self.cycle is not None and not self.cycle.response_complete:
             self._forget()
         elif self._too_late is None:
@@ -129,7 +128,7 @@ class Connection(H11Protocol):
             self._too_late = None
 
     def send_400_response(self, msg: str) -> None:
-        """In the shape of every other error, unless an answer has begun."""
+        """Answer in the format of all errors, unless an answer has begun."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             refusal = self.conn.refusal or bad_request(msg, code="invalid_http")
             error = refusal.answer.model_dump_json().encode()
@@ -146,7 +145,7 @@ class Connection(H11Protocol):
         self.transport.close()
 
     def _request_id(self) -> str:
-        """Of the request that is being answered, or a new one."""
+        """Return the id of the request that is being answered, or a new one."""
         is_open = self.cycle is not None and not self.cycle.response_complete
         state = self.scope["state"] if is_open else {}
         return str(state.get("request_id") or uuid.uuid4().hex)

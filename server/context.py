@@ -1,5 +1,5 @@
-"""The name of a request: honoured from ``X-Request-Id`` or drawn, returned, and bound to its log lines. Where
-a request ends it is logged and counted.
+"""The id of a request: taken from ``X-Request-Id`` or generated, returned, and bound to its log lines. When a
+request ends, it is logged and counted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class OnResponse(Protocol):
 
 class RequestContextMiddleware:
     """``scope["state"]["request_id"]`` is the id; a route may replace it before it answers. Requests for
-    ``quiet_paths`` are not counted, and logged for debugging alone.
+    ``quiet_paths`` are not counted, and logged at debug level only.
     """
 
     def __init__(self, app: ASGIApp, on_response: OnResponse, quiet_paths: Set[str]) -> None:
@@ -57,7 +57,7 @@ class RequestContextMiddleware:
         try:
             await self._app(scope, receive, send_named)
         except Exception:
-            status = status or 500  # which whoever is around us answers
+            status = status or 500  # sent by an outer middleware
             log.exception("request_failed")
             raise
         finally:
@@ -77,7 +77,7 @@ class RequestContextMiddleware:
 
 
 def route_of(scope: Scope) -> str:
-    """``/v1/models/{name}``; ``none`` where no route was found, or none was looked for."""
+    """Return the pattern of the route, such as ``/v1/models/{name}``; ``none`` if there is none."""
     return getattr(scope.get("route"), "path", "none")
 
 

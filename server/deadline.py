@@ -1,4 +1,4 @@
-"""How long a request may take."""
+"""Time limits of requests."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from server.errors import request_timeout
 
 
 def deadline_after(seconds: float | None) -> float | None:
-    """In the event loop's time; ``None`` sets no limit."""
+    """Return the deadline in the event loop's time; ``None`` means no limit."""
     return None if seconds is None else asyncio.get_running_loop().time() + seconds
 
 
 @asynccontextmanager
 async def until(deadline: float | None) -> AsyncIterator[None]:
-    """Raises ``ApiError`` in what is inside when its time is over. A ``TimeoutError`` of its own gets out."""
+    """Cancel the body at ``deadline``, raising ``ApiError``. The body's own ``TimeoutError`` gets through."""
     limit = asyncio.timeout_at(deadline)
     try:
         async with limit:

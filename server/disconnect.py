@@ -1,4 +1,4 @@
-"""Stops work that nobody waits for any more."""
+"""Stops work whose client has disconnected."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ T = TypeVar("T")
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of ``work``, or ``ClientGone`` as soon as the client hangs up; ``work`` is cancelled then.
+    """Return the result of ``work``. If the client disconnects, cancel it and raise ``ClientGone``.
 
-    The body must have been read before: what is received after it can only be the end of the connection.
+    The body must have been read before: the only message after it is the end of the connection.
     """
     working = asyncio.create_task(work)
     watching = asyncio.create_task(_hung_up(request))

@@ -1,4 +1,4 @@
-"""Every failure in the OpenAI shape, with texts fixed here. No traceback and no library's text gets out.
+"""All errors in the OpenAI format, with texts fixed here. No traceback or library message gets out.
 
 Knows HTTP status codes and how pydantic reports a bad field. Does not know what the requests mean.
 """
@@ -27,25 +27,25 @@ MAX_TAG_LEN: Final = 40
 
 HTTP_TEXTS: Final = {
     400: ("The request body could not be read as JSON.", "invalid_json"),
-    404: ("There is nothing at this address.", "not_found"),
-    405: ("This address does not take this method.", "method_not_allowed"),
+    404: ("There is no endpoint at this path.", "not_found"),
+    405: ("This endpoint does not support this method.", "method_not_allowed"),
     408: ("The request body did not arrive in time.", "request_timeout"),
-    415: ("Send the request body as it is, without 'Content-Encoding'.", "unsupported_media_type"),
+    415: ("Send the request body uncompressed, without 'Content-Encoding'.", "unsupported_media_type"),
 }
 
 ERROR_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
-    "4XX": {"model": ErrorAnswer, "description": "The request is refused, and why."},
+    "4XX": {"model": ErrorAnswer, "description": "The request was refused; the error says why."},
     500: {"model": ErrorAnswer, "description": "The server or the model failed."},
     504: {"model": ErrorAnswer, "description": "The answer took longer than `--request-timeout`."},
-    503: {"model": ErrorAnswer, "description": "Not now; try again after `Retry-After` seconds."},
+    503: {"model": ErrorAnswer, "description": "Unavailable for now; retry after `Retry-After` seconds."},
 }
 
 log = structlog.get_logger(__name__)
 
 
 class ApiError(Exception):
-    """A failure that the client is told about, before or in the middle of a stream. ``message`` and ``param``
-    may hold what the client sent, of any length: they are cut.
+    """A failure reported to the client, before or in the middle of a stream. ``message`` and ``param`` may
+    hold client input of any length, so they are truncated.
     """
 
     def __init__(
@@ -69,7 +69,8 @@ class ApiError(Exception):
         self.answer = ErrorAnswer(error=ErrorDetail(message=text, type=kind, param=named, code=code))
 
     def renamed(self, names: Mapping[str, str]) -> ApiError:
-        """The same complaint where a request was translated: patterns of ``names`` there → names here."""
+        """Return this error in terms of a request before translation; ``names`` maps patterns of translated
+        parameter names to the original ones."""
         error = self.answer.error
         for name, given in names.items():
             if error.param is not None and re.match(name, error.param):
@@ -84,7 +85,7 @@ class ApiError(Exception):
 
 
 class BodyRefused(HTTPException):
-    """``error`` while a body is read, where the framework makes one of its own of all other exceptions."""
+    """``error`` raised while a body is read, where the framework replaces all other exceptions by its own."""
 
     def __init__(self, error: ApiError) -> None:
         super().__init__(error.status)
@@ -92,7 +93,7 @@ class BodyRefused(HTTPException):
 
 
 class ClientGone(Exception):
-    """The client hung up; there is nobody to answer."""
+    """The client has disconnected."""
 
 
 def bad_request(message: str, *, param: str | None = None, code: str = "invalid_value") -> ApiError:
@@ -116,25 +117,26 @@ def unauthorized() -> ApiError:
 def forbidden_origin(origin: str) -> ApiError:
     return ApiError(
         400,
-        f"Pages of '{origin}' may not ask this server in this way; '--allowed-origins' names those that may.",
+        f"Pages from '{origin}' may not make this request; '--allowed-origins' lists the allowed origins.",
         code="forbidden_origin",
     )
 
 
 def model_not_found(name: str) -> ApiError:
-    return ApiError(404, f"The model '{name}' is not served here.", param="model", code="model_not_found")
+    told = f"The model '{name}' is not served here; '/v1/models' lists those that are."
+    return ApiError(404, told, param="model", code="model_not_found")
 
 
 def context_overflow(
     max_model_len: int, param: str, prompt_len: int, max_tokens: int | None = None, *, at_least: bool = False
 ) -> ApiError:
-    """``param`` names the field that holds the prompt."""
+    """Return the error for a prompt that is too long; ``param`` names the field that holds it."""
     if max_tokens is None:
         count = f"at least {prompt_len}" if at_least else prompt_len
         wanted = f"'{param}' takes {count} tokens, which leaves no room for an answer"
     else:
         wanted = (
-            f"you asked for {prompt_len + max_tokens} tokens ({prompt_len} in '{param}', "
+            f"you requested {prompt_len + max_tokens} tokens ({prompt_len} in '{param}', "
             f"{max_tokens} in the completion)"
         )
     return ApiError(
@@ -152,7 +154,7 @@ def engine_unavailable() -> ApiError:
 def body_too_large(max_size: int) -> ApiError:
     return ApiError(
         413,
-        f"The request body has more than {max_size} bytes, the '--max-request-size' here. Send less at once.",
+        f"The request body has more than {max_size} bytes, the limit set by '--max-request-size'.",
         code="request_too_large",
     )
 
@@ -160,7 +162,7 @@ def body_too_large(max_size: int) -> ApiError:
 def head_too_large(max_size: int) -> ApiError:
     return ApiError(
         431,
-        f"The request line and the headers, cookies among them, have more than {max_size} bytes.",
+        f"The request line and headers, including cookies, have more than {max_size} bytes.",
         code="headers_too_large",
     )
 
@@ -168,15 +170,15 @@ def head_too_large(max_size: int) -> ApiError:
 def too_many_containers(count: int, most: int) -> ApiError:
     return ApiError(
         413,
-        f"The request body has {count} lists and objects (its '[' and '{{', in texts too); at most {most} "
-        "are taken. Send fewer messages, parts or prompts at once.",
+        f"The request body has {count} lists and objects (each '[' and '{{' counts, even inside strings); "
+        f"at most {most} are allowed. Send fewer messages, parts or prompts at once.",
         code="request_too_large",
     )
 
 
 def too_many_tokens(num_tokens: int, num_prompts: int, most: int) -> ApiError:
     return bad_request(
-        f"'prompt' has {num_tokens} tokens in {num_prompts} prompts; at most {most} may wait here at once "
+        f"'prompt' has {num_tokens} tokens in {num_prompts} prompts; at most {most} can be queued at once "
         "('--max-num-queued-tokens'). Send fewer prompts at once.",
         param="prompt",
         code="too_many_tokens",
@@ -185,7 +187,7 @@ def too_many_tokens(num_tokens: int, num_prompts: int, most: int) -> ApiError:
 
 def too_many_scores(count: int, most: int) -> ApiError:
     return bad_request(
-        f"The log-probabilities of all prompts and choices are {count}; at most {most} are told at once. "
+        f"The prompts have {count} log-probabilities in all choices; at most {most} can be returned at once. "
         "Ask for fewer choices, prompts or alternatives.",
         code="too_many_logprobs",
     )
@@ -193,14 +195,14 @@ def too_many_scores(count: int, most: int) -> ApiError:
 
 def too_many_scores_kept(most: int) -> ApiError:
     return bad_request(
-        f"The answer tells of more than {most} tokens, alternatives and traced nodes, the most that is told "
-        "at once. Ask for fewer of them, or for a stream of a chat or completion.",
+        f"The answer has details of more than {most} tokens, alternatives and traced nodes, the most that "
+        "can be returned at once. Ask for fewer of them, or stream a chat or completion.",
         code="too_many_logprobs",
     )
 
 
 def too_much_unread() -> ApiError:
-    return ApiError(503, "The answer was read too slowly; too much of it waited.", code="too_much_unread")
+    return ApiError(503, "The answer was read too slowly; too much of it is unread.", code="too_much_unread")
 
 
 def queue_full() -> ApiError:
@@ -208,12 +210,12 @@ def queue_full() -> ApiError:
 
 
 def pictures_full() -> ApiError:
-    told = "The pictures of open requests fill their memory; try again soon, or send fewer or smaller ones."
+    told = "The memory for images of open requests is full; try again soon, or send fewer or smaller images."
     return ApiError(503, told, code="pictures_full")
 
 
 def request_timeout() -> ApiError:
-    """Clients are told not to try again: it would take as long."""
+    """The client is told not to retry, as the request would take as long again."""
     return ApiError(
         504,
         "The answer took longer than this server allows.",
@@ -231,12 +233,12 @@ def internal_error() -> ApiError:
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """What a client is told about ``error``, wherever it came from."""
+    """Return the error that a client gets for ``error``, wherever it was raised."""
     match error:
         case ApiError():
             return error
         case RequestRejectedError() if error.code != "internal_error":
-            # The engine words these for clients. Trying again would not help.
+            # The engine writes these messages for clients. Retrying would not help.
             return ApiError(400, str(error), code=error.code)
         case EngineDeadError():
             return ApiError(500, "The model stopped while it was answering.", code="engine_dead")
@@ -280,12 +282,12 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 def validation_error(error: RequestValidationError) -> ApiError:
-    """The deepest complaint, and of those one that is not about the value's type: a union reports the
-    branches that were not meant as well.
+    """Return the most deeply nested error, preferably one that is not about a value's type: for a union,
+    pydantic also reports the branches that were not meant.
     """
     detail: ErrorDetails = max(error.errors(), key=lambda one: (len(one["loc"]), not is_of_type(one)))
     param = parameter_name(detail["loc"][1:], error.body, missing=detail["type"] == "missing")
-    param = param[:MAX_PARAM_LEN]  # here too, or it leaves a message no room for what is wrong
+    param = param[:MAX_PARAM_LEN]  # here too, or it leaves no room in the message for what is wrong
     match detail["type"]:
         case _ if isinstance(error.body, bytes):
             return ApiError(415, "Send the body as 'application/json'.", code="unsupported_media_type")
@@ -305,7 +307,7 @@ def validation_error(error: RequestValidationError) -> ApiError:
         case "union_tag_invalid":
             expected = re.sub(r"[\[\]]", "", detail["ctx"]["expected_tags"])
             tag = re.sub(r"[\[\]]", "", str(detail["ctx"]["tag"]))[:MAX_TAG_LEN]
-            message = f"Invalid value for '{param}': '{tag}' is not known here; these are: {expected}."
+            message = f"Invalid value for '{param}': '{tag}' is not supported; expected one of: {expected}."
             return bad_request(message, param=param)
         case "unsupported_parameter" | "invalid_combination":
             return bad_request(detail["msg"], param=detail["ctx"]["name"], code=detail["type"])
@@ -314,7 +316,7 @@ def validation_error(error: RequestValidationError) -> ApiError:
 
 
 def is_of_type(detail: ErrorDetails) -> bool:
-    """Whether another type of value was expected."""
+    """Whether a value of another type was expected."""
     kind = detail["type"]
     return kind.endswith("_type") or (kind == "literal_error" and not isinstance(detail["input"], str))
 
@@ -322,8 +324,8 @@ def is_of_type(detail: ErrorDetails) -> bool:
 def parameter_name(loc: tuple[int | str, ...], body: Any, *, missing: bool = False) -> str:
     """``('messages', 0, 'user', 'content', 'list[…]', 1, 'text', 'text')`` → ``messages[0].content[1].text``.
 
-    Pydantic mixes the names of union branches into a location. What is no field of the ``body`` is one of
-    those, but for the last of a ``missing`` field.
+    Pydantic mixes the names of union branches into a location. A part that is not a field of ``body`` is
+    such a name, except for the last part where a field is ``missing``.
     """
     name = ""
     for part in _fields(loc, body, missing):
@@ -332,7 +334,7 @@ def parameter_name(loc: tuple[int | str, ...], body: Any, *, missing: bool = Fal
 
 
 def _fields(loc: tuple[int | str, ...], body: Any, missing: bool) -> list[int | str]:
-    """The most parts of ``loc`` that lead into ``body``. A branch may be called as a field is."""
+    """Return as many parts of ``loc`` as lead into ``body``. A branch may have the same name as a field."""
     if not loc:
         return []
     part, rest = loc[0], loc[1:]

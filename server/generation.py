@@ -1,7 +1,7 @@
-"""Several choices merged into one stream that ends exactly once, in tasks of their own.
+"""Merges several choices into one stream that ends exactly once, in tasks of their own.
 
-The tasks belong to no response: when a client hangs up, the framework cancels whatever it awaits again and
-again, and the engine's iterators still need a moment to say goodbye. ``close`` gives them that.
+The tasks are independent of the response: when a client disconnects, the framework repeatedly cancels
+whatever it awaits, while the engine's iterators still need a moment to clean up. ``close`` allows for that.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from server.errors import ApiError, too_many_scores_kept, too_much_unread
 T = TypeVar("T")
 
 MAX_UNREAD = 200_000
-"""Pieces and what they tell of tokens, of a streamed answer, that may wait for who reads it: tens of MB."""
+"""Maximum pieces of a streamed answer, plus the token details in them, that may wait unread: tens of MB."""
 
 MAX_KEPT = 1_000_000
-"""What an answer that is told as a whole may tell of its tokens: some 300 MB while it is written."""
+"""Maximum token details in an answer that is sent as a whole: about 300 MB while it is written."""
 
-_PAUSE_SECONDS = 0.01  # others run at least so often
+_PAUSE_SECONDS = 0.01  # other tasks get to run at least this often
 
 
 class Generation(Generic[T]):
-    """Starts at once. Iterate over it once; call ``close`` in any case. ``on_end`` runs when all is quiet.
+    """Starts immediately. Iterate over it once; always call ``close``. ``on_end`` runs after the last task.
 
-    ``deadline``, in the event loop's time: what is open then ends with an error. So does one of which too
-    much is held: items that nobody has read, and what was in them, if who reads ``keeps_all`` of it. An item
-    counts as one, and what is in it by its ``weight``.
+    At the ``deadline``, in the event loop's time, open choices end with an error. So do they when too much is
+    held: unread items and, if the reader ``keeps_all``, the contents of those read. An item counts as one,
+    its contents by its ``weight``.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Generation(Generic[T]):
         self._all_done.add_done_callback(lambda _: on_end())
 
     async def wait_first(self, timeout: float) -> None:
-        """Return when there is news or ``timeout`` has passed. Raises what ended the generation early."""
+        """Wait up to ``timeout`` seconds for the first item. Raises the error that ended the generation."""
         try:
             async with asyncio.timeout(timeout):
                 item = await self._next()
@@ -70,9 +70,9 @@ class Generation(Generic[T]):
             yield item
 
     async def _next(self) -> T | None:
-        """The next item of any choice; ``None`` when all have ended."""
+        """Return the next item of any choice; ``None`` when all have ended."""
         while self._num_open:
-            if time.monotonic() > self._pause_at:  # a backlog would be read, and formatted, without a pause
+            if time.monotonic() > self._pause_at:  # or a backlog would be read and formatted without pause
                 await asyncio.sleep(0)
                 self._pause_at = time.monotonic() + _PAUSE_SECONDS
             item = await self._queue.get()

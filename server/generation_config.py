@@ -1,4 +1,4 @@
-"""Reads what a model recommends for sampling, from a folder or from the hub. Imports no model library."""
+"""Reads the sampling defaults of a model, from a folder or from the hub. Imports no model library."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FILE_NAME: Final = "generation_config.json"
 
 
 def recommended_sampling(model: str, revision: str | None = None) -> SamplingDefaults:
-    """Nothing is recommended where a model has no such file."""
+    """Return the sampling defaults of a model, empty if it has no such file."""
     path = local_file(model) if Path(model).is_dir() else hub_file(model, revision)
     if path is None:
         return SamplingDefaults()

@@ -1,4 +1,4 @@
-"""The address to listen on, taken before anything is loaded: what is in use is told at once."""
+"""Binds the address to listen on before anything is loaded, so that a port in use is reported at once."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pydantic_settings import SettingsError
 
 
 def take_address(host: str, port: int) -> list[socket.socket]:
-    """One socket for each address that ``host`` stands for. Nobody is let in until a server listens.
+    """Return a bound socket for each address of ``host``. None accepts connections until a server listens.
 
-    Raises ``SettingsError``. With port 0 each has a free one of its own.
+    With port 0 each gets a free port of its own. Raises ``SettingsError``.
     """
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise SettingsError(
-            f"--host '{host}' is no address or name that is known here ({error}); "
-            "'127.0.0.1' is this machine alone, '0.0.0.0' whatever reaches it"
+            f"--host '{host}' is not a known address or host name ({error}); use '127.0.0.1' for this "
+            "machine only, or '0.0.0.0' for all interfaces"
         ) from None
     taken: list[socket.socket] = []
     failed: list[OSError] = []
@@ -28,7 +28,7 @@ def take_address(host: str, port: int) -> list[socket.socket]:
             taken.append(bound(socket.socket(family, kind, protocol), address))
         except OSError as error:
             failed.append(error)
-    missing = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # as an IPv6 that is switched off
+    missing = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # such as IPv6 that is disabled
     if wrong := [one for one in failed if one.errno not in missing or not taken]:
         for one in taken:
             one.close()
@@ -51,10 +51,10 @@ def bound(to_bind: socket.socket, address: Any) -> socket.socket:
 def reason(error: OSError) -> str:
     match error.errno:
         case errno.EADDRINUSE:
-            return "another program has that port; stop it, or choose another port (0 takes a free one)"
+            return "another program uses this port; stop it, or choose another port (0 picks a free one)"
         case errno.EACCES:
-            return "only root may take that port; choose one from 1024 on"
+            return "this port requires root privileges; choose one from 1024 up"
         case errno.EADDRNOTAVAIL:
-            return "this machine does not have that address; '0.0.0.0' is all that it has"
+            return "this machine does not have that address; '0.0.0.0' listens on all that it has"
         case _:
             return str(error)

@@ -1,4 +1,4 @@
-"""Log-probabilities in the OpenAI shape: tokens as text and as the bytes behind it."""
+"""Log-probabilities in the OpenAI format: tokens as text and as the underlying bytes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LogprobFormatter:
     def __init__(self, processor: Processor, num_top: int) -> None:
         self._processor = processor
         self._num_top = num_top
-        self._spelled: dict[int, tuple[str, list[int]]] = {}  # shared by all that tell of a token
+        self._spelled: dict[int, tuple[str, list[int]]] = {}  # shared by all entries of a token
 
     def format(self, token_id: int, logprobs: TokenLogprobs) -> TokenLogprob:
         likeliest = list(zip(logprobs.top_ids, logprobs.top_logprobs, strict=True))[: self._num_top]
@@ -31,12 +31,12 @@ class LogprobFormatter:
     def format_prompt(
         self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]
     ) -> list[TokenLogprob]:
-        """``logprobs``: of all tokens but the first, which counts as certain."""
+        """Format all prompt tokens. ``logprobs``: those of all but the first, which counts as certain."""
         certain = TokenLogprobs(logprob=0.0, top_ids=[], top_logprobs=[])
         return list(map(self.format, token_ids, (certain, *logprobs)))
 
     def _top(self, token_id: int, logprob: float) -> TopLogprob:
-        """JSON has no infinity, so impossible tokens get the number that the OpenAI API uses."""
+        """Format one token. JSON has no infinity, so impossible tokens get the value of the OpenAI API."""
         spelled = self._spelled.get(token_id)
         if spelled is None:
             raw = list(self._processor.token_bytes(token_id))
@@ -46,7 +46,7 @@ class LogprobFormatter:
 
 
 class CompletionLogprobFormatter:
-    """The tokens of one choice in the shape of ``/v1/completions``. ``echo``: what its text begins with."""
+    """Formats the tokens of one choice for ``/v1/completions``. ``echo``: what its text begins with."""
 
     def __init__(self, echo: str) -> None:
         self._echo = echo
@@ -54,7 +54,7 @@ class CompletionLogprobFormatter:
     def format(
         self, tokens: Sequence[TokenLogprob], offsets: Sequence[int], prompt: Sequence[TokenLogprob] = ()
     ) -> CompletionLogprobs:
-        """``offsets``: where each of the ``tokens`` begins in the answer. ``prompt`` goes before them."""
+        """``offsets``: where each of the ``tokens`` begins in the answer. ``prompt`` precedes them."""
         both = [*prompt, *tokens]
         answered = [len(self._echo) + offset for offset in offsets]
         told = CompletionLogprobs(
@@ -70,7 +70,10 @@ class CompletionLogprobFormatter:
         return told
 
     def _echoed(self, tokens: Sequence[TokenLogprob]) -> Iterator[int]:
-        """Some tokenizers add tokens that a prompt has not, or a space before its first word."""
+        """Yield the offsets of prompt tokens in the echoed text.
+
+        Some tokenizers add tokens that are not in the prompt, or a space before its first word.
+        """
         offset, decoder = 0, getincrementaldecoder("utf-8")("replace")
         for token in tokens:
             yield offset
@@ -80,7 +83,7 @@ class CompletionLogprobFormatter:
 
 
 def spelled(token: TopLogprob) -> str:
-    """A token that is part of a character is told by its bytes, as the OpenAI API does it here."""
+    """Return a token's text, or its bytes if it is part of a character, as the OpenAI API does here."""
     try:
         return bytes(token.bytes).decode()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""One way of logging for us and the libraries: lines for people on a terminal, JSON elsewhere.
+"""Logging shared by the server and its libraries: human-readable on a terminal, JSON elsewhere.
 
 Prompts and answers are never logged.
 """
@@ -18,7 +18,7 @@ from engine.host.logs import renderers
 def drop_colors(
     _: structlog.typing.WrappedLogger, __: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    """uvicorn adds a coloured copy of its messages."""
+    """Drop the coloured copy that uvicorn adds to its messages."""
     event.pop("color_message", None)
     return event
 

@@ -1,8 +1,8 @@
-"""Pictures and videos named by a URL: fetched, read and decoded within bounds, off the event loop.
+"""Fetches, reads and decodes pictures and videos from URLs, with limits, off the event loop.
 
-Closed by default: only public addresses, each name looked up once and the connection made to the address
-that was checked; no redirects, no proxies, no files unless a folder is named. Knows neither requests nor
-models; what an address or a picture may be is judged in ``media_url`` and ``media_image``.
+Restrictive by default: only public addresses; each name is looked up once and the connection made to the
+address that was checked; no redirects, no proxies, no files unless a folder is allowed. Knows neither
+requests nor models; ``media_url`` and ``media_image`` check addresses and pictures.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ MAX_ADDRESSES: Final = 4
 CONNECT_SECONDS: Final = 3.0
 HEADERS: Final = {
     "Accept": "image/png, image/jpeg, image/webp, image/gif",
-    "Accept-Encoding": "identity",  # what arrives is what is counted
+    "Accept-Encoding": "identity",  # so that received bytes are what is counted
     "User-Agent": "specvlm",
 }
-FILE_REFUSED: Final = "This file: URL names no file that may be read here."
+FILE_REFUSED: Final = "This file: URL does not point to a file that this server may read."
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +49,9 @@ class MediaConfig:
     public host. ``allowed_local_path``: the folder below which ``file:`` URLs may point; ``None`` allows
     none. ``timeout_s`` bounds a download as a whole, from looking up the name to the last byte.
 
-    ``max_bytes`` and ``max_pixels`` are for one picture, ``max_request_bytes`` for those of one request.
-    ``max_total_pixels`` is for those of one request and for all that are decoded at a time, at 4 bytes each
-    (while one is decoded, up to 20); what would be more waits.
+    ``max_bytes`` and ``max_pixels`` apply to one picture, ``max_request_bytes`` to those of one request.
+    ``max_total_pixels`` applies to those of one request and to all that are decoded at a time, at 4 bytes a
+    pixel (up to 20 while one is decoded); pictures beyond it wait.
     """
 
     allowed_domains: tuple[str, ...] = ()
@@ -66,15 +66,15 @@ class MediaConfig:
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Addresses of a name, as the machine's resolver gives them."""
+    """Return the addresses of a name, from the system's resolver."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """Of one request, decoded: RGB and upright; of each picture one, of a video its frames. Threads work on
-    them by ``run``, so that they are counted.
+    """The decoded images of one request, RGB and upright: one per picture, all frames of a video. Threads
+    must process them through ``run``, so that their memory stays accounted for.
     """
 
     images: list[list[Image.Image]]
@@ -85,7 +85,7 @@ class Pictures:
 
 
 _Opened = tuple[Image.Image, list[int]]
-"""A picture or an animation, looked at and not decoded yet, and which of its frames are wanted."""
+"""A picture or an animation, checked but not decoded yet, and the indices of the frames to decode."""
 
 
 def _decode(image: Image.Image, indices: list[int]) -> list[Image.Image]:
@@ -94,7 +94,7 @@ def _decode(image: Image.Image, indices: list[int]) -> list[Image.Image]:
 
 @dataclass(slots=True)
 class _Tally:
-    """Over the pictures of one request, as they come in."""
+    """A running total over the pictures of one request."""
 
     limit: int
     unit: str
@@ -103,12 +103,12 @@ class _Tally:
     def add(self, count: int) -> None:
         self.count += count
         if self.count > self.limit:
-            message = f"The pictures of one request may have {self.limit} {self.unit} together; send fewer."
+            message = f"The images of a request may have up to {self.limit} {self.unit} in total; send fewer."
             raise MediaError("images_too_large", message)
 
 
 class MediaLoader:
-    """``resolver`` and ``transport`` are there for tests, which pretend that their own server is public."""
+    """``resolver`` and ``transport`` exist for tests, which pretend that their own server is public."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class MediaLoader:
         self._downloads = asyncio.Semaphore(config.max_downloads)
         self._pixels = PixelBudget(config.max_total_pixels)
         self._pool = ThreadPoolExecutor(config.decode_threads, "media")
-        # No connection is kept: one made for a host must not serve another that shares its address.
+        # No connection is reused: one made for a host must not serve another with the same address.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         timeout = httpx.Timeout(config.timeout_s, connect=min(CONNECT_SECONDS, config.timeout_s))
         self._client = httpx.AsyncClient(
@@ -131,8 +131,8 @@ class MediaLoader:
 
     @asynccontextmanager
     async def load(self, sources: Sequence[str | Video]) -> AsyncIterator[Pictures]:
-        """The pictures (by their URLs) and videos of one request, in memory until the context ends. Raises
-        ``MediaError``.
+        """Load the pictures (given by URL) and videos of one request, in memory until the context ends.
+        Raises ``MediaError``.
         """
         num_bytes = _Tally(self._config.max_request_bytes, "bytes")
         num_pixels = _Tally(self._config.max_total_pixels, "pixels")
@@ -145,7 +145,7 @@ class MediaLoader:
         try:
             sizes = list(map(len, opened))
             decoding = [share.run(self._pool, _decode, *one) for own in opened for one in own]
-            opened.clear()  # they hold what decoding has copied
+            opened.clear()  # they hold data that decoding has copied
             found = iter(await together(decoding))
             yield Pictures([list(chain.from_iterable(islice(found, size))) for size in sizes], share)
         finally:
@@ -171,7 +171,7 @@ class MediaLoader:
         return image, indices
 
     async def _count(self, image: Image.Image, size: int) -> int:
-        """Frames are decoded to count them, one after the other, in the place of one picture."""
+        """Count frames, which decodes them one after the other, with the pixel budget of one picture."""
         total = self._config.max_total_pixels
         share = await self._pixels.take(min(size, total))
         try:
@@ -189,7 +189,7 @@ class MediaLoader:
         if scheme == "file":
             return await self._in_pool(_read_file, url, config.allowed_local_path, config.max_bytes)
         raise MediaError(
-            "invalid_image_url", "A picture's URL must begin with 'https://', 'http://' or 'data:'."
+            "invalid_image_url", "An image URL must begin with 'https://', 'http://' or 'data:'."
         )
 
     async def aclose(self) -> None:
@@ -201,23 +201,23 @@ class MediaLoader:
 
     async def _fetch(self, url: WebURL) -> bytes:
         if not host_allowed(url.host, self._config.allowed_domains):
-            raise MediaError("forbidden_image_host", "Pictures from this host are not allowed here.")
+            raise MediaError("forbidden_image_host", "Images from this host are not allowed.")
         async with self._downloads:
             try:
                 async with asyncio.timeout(self._config.timeout_s):
                     return await self._download(url, await self._vetted(url))
             except TimeoutError:
-                raise MediaError("image_timeout", "The picture's host took too long to send it.") from None
+                raise MediaError("image_timeout", "The image's host took too long to send it.") from None
 
     async def _vetted(self, url: WebURL) -> list[str]:
-        """Addresses to connect to; none if any of them is not public. The only look-up that is made."""
+        """Return the addresses to connect to, from the only lookup. Raises an error if any is not public."""
         try:
             addresses = [url.address] if url.address else await self._resolve(url.host, url.port)
         except (OSError, UnicodeError):
             addresses = []
         if not addresses or not all(map(is_public, addresses)):
-            # One text for both, or clients could ask which names exist inside.
-            raise MediaError("forbidden_image_host", "The picture's host is not known as a public one.")
+            # One message for both cases, or clients could find out which internal names exist.
+            raise MediaError("forbidden_image_host", "The image's host is unknown or not public.")
         return addresses[:MAX_ADDRESSES]
 
     async def _download(self, url: WebURL, addresses: list[str]) -> bytes:
@@ -238,15 +238,15 @@ class MediaLoader:
                 continue
             except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, OSError, ValueError):
                 break
-        raise MediaError("image_fetch_failed", "The picture's host did not send it.")
+        raise MediaError("image_fetch_failed", "The image could not be fetched from its host.")
 
     async def _read(self, response: httpx.Response) -> bytes:
         if response.has_redirect_location:
             raise MediaError(
-                "image_fetch_failed", "The picture's URL redirects elsewhere; send the final address."
+                "image_fetch_failed", "The image URL redirects elsewhere; send the final address."
             )
         if response.status_code != 200:
-            raise MediaError("image_fetch_failed", "The picture's host did not answer with status 200.")
+            raise MediaError("image_fetch_failed", "The image's host did not respond with status 200.")
         body = bytearray()
         async for chunk in response.aiter_raw():
             body += chunk
@@ -256,7 +256,7 @@ class MediaLoader:
 
 
 async def together(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """All at once; the first that fails stops the others."""
+    """Run all calls concurrently; the first that fails stops the others."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(call) for call in calls]
@@ -266,7 +266,7 @@ async def together(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 def _read_file(url: str, allowed: Path | None, max_bytes: int) -> bytes:
-    """Content of ``file:///…`` below ``allowed``, after every symbolic link has been followed."""
+    """Return the content of ``file:///…``, which must lie below ``allowed`` with symbolic links resolved."""
     refused = MediaError("forbidden_image_file", FILE_REFUSED)
     _, _, path = url.partition("://")
     try:
@@ -276,7 +276,7 @@ def _read_file(url: str, allowed: Path | None, max_bytes: int) -> bytes:
         real = Path(path).resolve(strict=True)
         if not real.is_relative_to(allowed.resolve(strict=True)):
             raise refused
-        # Not through a link that appeared meanwhile, and not waiting for somebody to write into a pipe.
+        # Do not follow a link created in the meantime, nor wait for someone to write to a pipe.
         descriptor = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -1,7 +1,7 @@
-"""How many decoded pixels the process may hold at a time. Knows neither pictures nor requests.
+"""Limits how many decoded pixels the process holds at a time. Knows neither pictures nor requests.
 
-A request takes all that it needs at once, before it decodes anything: taking picture by picture, two could
-each hold what the other waits for. First come, first served, so that small ones cannot starve a large one.
+A request takes all that it needs at once, before it decodes anything: if it took them picture by picture,
+two requests could deadlock. First come, first served, so that small ones cannot starve a large one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class PixelBudget:
-    """Belongs to one event loop."""
+    """A budget of pixels, bound to one event loop."""
 
     def __init__(self, total: int) -> None:
         self._total = self._free = total
@@ -28,10 +28,10 @@ class PixelBudget:
         return self._free
 
     async def take(self, num_pixels: int) -> PixelShare:
-        """Waits for as long as it takes. Close the share. Raises ``ValueError`` for more than the total."""
+        """Wait for a share, which must be closed. Raises ``ValueError`` for more than the total."""
         if num_pixels > self._total:
             raise ValueError(f"{num_pixels} pixels of {self._total}")
-        if num_pixels:  # who has no pictures waits for nobody
+        if num_pixels:  # requests without pictures do not wait
             async with self._turn:
                 while num_pixels > self._free:
                     self._given_back.clear()
@@ -45,9 +45,9 @@ class PixelBudget:
 
 
 class PixelShare:
-    """Given back when it is closed and the last thread that was at work on it has ended.
+    """Returned to the budget once it is closed and the last thread working on it has ended.
 
-    A cancelled request leaves its thread decoding: the memory is in use until that returns.
+    A cancelled request leaves its thread decoding: the memory is in use until the thread is done.
     """
 
     def __init__(self, num_pixels: int, give_back: Callable[[int], None]) -> None:
@@ -56,7 +56,7 @@ class PixelShare:
         self._num_users = 1
 
     async def run(self, pool: Executor, call: Callable[..., T], *args: object) -> T:
-        """``run_in_executor`` for work on these pixels."""
+        """Like ``run_in_executor``, for work on these pixels."""
         loop = asyncio.get_running_loop()
         future = pool.submit(call, *args)
         self._num_users += 1

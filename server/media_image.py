@@ -1,8 +1,8 @@
-"""Bytes that a stranger sent to an RGB picture. Blocking; knows Pillow, no network.
+"""Decodes untrusted bytes to an RGB picture. Blocking; knows Pillow, no network.
 
-Size and format are checked on the header, before any pixel is decoded. Texts are fixed: a library's
-message has leaked an address before (CVE-2026-22778). Only the first frame of an animated picture is read,
-so thousands of further ones (CVE-2026-5497) cost nothing; what was sent as a video is ``media_video``'s.
+Size and format are checked in the header, before any pixel is decoded. Messages are fixed: a library's
+message has leaked an address before (CVE-2026-22778). Only the first frame of an animation is read, so
+thousands of further ones (CVE-2026-5497) cost nothing; ``media_video`` handles what was sent as a video.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ _MAX_HEADER_LEN: Final = 200
 
 
 def too_large(max_bytes: int) -> MediaError:
-    return MediaError("image_too_large", f"The picture has more than {max_bytes} bytes; send a smaller one.")
+    return MediaError("image_too_large", f"The image has more than {max_bytes} bytes; send a smaller one.")
 
 
 def read_data_url(url: str, max_bytes: int) -> bytes:
-    """Content of ``data:image/…;base64,…``; its size is checked before it is decoded."""
+    """Return the content of ``data:image/…;base64,…``, whose size is checked before it is decoded."""
     comma = url.find(",", 0, _MAX_HEADER_LEN)
     if comma < 0 or _DATA_HEADER.fullmatch(url, 0, comma) is None:
         raise MediaError(
-            "invalid_image_url", "A data: URL must begin with 'data:image/TYPE;base64,' and hold a picture."
+            "invalid_image_url", "A data: URL must begin with 'data:image/TYPE;base64,' and hold an image."
         )
     return read_base64(url[comma + 1 :], max_bytes)
 
@@ -60,7 +60,7 @@ def read_base64(text: str, max_bytes: int) -> bytes:
 
 
 def open_picture(data: bytes, max_pixels: int) -> Image.Image:
-    """The picture's header, vetted; its pixels are still ``data``."""
+    """Check the header of a picture and return it, with its pixels not decoded yet."""
     image = _open(data, max_pixels)
     width, height = image.size
     if width * height > max_pixels:
@@ -68,21 +68,21 @@ def open_picture(data: bytes, max_pixels: int) -> Image.Image:
     try:
         check_shape(image.size)
     except PromptError as error:
-        raise MediaError("invalid_image", f"Refused: {error}.") from None
+        raise MediaError("invalid_image", f"The image was rejected: {error}.") from None
     return image
 
 
 def decode_picture(image: Image.Image) -> Image.Image:
-    """An opened picture as people see it: first frame, upright, RGB, transparency on white."""
+    """Return an opened picture as people see it: first frame, upright, RGB, transparency on white."""
     try:
         image.load()
         return upright_rgb(image)
-    except Exception:  # decoders of hostile bytes raise whatever they like
-        raise MediaError("invalid_image", "The picture is damaged or incomplete.") from None
+    except Exception:  # decoders may raise anything on malicious bytes
+        raise MediaError("invalid_image", "The image is damaged or incomplete.") from None
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Of pixels that are decoded already."""
+    """Return a decoded picture upright and in RGB."""
     return to_rgb(_upright(image))
 
 
@@ -93,22 +93,20 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise MediaError(
-            "unsupported_image_format", "The content is no PNG, JPEG, WebP or GIF picture."
+            "unsupported_image_format", "The content is not a PNG, JPEG, WebP or GIF image."
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_many_pixels(min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels)) from None
     except Exception:
-        raise MediaError("invalid_image", "The picture is damaged or incomplete.") from None
+        raise MediaError("invalid_image", "The image is damaged or incomplete.") from None
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
     except Exception:
-        return image  # a camera's broken notes do not spoil the picture
+        return image  # broken EXIF data does not make the picture unusable
 
 
 def _too_many_pixels(max_pixels: int) -> MediaError:
-    return MediaError(
-        "image_too_large", f"The picture has more than {max_pixels} pixels; send a smaller one."
-    )
+    return MediaError("image_too_large", f"The image has more than {max_pixels} pixels; send a smaller one.")

@@ -1,6 +1,6 @@
-"""Which addresses pictures may be fetched from. Parses and judges; connects to nothing.
+"""Decides which addresses pictures may be fetched from. Parses and checks URLs; does not connect anywhere.
 
-Anything that two parsers could read in two ways is refused, not repaired (CVE-2025-6242, CVE-2026-24779).
+Anything that two parsers could read differently is rejected, not repaired (CVE-2025-6242, CVE-2026-24779).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _WEB_URL = re.compile(
     re.IGNORECASE,
 )
 _AMBIGUOUS = re.compile(r"[\x00-\x20\x7f-\xa0\\\ud800-\udfff]")
-# What resolvers read as an IPv4 address in some notation: 2130706433, 0x7f.1, 0177.0.0.1
+# Numbers that resolvers may read as (part of) an IPv4 address: 2130706433, 0x7f.1, 0177.0.0.1
 _NUMBER = re.compile(r"0x[0-9a-f]*|[0-9]+")
 
 _GLOBAL_UNICAST: Final = IPv6Network("2000::/3")
@@ -40,7 +40,7 @@ _REFUSED: Final = tuple(
 
 
 class MediaError(Exception):
-    """A picture cannot be had. ``message`` is ours and never comes from a library or a remote host."""
+    """A picture cannot be loaded. ``message`` is our own, never taken from a library or a remote host."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -50,7 +50,7 @@ class MediaError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class WebURL:
-    """``host`` is lower case, without brackets or final dot; ``target`` is ASCII and begins with ``/``."""
+    """``host`` is lower case, without brackets or trailing dot; ``target`` is ASCII and begins with ``/``."""
 
     scheme: str
     host: str
@@ -59,7 +59,7 @@ class WebURL:
 
     @property
     def address(self) -> str | None:
-        """The host itself, where it is an IP address and no name."""
+        """The host if it is an IP address, ``None`` if it is a name."""
         try:
             return str(ip_address(self.host))
         except ValueError:
@@ -71,7 +71,7 @@ class WebURL:
         return bracketed(self.host) + ("" if self.port == default else f":{self.port}")
 
     def at(self, address: str) -> str:
-        """This URL with ``address`` in the place of the name, so that nothing is looked up again."""
+        """Return this URL with ``address`` in place of the name, so that the name is not looked up again."""
         return f"{self.scheme}://{bracketed(address)}:{self.port}{self.target}"
 
 
@@ -85,13 +85,13 @@ def parse_web_url(url: str) -> WebURL:
     if match is None or host is None:
         raise MediaError(
             "invalid_image_url",
-            "The picture's URL is not one that can be fetched: write http or https, a plain host name, "
-            "and neither user names, white space, backslashes nor unusual spellings of addresses.",
+            "The image URL cannot be fetched: use http or https and a plain host name, without user names, "
+            "whitespace, backslashes or unusual spellings of addresses.",
         )
     scheme = match["scheme"].lower()
     port = int(match["port"] or {"http": 80, "https": 443}[scheme])
     if not 0 < port < 65536:
-        raise MediaError("invalid_image_url", "The picture's URL names a port that does not exist.")
+        raise MediaError("invalid_image_url", "The image URL has a port outside 1 to 65535.")
     target = match["target"] or "/"
     if target.startswith("?"):
         target = "/" + target
@@ -123,13 +123,13 @@ def host_allowed(host: str, allowed: Iterable[str]) -> bool:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is a host of the public internet, whatever notation hides what is behind it."""
+    """Whether an IP address belongs to a host on the public internet, however it is written."""
     try:
         ip = ip_address(address)
     except ValueError:
         return False
     if isinstance(ip, IPv6Address):
-        if ip in _NAT64:  # what IPv6-only networks reach IPv4 through
+        if ip in _NAT64:  # how IPv6-only networks reach IPv4
             return is_public(str(IPv4Address(int(ip) & 0xFFFFFFFF)))
         if ip not in _GLOBAL_UNICAST or ip.scope_id is not None:
             return False

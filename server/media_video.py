@@ -1,6 +1,6 @@
-"""Videos as lists of pictures: frames that a client wrote one after the other, or those of an animation.
+"""Videos as lists of pictures: frames that a client sent one after the other, or those of an animation.
 
-Blocking; knows Pillow, no network. Video containers are not read: their decoders are what attackers look for.
+Blocking; knows Pillow, no network. Video containers are not read: their decoders are a target of attacks.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from server.media_image import upright_rgb
 from server.media_url import MediaError
 
 MAX_SAMPLED: Final = 16
-"""Frames of one animation that a model is shown."""
+"""Maximum frames of one animation shown to the model."""
 MAX_FRAMES: Final = 1024
-"""Of one animation. All before the last that is shown are decoded."""
+"""Maximum frames of one animation. All before the last one shown are decoded."""
 
 FRAMES = re.compile(r"data:video/jpeg;base64,", re.IGNORECASE)
 ANIMATION = re.compile(r"data:image/(gif|webp|a?png);base64,", re.IGNORECASE)
@@ -25,7 +25,7 @@ ANIMATION = re.compile(r"data:image/(gif|webp|a?png);base64,", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """``max_frames``: of an animation. Those that a client wrote himself are all shown."""
+    """``max_frames`` applies to animations. Frames that a client sent one by one are all shown."""
 
     url: str
     max_frames: int = MAX_SAMPLED
@@ -36,43 +36,45 @@ def is_animation(url: str) -> bool:
 
 
 def num_frames(url: str) -> int:
-    """As far as the URL tells: those that are written in it, and one where it is an animation."""
+    """Return the number of frames written in the URL, or 1 for an animation, which is not read for this."""
     return url.count(",") if FRAMES.match(url) else 1
 
 
 def frames_in(url: str) -> list[str]:
-    """Each frame that ``url`` has, or the whole animation, in base64. Raises ``MediaError``."""
+    """Return each frame in ``url``, or the whole animation, in base64. Raises ``MediaError``."""
     if found := FRAMES.match(url):
         return url[found.end() :].split(",")
     if found := ANIMATION.match(url):
         return [url[found.end() :]]
     raise MediaError(
         "unsupported_video",
-        "Send a video as frames, 'data:video/jpeg;base64,FRAME,FRAME,...', each a JPEG, PNG or WebP picture, "
+        "Send a video as frames, 'data:video/jpeg;base64,FRAME,FRAME,...', each a JPEG, PNG or WebP image, "
         "or as a GIF, WebP or PNG animation, 'data:image/gif;base64,...'.",
     )
 
 
 def count_frames(image: Image.Image, max_total_pixels: int) -> int:
-    """Of an opened animation, none of which may have more than so many pixels in all frames together."""
+    """Return the number of frames of an opened animation. Raises ``MediaError`` for more than ``MAX_FRAMES``,
+    for more pixels in all frames than ``max_total_pixels``, and for a frame larger than the first.
+    """
     size = image.size
     most = min(MAX_FRAMES, max_total_pixels // (image.width * image.height))
     try:
         for number in range(1, most + 1):
             image.seek(number)  # decodes the one before
-            if image.size != size:  # Pillow follows a GIF's frame beyond the screen that was checked
+            if image.size != size:  # Pillow enlarges a GIF for frames beyond the screen that was checked
                 raise MediaError("invalid_image", "A frame of the animation is larger than the first.")
     except EOFError:
         return number
     except MediaError:
         raise
-    except Exception:  # decoders of hostile bytes raise whatever they like
+    except Exception:  # decoders may raise anything on malicious bytes
         raise MediaError("invalid_image", "The animation is damaged or incomplete.") from None
-    raise MediaError("image_too_large", f"An animation of this size may have {most} frames; send fewer.")
+    raise MediaError("image_too_large", f"Animations of this size may have {most} frames; send fewer.")
 
 
 def sampled(count: int, most: int) -> list[int]:
-    """At most ``most`` of ``count`` frames, evenly, from the first to the last.
+    """Return the indices of at most ``most`` of ``count`` frames, evenly spaced from first to last.
 
     >>> sampled(10, 4), sampled(3, 4), sampled(9, 1)
     ([0, 3, 6, 9], [0, 1, 2], [0])
@@ -83,7 +85,7 @@ def sampled(count: int, most: int) -> list[int]:
 
 
 def decode_frames(image: Image.Image, indices: list[int]) -> list[Image.Image]:
-    """Of an opened animation, as people see them."""
+    """Return frames of an opened animation, upright and in RGB."""
     frames = []
     try:
         for index in indices:

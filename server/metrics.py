@@ -1,7 +1,7 @@
-"""What Prometheus sees. One registry per app; names and labels are those of vLLM, behind our own prefix.
+"""Prometheus metrics. One registry per app; names and labels are those of vLLM, with a prefix of our own.
 
 Fed from two sides: step reports of the engine (gauges, cumulative counters) and the timeline of each answer
-(``server.timeline``). Knows nothing of HTTP or of tokens' meaning.
+(``server.timeline``). Knows nothing of HTTP or of the meaning of tokens.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ REJECTION_REASONS: Final = (
 )
 
 ENGINE_COUNTERS: Final = {
-    "num_preemptions": "Sequences that gave their memory back and start again.",
+    "num_preemptions": "Sequences preempted to free memory, to be recomputed.",
     "prompt_tokens": "Prompt tokens processed.",
     "generation_tokens": "Tokens generated.",
     "prefix_cache_queries": "Prompt tokens looked up in the prefix cache.",
@@ -42,16 +42,16 @@ ENGINE_COUNTERS: Final = {
     "mm_cache_queries": "Pictures looked up in the encoder cache.",
     "mm_cache_hits": "Pictures found in the encoder cache.",
     "draft_seconds": "Time spent drafting.",
-    "draft_kv_bytes_saved": "Bytes of the draft's KV that visual tokens it was spared would have taken.",
+    "draft_kv_bytes_saved": "Bytes of draft KV cache saved by dropping visual tokens.",
 }
-# Those whose names here differ from the engine's.
+# Counters whose names here differ from the engine's.
 RENAMED_COUNTERS: Final = {
     "spec_rounds": ("spec_decode_num_drafts", "Draft trees verified."),
-    "spec_draft_tokens": ("spec_decode_num_draft_tokens", "Drafts verified: nodes of trees without roots."),
-    "spec_accepted_tokens": ("spec_decode_num_accepted_tokens", "Drafts accepted."),
-    "step_seconds": ("engine_step_seconds", "Time of all steps of the engine."),
-    "draft_visual_tokens": ("visual_tokens", "Visual tokens of pictures that the draft took in."),
-    "draft_kept_visual_tokens": ("draft_visual_tokens", "Those of them that its compressor kept."),
+    "spec_draft_tokens": ("spec_decode_num_draft_tokens", "Draft tokens verified, roots excluded."),
+    "spec_accepted_tokens": ("spec_decode_num_accepted_tokens", "Draft tokens accepted."),
+    "step_seconds": ("engine_step_seconds", "Time spent in engine steps."),
+    "draft_visual_tokens": ("visual_tokens", "Visual tokens of images processed by the draft."),
+    "draft_kept_visual_tokens": ("draft_visual_tokens", "Visual tokens kept by the draft's compressor."),
 }
 
 Number = TypeVar("Number", int, float)
@@ -79,18 +79,18 @@ class Metrics:
         self.iteration_tokens = self._histogram("iteration_tokens_total", STEP_BUCKETS)
 
         self.tree_nodes = self._histogram(
-            "spec_decode_tree_nodes", TREE_BUCKETS, "Drafts verified with a token; 0 is plain decoding."
+            "spec_decode_tree_nodes", TREE_BUCKETS, "Draft tokens per verified tree; 0 is plain decoding."
         )
 
-        self.engine_up = self._gauge("engine_up", "1 while the engine is loaded and answers, else 0.")
+        self.engine_up = self._gauge("engine_up", "1 while the engine is loaded and responsive, else 0.")
         self._running = self._gauge("num_requests_running", "Sequences being generated.")
-        self._waiting = self._gauge("num_requests_waiting", "Sequences waiting for room.")
-        self._kv_usage = self._gauge("kv_cache_usage_perc", "Share of KV pages in use, 0 to 1.")
+        self._waiting = self._gauge("num_requests_waiting", "Sequences waiting to be scheduled.")
+        self._kv_usage = self._gauge("kv_cache_usage_perc", "Fraction of KV cache pages in use, 0 to 1.")
         self._recent = {name: RecentSum() for name in RECENT}
         for name, text, value in (
             ("tokens_per_second", "Tokens generated per second.", self._tokens_per_second),
-            ("acceptance_rate", "Share of verified drafts that were accepted.", self._acceptance_rate),
-            ("mean_acceptance_length", "Tokens of a round, bonus included.", self._mean_acceptance_length),
+            ("acceptance_rate", "Fraction of verified draft tokens accepted.", self._acceptance_rate),
+            ("mean_acceptance_length", "Tokens per round, bonus included.", self._mean_acceptance_length),
         ):
             self._gauge(name, f"{text} Over the last {RATE_WINDOW_SECONDS:.0f} s.").set_function(value)
 
@@ -100,20 +100,20 @@ class Metrics:
         }
         self._accepted_per_pos = self._counter(
             "spec_decode_num_accepted_tokens_per_pos",
-            "Drafts accepted by their depth; 0 is the first.",
+            "Draft tokens accepted, by depth; 0 is the first.",
             "position",
         )
         self._pictures = self._counter(
-            "compressor_branch", "Pictures that the draft took in, by the branch of its compressor.", "branch"
+            "compressor_branch", "Images processed by the draft, by compressor branch.", "branch"
         )
         self.cached_prompt_tokens = self._counter(
-            "prompt_tokens_cached", "Prompt tokens of answered requests that came from the cache."
+            "prompt_tokens_cached", "Prompt tokens of finished requests found in the cache."
         ).labels(*self._labels)
-        self._success = self._counter("request_success", "Answers by how they ended.", "finished_reason")
-        self._rejections = self._counter("admission_rejections", "Requests turned away.", "reason")
+        self._success = self._counter("request_success", "Finished answers by reason.", "finished_reason")
+        self._rejections = self._counter("admission_rejections", "Requests rejected.", "reason")
         self._http_requests = Counter(  # vLLM's, which has no prefix
             "http_requests",
-            "HTTP requests by route and class of status; probes, scrapes and parts of the page are left out.",
+            "HTTP requests by route and status class, without probes, scrapes and parts of the page.",
             ("handler", "status"),
             registry=self.registry,
         )
@@ -152,8 +152,8 @@ class Metrics:
         self._rejections.labels(*self._labels, reason).inc()
 
     def on_response(self, handler: str, status: int) -> None:
-        """``handler``: the route's own pattern, never what a client wrote. ``status`` 0: the client was gone
-        before there was one."""
+        """``handler`` is the route's pattern, never the path a client sent. ``status`` is 0 if the client was
+        gone before there was one."""
         self._http_requests.labels(handler, f"{status // 100}xx" if status else "none").inc()
 
     def render(self) -> bytes:
@@ -182,17 +182,17 @@ class Metrics:
 
 
 def increase(last: Number, now: Number) -> Number:
-    """By how much a cumulative count grew; a smaller one was started again from zero."""
+    """Return by how much a cumulative count grew; a smaller count means that it restarted from zero."""
     return now - last if now >= last else now
 
 
 def ratio(part: int, whole: int) -> float:
-    """NaN, which no alert mistakes for a bad value, where there is nothing to divide by."""
+    """Return NaN, which no alert mistakes for a bad value, if ``whole`` is 0."""
     return part / whole if whole else math.nan
 
 
 class RecentSum:
-    """Sum of what was counted in the last ``RATE_WINDOW_SECONDS``."""
+    """Sum of the counts of the last ``RATE_WINDOW_SECONDS``."""
 
     def __init__(self) -> None:
         self._steps: deque[tuple[float, int]] = deque()

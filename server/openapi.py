@@ -1,4 +1,4 @@
-"""The OpenAPI document: what the framework derives, and the chunks of streams, which it does not see."""
+"""The OpenAPI document: what the framework derives, plus the chunks of streams, which it does not know."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STREAMED: tuple[type[AnswerModel], ...] = (ChatCompletionChunk, Completion, Resp
 
 
 def answers(whole: type[AnswerModel], streamed: type[AnswerModel]) -> dict[int | str, dict[str, Any]]:
-    """Of a route that answers whole or with a stream of events, to be added to the document."""
+    """Return the OpenAPI responses of a route that answers whole or with a stream of events."""
     return {
         200: {
             "model": whole,
@@ -30,7 +30,7 @@ def answers(whole: type[AnswerModel], streamed: type[AnswerModel]) -> dict[int |
 
 
 def event_of(model: type[AnswerModel]) -> dict[str, Any]:
-    """Of OpenAPI 3.2: an item of an event stream is an event with its fields, and ``data`` holds text."""
+    """Return the schema of an event whose ``data`` holds text (OpenAPI 3.2)."""
     told = [
         {"type": "string", "contentMediaType": "application/json", "contentSchema": reference(one)}
         for one in (model, ErrorAnswer)
@@ -44,7 +44,7 @@ def reference(model: type[AnswerModel]) -> dict[str, str]:
 
 
 def describe_streams(app: FastAPI) -> None:
-    """Add the schemas that only streams hold to the document."""
+    """Add the schemas that occur only in streams to the document."""
     app.openapi_version = "3.2.0"  # the first that can describe events
     derive = app.openapi
 

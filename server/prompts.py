@@ -1,4 +1,4 @@
-"""From messages to a prompt: pictures are fetched and everything is tokenised off the event loop.
+"""From messages to a prompt: fetches pictures and tokenizes everything off the event loop.
 
 Knows how many pictures are allowed. Does not know where they come from or how a template works.
 """
@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 
 class ImageLoader(Protocol):
-    """What ``server.media.MediaLoader`` does: it bounds its own work and stays off the event loop."""
+    """Interface of ``server.media.MediaLoader``, which bounds its own work and stays off the event loop."""
 
     def load(self, sources: Sequence[str | Video]) -> AbstractAsyncContextManager[Pictures]: ...
 
@@ -75,10 +75,11 @@ class PromptBuilder:
         max_images: int | None = None,
         max_len: int | None = None,
     ) -> Prompt:
-        """Raises ``ApiError`` where a picture cannot be had or the chat cannot become a prompt.
+        """Return the prompt of a chat. Raises ``ApiError`` if a picture cannot be loaded or the chat cannot
+        become a prompt.
 
-        ``plan``: how the model is told of tools. ``max_len``, in tokens, spares the tokenizer texts that are
-        too long whatever their tokens.
+        ``plan``: how the model is told of its tools. ``max_len``, in tokens: texts that exceed it however
+        they are tokenized are rejected before they reach the tokenizer.
         """
         sources = self._sources(media_in(messages), max_images)
         if max_len is not None:
@@ -102,7 +103,7 @@ class PromptBuilder:
     async def build_text(
         self, prompt: str | list[int], *, add_special_tokens: bool = True, max_len: int | None = None
     ) -> Prompt:
-        """Of a text, whose author writes special tokens as he likes, or of token ids. Raises ``ApiError``."""
+        """Return the prompt of token ids or a text, whose special tokens are parsed. Raises ``ApiError``."""
         if isinstance(prompt, str):
             if max_len is not None:
                 await self._check_length(num_bytes([prompt]), max_len, "prompt")
@@ -111,26 +112,26 @@ class PromptBuilder:
             token_ids = prompt
         vocab_size = self._processor.vocab_size
         if not token_ids:
-            raise bad_request("A prompt is empty.", param="prompt")
-        if max_len is not None and len(token_ids) > max_len:  # the next prompt of a list need not be read
+            raise bad_request("A prompt must not be empty.", param="prompt")
+        if max_len is not None and len(token_ids) > max_len:  # before further prompts of a list are read
             raise context_overflow(max_len, "prompt", len(token_ids))
         if max(token_ids) >= vocab_size:
             raise bad_request(
-                f"A prompt names a token beyond the model's {vocab_size} tokens.", param="prompt"
+                f"A prompt has a token ID outside the model's {vocab_size} tokens.", param="prompt"
             )
         if self._processor.image_token_id in token_ids:
             raise bad_request(
-                "A prompt holds the token that stands for pictures; send pictures to /v1/chat/completions.",
+                "A prompt contains the image placeholder token; send images to /v1/chat/completions.",
                 param="prompt",
             )
         return Prompt(token_ids=token_ids)
 
     async def in_pool(self, call: Callable[..., T], *args: Any) -> T:
-        """Run work of the tokenizer off the event loop."""
+        """Run tokenizer work off the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, call, *args)
 
     async def _check_length(self, size: int, max_len: int, param: str) -> None:
-        """``size``, in bytes: a rare character is a token for each of its own."""
+        """Raise ``ApiError`` if ``size`` bytes cannot fit. (A rare character may take a token per byte.)"""
         if size <= max_len:
             return
         if self._longest_token is None:
@@ -139,13 +140,13 @@ class PromptBuilder:
             raise context_overflow(max_len, param, size // self._longest_token, at_least=True)
 
     def _sources(self, found: Sequence[ImageUrl | VideoUrl], max_of_model: int | None) -> list[str | Video]:
-        """What is to be loaded. Every frame counts as a picture; animations share the room that is left."""
+        """Return what to load. Every frame counts as a picture; animations share the remaining number."""
         limit = self._max_images if max_of_model is None else min(self._max_images, max_of_model)
         videos = [one.url for one in found if isinstance(one, VideoUrl)]
         num_images = len(found) - len(videos) + sum(map(num_frames, videos))
         if num_images > limit:
             raise bad_request(
-                f"At most {limit} pictures may be in one request; this one has {num_images}.",
+                f"A request may have at most {limit} images; this one has {num_images}.",
                 param="messages",
                 code="too_many_images",
             )
@@ -155,17 +156,17 @@ class PromptBuilder:
 
 
 def longest_token(processor: Processor) -> int:
-    """In bytes."""
+    """Return the length of the longest token in bytes."""
     return max(len(processor.token_bytes(token_id)) for token_id in range(processor.vocab_size))
 
 
 def num_bytes(texts: Iterable[str]) -> int:
-    """In UTF-8."""
+    """Return the size of texts in UTF-8."""
     return sum(len(text.encode()) for text in texts)
 
 
 def texts_in(messages: Sequence[Message]) -> Iterator[str]:
-    """All that a template may print; pictures are not texts."""
+    """Yield all text that a template may print."""
     return chain.from_iterable(map(texts_of, messages))
 
 
@@ -191,7 +192,7 @@ def calls_of(message: Message) -> Sequence[CalledTool]:
 def with_images(
     messages: Sequence[Message], images: Sequence[Sequence[Image.Image]]
 ) -> list[chat.ChatMessage]:
-    """The conversation as plain data; ``images`` of each picture or video, in their order of appearance."""
+    """Return the conversation as plain data; ``images``: those of each picture or video, in order."""
     remaining = iter(images)
 
     def convert(part: TextPart | RefusalPart | ImagePart | VideoPart) -> list[chat.ContentPart]:
@@ -209,7 +210,7 @@ def with_images(
         if content is None:
             content = (isinstance(message, AssistantMessage) and message.refusal) or ""
         told = content if isinstance(content, str) else list(chain.from_iterable(map(convert, content)))
-        # The hosted API's later name for the same thing; templates of open models know the earlier one.
+        # OpenAI's newer name for the same role; templates of open models know the older one.
         role = "system" if message.role == "developer" else message.role
         conversation.append(chat.ChatMessage(role, told, extra_of(message)))
     return conversation
@@ -221,7 +222,7 @@ def spelled(call: CalledTool) -> dict[str, Any]:
 
 
 def extra_of(message: Message) -> dict[str, Any]:
-    """What chat templates read of a message besides who said what."""
+    """Return the fields that chat templates read from a message besides its role and content."""
     extra: dict[str, Any] = {"name": message.name} if message.name is not None else {}
     if calls := calls_of(message):
         extra["tool_calls"] = [spelled(call) for call in calls]

@@ -1,4 +1,4 @@
-"""From a request to ``/v1/responses`` to the chat that it is. Knows both schemas and nothing else."""
+"""Translates requests to ``/v1/responses`` into chat requests. Knows both schemas and nothing else."""
 
 from __future__ import annotations
 
@@ -33,11 +33,14 @@ RENAMED: Final = {
     r"tool_choice\.function\b": "tool_choice",
     r"tool_choice\.allowed_tools\b(\.tools\[\d+\])?(\.function\b)?": r"tool_choice\1",
 }
-"""Fields of a chat, as patterns, and what complaints about them name here: most are one level flatter."""
+"""Maps patterns of chat field names to the names that errors use here, most of them one level flatter."""
 
 
 def to_chat(request: ResponsesRequest) -> ChatRequest:
-    """No stream, as the last events of a response tell all of it. Raises ``ApiError``, in a chat's names."""
+    """Return the chat request, without streaming, as a response's last events repeat all of it.
+
+    Raises ``ApiError`` with the field names of a chat.
+    """
     shared = (set(CommonFields.model_fields) | set(PictureFields.model_fields)) - {"stream"}
     given = request.model_dump(include=request.model_fields_set & shared)
     text = request.text
@@ -70,20 +73,20 @@ def messages(request: ResponsesRequest) -> list[JsonObject]:
 
 
 def refuse_misplaced(items: Sequence[InputItem]) -> None:
-    """Here, where parts have their places in the request; a chat would name its own."""
+    """Raise ``ApiError`` for parts in the wrong role, here because a chat would report other positions."""
     for number, item in enumerate(items):
         for place, one in enumerate(item.content if isinstance(item, InputMessage) else ()):
             for kind, role in ((InputImage, "user"), (Refusal, "assistant")):
                 if isinstance(one, kind) and isinstance(item, InputMessage) and item.role != role:
                     raise bad_request(
-                        f"Parts of the type '{one.type}' belong in messages of the role '{role}', not "
+                        f"Parts of type '{one.type}' are allowed in messages with the role '{role}', not "
                         f"'{item.role}'.",
                         param=f"input[{number}].content[{place}]",
                     )
 
 
 def merge_calls(items: Iterable[InputItem]) -> Iterable[JsonObject]:
-    """A chat has the calls of a turn in the assistant's message, where here each is an item of its own."""
+    """Merge calls into assistant messages, as a chat has them; in a response each is an item of its own."""
     speaking: JsonObject | None = None
     for item in items:
         if isinstance(item, FunctionCall):
@@ -130,7 +133,7 @@ def tool(given: JsonObject, number: int) -> JsonObject:
     kind = given.get("type")
     if kind != "function":
         raise bad_request(
-            f"Tools of the type '{kind}' are not supported by this server; functions are.",
+            f"Tools of type '{kind}' are not supported by this server; only functions are.",
             param=f"tools[{number}]",
             code="unsupported_parameter",
         )
@@ -152,12 +155,12 @@ def tool_choice(given: str | JsonObject | None) -> str | JsonObject | None:
 
 
 def each_nested(given: Any) -> Any:
-    """If it is a list, the objects in it as those of functions."""
+    """Return a list with its objects nested under ``function``, or any other value unchanged."""
     if not isinstance(given, list):
         return given
     return [nested("function", one) if isinstance(one, dict) else one for one in given]
 
 
 def nested(kind: str, given: JsonObject) -> JsonObject:
-    """A chat has what belongs to a type in an object of its own, which bears the type's name."""
+    """Move the fields of a type into an object named after the type, as a chat has them."""
     return {"type": kind, kind: {k: v for k, v in given.items() if k != "type"}}

@@ -1,4 +1,4 @@
-"""The items of a response while they are made: what is told when one begins, grows and ends."""
+"""The items of a response while they are generated: the events when one begins, grows and ends."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from server.schemas.response_answers import (
 )
 
 Told = Iterator[tuple[str, dict[str, Any]]]
-"""Type and fields of events."""
+"""Events as pairs of type and fields."""
 
 
 class OpenMessage:
-    """A message of one text."""
+    """A message with a single text part."""
 
     def __init__(self, item_id: str, output_index: int) -> None:
         self._id = item_id
@@ -51,7 +51,7 @@ class OpenMessage:
 
 
 class OpenCall:
-    """A call of a function."""
+    """A function call."""
 
     def __init__(self, item_id: str, output_index: int, call_id: str, name: str) -> None:
         self._id = item_id
@@ -84,12 +84,12 @@ class OpenCall:
 
 
 class ItemWriter:
-    """Items one after the other, from the deltas of a chat; ``items`` are those that have ended."""
+    """Builds items one after the other from the deltas of a chat; ``items`` are those that have ended."""
 
     def __init__(self, request_id: str) -> None:
         self._request_id = request_id
         self._open: OpenMessage | OpenCall | None = None
-        self._logprobs: list[TokenLogprob] = []  # of text that is held back, or of a call
+        self._logprobs: list[TokenLogprob] = []  # those of text that is held back, or of a call
         self.items: list[OutputItem] = []
 
     def take(self, choice: ChunkChoice) -> Told:
@@ -100,7 +100,9 @@ class ItemWriter:
             yield from self._call(call)
 
     def finish(self, reason: FinishReason | None) -> Told:
-        """An answer of nothing is an empty message. One that ends in a call, and not for it, was cut."""
+        """End the last item. An empty answer becomes an empty message; a ``stop`` within a call means that it
+        was cut off.
+        """
         is_cut = reason == "length" or (reason == "stop" and isinstance(self._open, OpenCall))
         if (self._logprobs and isinstance(self._open, OpenMessage)) or not (self._open or self.items):
             yield from self._text("")

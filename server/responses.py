@@ -1,4 +1,4 @@
-"""Answers to ``/v1/responses``: the chunks of a chat, told as that API tells them."""
+"""Responses of ``/v1/responses``: the chunks of a chat in the format of that API."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ResponseStatus = Literal["in_progress", "completed", "incomplete", "failed"]
 
 
 class ResponsesAnswer:
-    """A request that was let in."""
+    """An admitted request."""
 
     def __init__(self, request: ResponsesRequest, chat: ChatAnswer, *, request_id: str, model: str) -> None:
         self._request = request
@@ -45,7 +45,7 @@ class ResponsesAnswer:
         return self._chat.opened
 
     async def whole(self) -> Response:
-        """What the last event of a stream holds."""
+        """Return the response that the last event of a stream holds."""
         async for event in self._tell():
             response = event.response
         assert response is not None
@@ -127,7 +127,7 @@ class ResponsesAnswer:
 async def begin_response(
     parts: AnswerParts, request: ResponsesRequest, *, request_id: str, model: str
 ) -> ResponsesAnswer:
-    """Let the request in and start it. Raises ``ApiError`` where it cannot be answered."""
+    """Admit a request and start it. Raises ``ApiError`` if it cannot be answered."""
     chat = await begin_chat(parts, to_chat(request), request_id=request_id, model=model)
     return ResponsesAnswer(request, chat, request_id=request_id, model=model)
 

@@ -1,7 +1,7 @@
-"""Runs the app under uvicorn: greets when it is ready, drains on SIGTERM, ends if the model is lost.
+"""Runs the app under uvicorn: prints a greeting when ready, drains on SIGTERM, exits if the model is lost.
 
-Puts the front end's parts together; the engine is somebody else's. Heavy imports are inside: the engine's
-process, which takes longest, is to start before them.
+Assembles the front end; the engine is made elsewhere. Heavy imports are inside functions, so that the
+engine's process, which takes longest, starts before them.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 LAST_WORDS_SECONDS: Final = 5.0
-"""After the drain: for open requests to hear that they were cut, and for the engine to end."""
+"""Time after the drain for open requests to receive an error and for the engine to end."""
 
 GOODBYE_SECONDS: Final = 2.0
-"""For a client to answer the end of its TLS connection, and to read what was sent before it."""
+"""Time for a client to confirm the end of its TLS connection and to read what was sent before."""
 
 LOOPBACK_HOSTS: Final = ("127.0.0.1", "::1", "localhost")
 WATCH_SECONDS: Final = 0.5
@@ -38,7 +38,7 @@ log = structlog.get_logger(__name__)
 
 
 class DrainingServer(uvicorn.Server):
-    """At shutdown the engine's client ends what is open, by finishing it or by an error, in good time."""
+    """At shutdown, the engine's client finishes open requests, or ends them with an error in time."""
 
     def __init__(
         self, config: uvicorn.Config, app: FastAPI, client: EngineClient, *, drain_timeout: float
@@ -52,14 +52,14 @@ class DrainingServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         try:
-            # Two servers may have taken the same address; the first to listen has it. Asked here, because
-            # uvloop goes on without a word.
+            # Two servers may have bound the same address; the first to listen gets it. Listening here,
+            # because uvloop ignores the error silently.
             for one in sockets or ():
                 one.listen(self.config.backlog)
         except OSError as error:
             log.error("cannot_listen", host=self.config.host, port=self.config.port, reason=str(error))
             self._failure, self.should_exit = str(error), True
-            await self.lifespan.startup()  # what it would have owned is ended by its end
+            await self.lifespan.startup()  # its shutdown ends what the app owns
             await self.lifespan.shutdown()
             return
         await super().startup(sockets)
@@ -87,7 +87,7 @@ class DrainingServer(uvicorn.Server):
         return 0 if self._failure is None else 1
 
     async def _watch(self) -> None:
-        """Greet when the model is there; stop serving when it will never be (again)."""
+        """Print the greeting when the model is ready; stop serving when it fails for good."""
         try:
             info = await self._client.wait_ready()
             log.info(
@@ -99,7 +99,7 @@ class DrainingServer(uvicorn.Server):
                 max_model_len=info.max_model_len,
                 kv_tokens=info.num_pages * info.page_size,
             )
-            with contextlib.suppress(OSError):  # nobody reads it; we are to see to the engine all the same
+            with contextlib.suppress(OSError):  # stdout may be closed; go on watching the engine
                 settings = self._app.state.server.settings
                 print(greeting(self.url(), settings.names[0], has_key=bool(settings.api_keys())), flush=True)
             while self._client.state != "failed":  # noqa: ASYNC110 - the engine's client has no event for it
@@ -116,7 +116,7 @@ class DrainingServer(uvicorn.Server):
         await self._client.shutdown(self._drain_timeout)
 
     async def _hang_up(self) -> None:
-        """Over TLS what we closed stays open until the client says goodbye; one that is idle may never."""
+        """Abort closed connections: over TLS they stay open until the client confirms, if it ever does."""
         while True:
             closing = [one.transport for one in self.server_state.connections if one.transport.is_closing()]
             await asyncio.sleep(GOODBYE_SECONDS)
@@ -124,7 +124,7 @@ class DrainingServer(uvicorn.Server):
                 transport.abort()
 
     def url(self) -> str:
-        """Where the server itself answers: a proxy's prefix is not part of that."""
+        """Return the server's own address, without a proxy's prefix."""
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         scheme = "https" if self.config.is_ssl else "http"
         shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104
@@ -139,7 +139,7 @@ SpecVLM serves '{model}' at {url}/v1
   curl {url}/v1/chat/completions {key}-H 'Content-Type: application/json' \\
     -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
 
-A page to try it: {url}/
+Try it in a browser: {url}/
 """
 
 
@@ -167,13 +167,13 @@ def make_server(settings: ServeSettings, app: FastAPI, client: EngineClient) -> 
 def serve(settings: ServeSettings, model: str, client: EngineClient, sockets: Sequence[socket.socket]) -> int:
     """Serve ``model`` on bound ``sockets`` until told to stop. Returns the exit code."""
     give_back_memory()
-    # While the model loads Ctrl-C ends us as SIGTERM does, at once; asyncio would wait for the thread that
-    # loads. Once we listen both are uvicorn's, which drains and then ends by the signal that it was sent.
+    # While the model loads, Ctrl-C ends the process at once, as SIGTERM does; asyncio would wait for the
+    # loading thread. Later uvicorn handles both: it drains, then ends by the signal that it received.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     configure_logging(settings.log_level, settings.log_format)
     if not settings.api_keys() and settings.host not in LOOPBACK_HOSTS:
         log.warning("open_to_everybody", host=settings.host, advice="set --api-key or SPECVLM_API_KEY")
-    # uvicorn's choice of an event loop, made before there is an app
+    # the event loop that uvicorn would choose, created before there is an app
     with asyncio.Runner(loop_factory=uvicorn.Config(app="", log_config=None).get_loop_factory()) as runner:
         return runner.run(_serve(settings, model, client, sockets))
 
@@ -181,7 +181,7 @@ def serve(settings: ServeSettings, model: str, client: EngineClient, sockets: Se
 async def _serve(
     settings: ServeSettings, model: str, client: EngineClient, sockets: Sequence[socket.socket]
 ) -> int:
-    await client.start()  # the engine's process loads while ours imports and reads the tokenizer
+    await client.start()  # its process loads the model while this one imports and reads the tokenizer
     try:
         with collecting_later():
             app = await asyncio.to_thread(assemble, settings, model, client)

@@ -1,4 +1,4 @@
-"""From what a client asked to what the engine is told. Knows defaults and limits; knows no text."""
+"""From sampling fields of a request to the engine's parameters. Knows defaults and limits; knows no text."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from engine.messages import SamplingParams
 from server.errors import bad_request, context_overflow
 from server.schemas.generation import GenerationFields
 
-# As small as the engine takes it. Either leaves the likeliest token alone.
+# The engine's minimum, used for anything smaller. Both leave only the most likely token.
 TOP_P_MIN: Final = 1e-6
 
 Number = TypeVar("Number", int, float)
 
 
 class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True):
-    """What the model's ``generation_config.json`` recommends, where a client leaves the choice open."""
+    """Defaults from the model's ``generation_config.json``, for what a client does not specify."""
 
     temperature: float | None = None
     top_p: float | None = None
@@ -29,15 +29,15 @@ class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_generation_config(cls, config: dict[str, Any]) -> SamplingDefaults:
-        """``do_sample: false`` is greedy, whatever temperature stands beside it, as in transformers; a file
-        without ``do_sample`` recommends nothing.
+        """``do_sample: false`` means greedy, whatever the temperature next to it, as in transformers; a file
+        without ``do_sample`` says nothing about it.
         """
         found = msgspec.convert(config, cls)
         return msgspec.structs.replace(found, temperature=0.0) if config.get("do_sample") is False else found
 
 
 class SamplingBuilder:
-    """For one served model."""
+    """Builds sampling parameters for one served model."""
 
     def __init__(self, defaults: SamplingDefaults, max_model_len: int, vocab_size: int) -> None:
         self._defaults = defaults
@@ -45,11 +45,11 @@ class SamplingBuilder:
         self._vocab_size = vocab_size
 
     def build(self, request: GenerationFields, prompt_len: int, grammar: str | None = None) -> SamplingParams:
-        """Parameters of choice 0. Raises ``ApiError`` where they do not fit the model or each other."""
+        """Return the parameters of choice 0. Raises ``ApiError`` if they conflict, also with the model."""
         defaults = self._defaults
         max_tokens = self._max_tokens(request, prompt_len)
         if request.min_tokens > max_tokens:
-            raise bad_request("'min_tokens' is greater than 'max_tokens'.", param="min_tokens")
+            raise bad_request("'min_tokens' must not be greater than 'max_tokens'.", param="min_tokens")
         return SamplingParams(
             max_tokens=max_tokens,
             temperature=first_given(request.temperature, self._defaults.temperature, 1.0),
@@ -84,7 +84,7 @@ class SamplingBuilder:
     def _known(self, param: str, token_ids: list[int]) -> list[int]:
         if any(token_id >= self._vocab_size for token_id in token_ids):
             raise bad_request(
-                f"'{param}' names a token beyond the model's {self._vocab_size} tokens.", param=param
+                f"'{param}' has a token ID outside the model's {self._vocab_size} tokens.", param=param
             )
         return token_ids
 

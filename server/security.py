@@ -1,5 +1,5 @@
-"""Who may ask: a bearer key on every address except the exempt ones, pages of named origins. Knows nothing of
-routes or bodies.
+"""Access control: a bearer key for every path except exempt ones, and CORS for allowed origins. Knows nothing
+of routes or bodies.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import forbidden_origin, unauthorized
 
-# What probes of containers and load balancers ask, which say yes or no and nothing else.
+# For probes of containers and load balancers; their answers are yes or no and nothing else.
 PROBE_PATHS = ("/health", "/ready")
 
 
 class ApiKeyMiddleware:
-    """Denies by default: whatever is not exactly an exempt path needs a key, existing route or not."""
+    """Denies by default: any path that is not exactly an exempt one needs a key, whether it exists or not."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str], public_paths: Collection[str] = ()) -> None:
         self._app = app
@@ -49,14 +49,16 @@ class ApiKeyMiddleware:
 
 
 def spellings(key: str) -> Iterator[bytes]:
-    """As clients send it: most in UTF-8; browsers and Python's libraries in Latin-1, if they can."""
+    """Yield the encodings of a key that clients send: mostly UTF-8; in browsers and Python libraries Latin-1
+    if possible.
+    """
     yield key.encode("utf-8", "surrogateescape")
     if max(key) <= "\xff":
         yield key.encode("latin-1")
 
 
 class OriginMiddleware(CORSMiddleware):
-    """Tells browsers which origins' pages may ask; refuses others in the shape of every other error."""
+    """CORS for the allowed origins; other origins are rejected in the format of all errors."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
         allowed = super().preflight_response(request_headers)

@@ -1,4 +1,4 @@
-"""From an answer to an HTTP response, whole or streamed; its work ends when the client hangs up."""
+"""From an answer to an HTTP response, whole or streamed; the work stops when the client disconnects."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PING_SECONDS: Final = 15.0
 
 
 class Answer(Protocol):
-    """Consumed by ``whole`` or ``events``, once."""
+    """An answer to be consumed once, by ``whole`` or ``events``."""
 
     @property
     def opened(self) -> OpenAnswer: ...
@@ -31,7 +31,7 @@ Begin = Callable[[], Awaitable[Answer]]
 
 
 def adopt_id(request: Request, wanted: str | None) -> str:
-    """The id of the request; one in its body stands above one in its header."""
+    """Return the id of the request; one in its body takes precedence over one in its header."""
     if wanted is not None:
         request.state.request_id = wanted
         structlog.contextvars.bind_contextvars(request_id=wanted)
@@ -48,7 +48,7 @@ async def respond(request: Request, begin: Begin, *, stream: bool | None) -> Res
 
 
 async def begun(begin: Begin) -> Answer:
-    """Until the first token, or until the first ping is due, a failure is still a status and not an event."""
+    """Wait for the first token or the first ping: until then, a failure is an HTTP status, not an event."""
     answer = await begin()
     try:
         await answer.opened.wait_first(PING_SECONDS)

@@ -1,6 +1,6 @@
-"""Every setting of ``specvlm serve``: flags, ``SPECVLM_*`` environment, a file; in that order of precedence.
+"""The settings of ``specvlm serve``: flags, ``SPECVLM_*`` variables, a file, in that order of precedence.
 
-Flags use the names that vLLM's users know. Unknown keys fail, wherever they come from.
+Flags have the same names as in vLLM where possible. Unknown keys are errors, wherever they come from.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ MAX_THREADS = 1024
 
 
 def shaped(pattern: str, words: str) -> AfterValidator:
-    """Of a text that matches; ``words`` say so to people."""
+    """Return a validator for text that matches ``pattern``; ``words`` describe it in the error message."""
 
     def check(value: str) -> str:
         if re.fullmatch(pattern, value) is None:
@@ -56,7 +56,7 @@ def shaped(pattern: str, words: str) -> AfterValidator:
 
 
 def object_in(value: Any) -> Any:
-    """Of JSON text, or the object itself."""
+    """Return the object that JSON text holds; any other value must be an object already."""
     if not isinstance(value, str):
         return value
     try:
@@ -64,31 +64,31 @@ def object_in(value: Any) -> Any:
     except ValueError:
         told = None
     if not isinstance(told, dict):
-        raise ValueError(f"""{value!r} is no JSON object, as '{{"image": 8}}'""")
+        raise ValueError(f"""{value!r} is not a JSON object such as '{{"image": 8}}'""")
     return told
 
 
 def list_in(value: str) -> Any:
-    """Of JSON text. What it is stays unsaid: it may be a key."""
+    """Return what JSON text holds. The error does not quote the value: it may be an API key."""
     try:
         return json.loads(value)
     except ValueError:
-        raise ValueError("""this begins with '[' and is no JSON list, as '["a", "b"]'""") from None
+        raise ValueError("""a value starting with '[' must be a JSON list such as '["a", "b"]'""") from None
 
 
 Names = Annotated[list[str], NoDecode]
 Origin = Annotated[
-    str, shaped(r"\*|null|[a-z][a-z0-9+.-]*://[^/]+", "be as 'https://example.com', or '*' for all origins")
+    str, shaped(r"\*|null|[a-z][a-z0-9+.-]*://[^/]+", "look like 'https://example.com', or be '*' for all")
 ]
-RootPath = Annotated[str, shaped(r"(/.*[^/])?", "begin with a slash and not end with one, as '/vlm'")]
+RootPath = Annotated[str, shaped(r"(/.*[^/])?", "start with a slash and not end with one, such as '/vlm'")]
 Prefix = Annotated[
-    str, shaped(r"[a-zA-Z_][a-zA-Z0-9_]*", "be letters, digits and underscores, and not begin with a digit")
+    str, shaped(r"[a-zA-Z_][a-zA-Z0-9_]*", "be letters, digits and underscores, and not start with a digit")
 ]
 Limits = Annotated[dict[Literal["image"], Annotated[int, Field(ge=0)]], NoDecode, BeforeValidator(object_in)]
 
 
 def reader(kind: Any) -> Callable[[Any], Any]:
-    """Of JSON text, or the object it stands for. The engine's own type says what is in it, and its ranges."""
+    """Return a validator of JSON text or the object it stands for; ``kind`` defines its fields and ranges."""
 
     def read(value: Any) -> Any:
         if isinstance(value, kind):
@@ -105,7 +105,7 @@ Lossy = Annotated[VisualCompression | None, NoDecode, PlainValidator(reader(Visu
 
 
 class ServeSettings(BaseSettings):
-    """Immutable; made by the command line, or by keyword arguments (which come before everything else)."""
+    """Immutable settings, from the command line or from keyword arguments (which take precedence)."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
@@ -117,100 +117,100 @@ class ServeSettings(BaseSettings):
         protected_namespaces=(),
     )
 
-    config: Path | None = Field(None, description="JSON or TOML file with any of these settings")
+    config: Path | None = Field(None, description="JSON or TOML file with any of these settings.")
 
-    model: str | None = Field(None, description="hub id or folder of a vision-language model")
-    revision: str | None = Field(None, description="branch, tag or commit of a hub model")
-    served_model_name: Names = Field([], description="names that clients may use; repeat for several")
-    chat_template: str | None = Field(None, description="file with a template, or a template, to use")
+    model: str | None = Field(None, description="Hub ID or folder of a vision-language model.")
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
+    served_model_name: Names = Field([], description="Model name for clients to use; repeat for several.")
+    chat_template: str | None = Field(None, description="Chat template to use, or a file with one.")
     tool_call_parser: Literal["auto", "hermes", "llama3_json", "mistral"] = Field(
-        "auto", description="how the model spells calls of tools; 'auto' tells it from the chat template"
+        "auto", description="Format of the model's tool calls; 'auto' detects it from the chat template."
     )
-    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
+    trust_remote_code: bool = Field(False, description="Run Python code that comes with the model.")
 
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    root_path: RootPath = Field("", description="path prefix that a proxy strips")
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    root_path: RootPath = Field("", description="Path prefix that a reverse proxy strips.")
     allowed_origins: Annotated[list[Origin], NoDecode] = Field(
-        [], description="web origin whose pages may ask, or '*'; repeat for several"
+        [], description="Web origin allowed to call the server (CORS), or '*'; repeat for several."
     )
-    ssl_keyfile: FilePath | None = Field(None, description="private key for https")
-    ssl_certfile: FilePath | None = Field(None, description="certificate for https")
-    api_key: Annotated[list[SecretStr], NoDecode] = Field([], description="accepted key; repeat for several")
+    ssl_keyfile: FilePath | None = Field(None, description="File with the TLS private key.")
+    ssl_certfile: FilePath | None = Field(None, description="File with the TLS certificate.")
+    api_key: Annotated[list[SecretStr], NoDecode] = Field([], description="API key; repeat for several.")
     api_key_file: FilePath | None = Field(
-        None, description="file with one accepted key a line; # begins a comment"
+        None, description="File with one API key per line; lines that start with '#' are comments."
     )
-    max_request_size: ByteSize = Field(ByteSize(64 * 2**20), gt=0, description="bound of a request's body")
+    max_request_size: ByteSize = Field(
+        ByteSize(64 * 2**20), gt=0, description="Maximum size of a request body, in bytes or such as 64MiB."
+    )
     request_timeout: float | None = Field(
-        None, gt=0, description="seconds from a request's last byte to its answer's"
+        None, gt=0, description="Maximum seconds from a request's last byte to its answer's last byte."
     )
-    shutdown_timeout: float = Field(30.0, ge=0, description="seconds that open requests get after SIGTERM")
+    shutdown_timeout: float = Field(30.0, ge=0, description="Seconds open requests get to finish on SIGTERM.")
 
     draft: str = Field(
         "auto",
         min_length=1,
-        description="what proposes tokens: folder or hub id of draft weights, 'ngram' (look-up in the text), "
-        "'none', or 'auto': the model's own draft, else 'ngram'",
+        description="Source of draft tokens: folder or hub ID of draft weights, 'ngram' (prompt lookup), "
+        "'none', or 'auto': the draft that comes with the model, else 'ngram'.",
     )
     speculative_config: Speculative = Field(
         SpeculativeConfig(),
-        description="as JSON: upper limits of a draft tree (num_steps, topk, num_draft_tokens), and what "
-        "the draft sees of pictures (compressor, compressor_ratios)",
+        description="JSON with upper limits of a draft tree (num_steps, topk, num_draft_tokens) and the "
+        "compression of visual tokens for the draft (compressor, compressor_ratios).",
     )
 
     target_visual_compression: Lossy = Field(
         None,
-        description="lossy: allows fewer visual tokens for the model itself, which changes answers; as JSON "
-        "with method ('none', 'pool' or 'prune') and ratio, of requests that do not say",
+        description="Lossy: allow fewer visual tokens for the model itself, which changes answers. JSON with "
+        "method ('none', 'pool' or 'prune') and ratio, the default for requests that do not specify it.",
     )
 
-    dtype: DType = Field("auto", description="type of the weights")
-    device: Device = Field("auto", description="where the model runs")
-    max_model_len: int | None = Field(None, ge=2, description="longest prompt and answer together, in tokens")
-    max_num_seqs: int = Field(64, ge=1, description="answers generated at the same time")
-    max_num_batched_tokens: int | None = Field(None, ge=1, description="most tokens in one forward pass")
-    max_num_queued_reqs: int = Field(256, ge=0, description="answers that may wait; more get a 503")
+    dtype: DType = Field("auto", description="Data type of the model weights.")
+    device: Device = Field("auto", description="Device to run the model on.")
+    max_model_len: int | None = Field(None, ge=2, description="Maximum tokens in a prompt and its answer.")
+    max_num_seqs: int = Field(64, ge=1, description="Maximum number of answers generated at the same time.")
+    max_num_batched_tokens: int | None = Field(None, ge=1, description="Maximum tokens in a forward pass.")
+    max_num_queued_reqs: int = Field(256, ge=0, description="Maximum queued answers; more get a 503.")
     max_num_queued_tokens: int = Field(
         2**20,
         ge=0,
-        description="tokens of prompts that may wait for an answer to begin; more get a 503, or a 400 where "
-        "the prompts of one request have more",
+        description="Maximum prompt tokens waiting for their answers to begin; more get a 503, or a 400 if "
+        "the prompts of a single request exceed it.",
     )
     max_picture_memory: ByteSize = Field(
-        ByteSize(4 * 2**30), ge=0, description="prepared pictures of open requests; more get a 503"
+        ByteSize(4 * 2**30), ge=0, description="Memory for processed images of open requests; more get a 503."
     )
     scheduling_policy: Literal["fcfs", "priority"] = Field(
-        "fcfs", description="who goes first: the first to come, or the lowest 'priority' of a request"
+        "fcfs", description="Order of requests: first come, first served, or lowest 'priority' first."
     )
     num_threads: int | None = Field(
         None,
         ge=1,
         le=MAX_THREADS,
-        description="of a CPU; torch's choice, or a container's CPU limit if that is less",
+        description="CPU threads; by default as PyTorch chooses, capped at a container's CPU limit.",
     )
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="share of a GPU's memory to use")
-    kv_cache_memory: ByteSize | None = Field(None, gt=0, description="size of the KV cache, such as 2GiB")
-    enable_prefix_caching: bool = Field(True, description="share KV between equal prefixes")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Fraction of GPU memory to use.")
+    kv_cache_memory: ByteSize | None = Field(None, gt=0, description="Size of the KV cache, such as 2GiB.")
+    enable_prefix_caching: bool = Field(True, description="Reuse the KV cache of common prefixes.")
     cpu_kernels: bool = Field(
-        True, description="on a CPU in float32, compile our own kernels at the first start and use them"
+        True, description="On a CPU in float32, use SpecVLM's own kernels, compiled on first start."
     )
-    triton_kernels: bool = Field(True, description="on CUDA, use our Triton kernels where they work")
-    cuda_graphs: bool = Field(
-        True, description="on CUDA with these kernels, launch steps of few rows as graphs"
-    )
+    triton_kernels: bool = Field(True, description="On CUDA, use Triton kernels where they work.")
+    cuda_graphs: bool = Field(True, description="On CUDA with Triton kernels, run small steps as graphs.")
 
-    limit_mm_per_prompt: Limits = Field({"image": 16}, description="most pictures in one request, as JSON")
+    limit_mm_per_prompt: Limits = Field({"image": 16}, description="Maximum images per request, as JSON.")
     max_image_pixels: int = Field(
-        100_000_000, ge=1, description="most pixels in a request's pictures together, and decoded at a time"
+        100_000_000, ge=1, description="Maximum image pixels per request, and of all images decoded at once."
     )
-    allowed_media_domains: Names = Field([], description="host of pictures; any public one if none is named")
+    allowed_media_domains: Names = Field([], description="Domain of image URLs; by default, any public host.")
     allowed_local_media_path: DirectoryPath | None = Field(
-        None, description="folder that file: URLs may name"
+        None, description="Folder that 'file:' URLs may point into; by default, they are refused."
     )
 
-    metrics_prefix: Prefix = Field("specvlm", description="'vllm' gives the names of vLLM dashboards")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
-    log_format: LogFormat = Field("auto", description="auto: console on a terminal")
+    metrics_prefix: Prefix = Field("specvlm", description="Metric name prefix; 'vllm' suits vLLM dashboards.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Minimum log level.")
+    log_format: LogFormat = Field("auto", description="'auto': 'console' on a terminal, else 'json'.")
 
     @classmethod
     def settings_customise_sources(
@@ -241,15 +241,15 @@ class ServeSettings(BaseSettings):
     @field_validator("model", "draft")
     @classmethod
     def _paths_are_folders(cls, value: str | None) -> str | None:
-        """Hub ids begin with neither; the hub's library would complain about the spelling of one."""
+        """Hub ids begin with neither; the hub's library would report such a path as a malformed id."""
         if value is not None and value.startswith(("/", ".")) and not Path(value).is_dir():
-            raise ValueError(f"there is no folder {value}")
+            raise ValueError(f"the folder {value} does not exist")
         return value
 
     @model_validator(mode="after")
     def _keys_are_keys(self) -> ServeSettings:
         if "api_key" in self.model_fields_set and not any(self.api_keys_given()):
-            raise ValueError("--api-key is empty; leave it out to serve everybody")
+            raise ValueError("--api-key is empty; omit it to serve without a key")
         self.api_keys()
         return self
 
@@ -263,13 +263,13 @@ class ServeSettings(BaseSettings):
     @model_validator(mode="after")
     def _tls_has_both_halves(self) -> ServeSettings:
         if (self.ssl_keyfile is None) != (self.ssl_certfile is None):
-            raise ValueError("--ssl-keyfile and --ssl-certfile go together")
+            raise ValueError("--ssl-keyfile and --ssl-certfile must be given together")
         if self.ssl_keyfile is not None and self.ssl_certfile is not None:
             try:
                 ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
                     self.ssl_certfile, self.ssl_keyfile, password=no_password
                 )
-            except OSError as error:  # an SSLError is one
+            except OSError as error:  # includes SSLError
                 raise ValueError(f"--ssl-keyfile and --ssl-certfile cannot be used: {error}") from None
         return self
 
@@ -285,7 +285,7 @@ class ServeSettings(BaseSettings):
         return [key.get_secret_value() for key in self.api_key]
 
     def api_keys(self) -> list[str]:
-        """Those given and those of the file."""
+        """Return the keys given directly and those in the file."""
         keys = self.api_keys_given()
         if self.api_key_file is not None:
             try:
@@ -324,7 +324,7 @@ class ServeSettings(BaseSettings):
 
 
 def no_password() -> str:
-    """Asked for by a key that is behind one; OpenSSL would ask at the terminal, each time it is read."""
+    """Called for an encrypted key; OpenSSL would otherwise prompt on the terminal each time it is read."""
     raise ValueError("--ssl-keyfile is encrypted; give a key without a password ('openssl pkey' makes one)")
 
 
@@ -336,7 +336,7 @@ def refuse_unknown_environment(fields: set[str]) -> None:
 
 
 def read_config(path: Path, fields: set[str]) -> dict[str, Any]:
-    """Keys may be spelled as flags (``max-num-seqs``) or as fields (``max_num_seqs``)."""
+    """Return the settings in a file. Keys are spelled like flags (``max-num-seqs``) or fields."""
     try:
         text = path.read_text()
         values = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
@@ -345,5 +345,5 @@ def read_config(path: Path, fields: set[str]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise SettingsError(f"the config file {path} does not hold an object")
     if unknown := [key for key in values if key.replace("-", "_") not in fields]:
-        raise SettingsError(f"nothing of this name can be set in the config file {path}: {unknown[0]!r}")
+        raise SettingsError(f"unknown setting in the config file {path}: {unknown[0]!r}")
     return {key.replace("-", "_"): value for key, value in values.items()}

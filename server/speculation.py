@@ -1,4 +1,4 @@
-"""Speculation between HTTP and engine: what a client asked, what came of it. Knows no text and no order."""
+"""Speculation between HTTP and engine: parameters, metrics and traces. Knows no text and no order."""
 
 from __future__ import annotations
 
@@ -33,12 +33,14 @@ DETAILS: Final[dict[ImageDetail, Detail]] = {
 def speculative_params(
     asked: SpeculativeFields | None, details: Sequence[ImageDetail], compressors: Sequence[str]
 ) -> SpeculativeParams:
-    """``details``: of each picture. ``compressors``: those of the loaded draft; ``ApiError`` for another."""
+    """Return the engine's parameters. ``details``: that of each picture. ``compressors``: those of the loaded
+    draft. Raises ``ApiError`` if another one is requested.
+    """
     asked = asked or SpeculativeFields.model_validate({})
     if asked.compressor not in compressors:
         raise bad_request(
             f"'speculative.compressor' '{asked.compressor}' is not supported by the draft of this server; "
-            f"it has {', '.join(compressors)}.",
+            f"use one of: {', '.join(compressors)}.",
             param="speculative.compressor",
             code="unsupported_parameter",
         )
@@ -55,7 +57,7 @@ def speculative_params(
 
 
 def answer_metrics(choices: Sequence[SpeculationStats | None]) -> AnswerMetrics | None:
-    """Sums over all choices; ``None`` unless the engine told about each: a part would mislead."""
+    """Return sums over all choices; ``None`` unless the engine reported on each, as a part would mislead."""
     told = [stats for stats in choices if stats is not None]
     if len(told) < len(choices):
         return None
@@ -78,7 +80,7 @@ def answer_metrics(choices: Sequence[SpeculationStats | None]) -> AnswerMetrics 
 
 
 def seen_pictures(stats: SpeculationStats) -> dict[str, Any]:
-    """Of a prompt, which all choices have in common."""
+    """Return the metrics about the pictures of a prompt, which all choices have in common."""
     branches = {shown.compressor for shown in stats.pictures if shown.compressor is not None}
     kept = sum(shown.visual_tokens for shown in stats.pictures)
     return {
@@ -90,7 +92,7 @@ def seen_pictures(stats: SpeculationStats) -> dict[str, Any]:
 
 
 def seen_picture(shown: ShownPicture) -> SeenPicture:
-    """Of a trace."""
+    """Return a picture's entry in a trace."""
     return SeenPicture(
         compressor=shown.compressor,
         visual_tokens=sum(rows * columns for rows, columns in shown.grids),
@@ -101,14 +103,14 @@ def seen_picture(shown: ShownPicture) -> SeenPicture:
 
 
 class TraceFormatter:
-    """Rounds of one choice as a client sees them."""
+    """Formats the rounds of one choice for the client."""
 
     def __init__(self, processor: Processor, index: int) -> None:
         self._processor = processor
         self._index = index
 
     def format(self, rounds: Sequence[messages.TracedRound], position: int) -> Iterator[TracedRound]:
-        """``position``: output tokens of the choice before the first of ``rounds``."""
+        """Yield ``rounds`` for the client. ``position``: output tokens of the choice before the first one."""
         for one in rounds:
             yield TracedRound(
                 index=self._index,

@@ -22,7 +22,7 @@ AppStatus.enable_automatic_graceful_drain = False
 
 
 class EventStream(EventSourceResponse):
-    """Calls ``close`` however the response ends, also when it never began."""
+    """Calls ``close`` however the response ends, even if it never began."""
 
     def __init__(self, events: AsyncIterator[Event], close: Callable[[], None], *, ping: float) -> None:
         super().__init__(events, ping=ping, sep="\n")
@@ -36,7 +36,7 @@ class EventStream(EventSourceResponse):
 
 
 async def chunk_events(chunks: AsyncIterator[AnswerModel], *, show_usage: bool) -> AsyncIterator[Event]:
-    """As chat and completions stream."""
+    """Yield the events of a chat or completion stream."""
     hidden = None if show_usage else {"usage"}
     try:
         async for chunk in chunks:

@@ -1,4 +1,4 @@
-"""What the routes of one app share. Built by ``server.app``, reached through ``request.app.state.server``."""
+"""State shared by the routes of an app. Built by ``server.app``, found at ``request.app.state.server``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ServerState:
     started: int = field(default_factory=lambda: int(time.time()))
 
     def served_name(self, asked: str | None) -> str:
-        """The name to answer with. Raises where ``asked`` is not served."""
+        """Return the model name for the answer. Raises ``ApiError`` if ``asked`` is not served."""
         names = self.settings.names
         if asked is None:
             return names[0]

@@ -1,4 +1,4 @@
-"""The timeline of one answer, from its arrival to its end, told to the metrics. Knows no tokens, no HTTP."""
+"""Reports the timeline of one answer, from its arrival to its end, to the metrics. Knows no HTTP."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Timeline:
             self._first_token = now
             self._metrics.time_to_first_token.observe(now - self._arrival)
         elif count:
-            # Tokens of one step arrive together; their gap is shared, so that sum and count stay true.
+            # Tokens of one step arrive together and share the gap, so that sum and count are correct.
             for _ in range(count):
                 self._metrics.inter_token_latency.observe((now - self._last_token) / count)
         if count:
@@ -43,7 +43,7 @@ class Timeline:
             self._metrics.inference_time.observe(output.timings.prefill + output.timings.decode)
 
     def on_end(self, reason: str) -> None:
-        """``reason`` is the finish reason, or ``abort`` or ``error``. Called once."""
+        """Report the end, once. ``reason`` is the finish reason, or ``abort`` or ``error``."""
         metrics = self._metrics
         metrics.on_finished(reason)
         metrics.e2e_latency.observe(time.monotonic() - self._arrival)

@@ -1,4 +1,4 @@
-"""The version that is installed (a plain checkout has none), and what else an answer may depend on."""
+"""The installed version (a plain checkout has none), and a fingerprint of all that answers depend on."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ except PackageNotFoundError:
 
 
 def system_fingerprint(info: EngineInfo) -> str:
-    """Changes when the same seed may draw another answer: a new version, model, type of weights or device."""
+    """Return a value that changes when the same seed may give another answer: with the version, model, dtype
+    or device.
+    """
     described = "\0".join((VERSION, info.model, info.dtype, info.device))
     return "fp_" + sha256(described.encode()).hexdigest()[:12]

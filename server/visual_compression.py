@@ -1,4 +1,4 @@
-"""Lossy compression of pictures between HTTP and engine: whether it is allowed, and what may be left."""
+"""Lossy compression of pictures in requests: whether it is allowed, and how many tokens may be left."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from server.errors import bad_request
 
 
 def least_len(prompt: Prompt, asked: VisualCompression | None, default: VisualCompression | None) -> int:
-    """Tokens that the engine makes of ``prompt`` at least: only it knows how many a picture keeps, which is
-    one in each of its places or more. ``default``: the server's, ``None`` where it allows no compression.
-    Raises ``ApiError`` for a request that asks for some nevertheless.
+    """Return the minimum length of ``prompt`` in the engine, in tokens. Only the engine knows how many tokens
+    a picture keeps: at least one in each of its spans. ``default`` is the server's setting, ``None`` if it
+    allows no compression. Raises ``ApiError`` for a request that asks for compression nevertheless.
     """
     how = asked or default
     if how is None or how.method == "none":
         return len(prompt.token_ids)
     if default is None:
         raise bad_request(
-            "'visual_compression' changes what the model sees, and answers with it; this server was started "
+            "'visual_compression' changes what the model sees and thus its answers; this server was started "
             "without '--target-visual-compression', which allows it.",
             param="visual_compression",
             code="unsupported_parameter",

@@ -67,7 +67,7 @@ def test_fails_where_attention_is_wrong(
     wrong = failed(report)
     assert any(name.startswith("attention: cpu kernels") for name in wrong)
     assert not any(name.startswith("attention: torch") for name in wrong)
-    assert "answers are those of transformers.generate" in wrong
+    assert "answers match transformers.generate" in wrong
 
 
 class Blind:

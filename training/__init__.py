@@ -1,1 +1,1 @@
-"""Online-logit distillation: a draft for any target that the engine serves, taught by the live target."""
+"""Online-logit distillation: trains a draft for any model that the engine serves, running that model live."""

@@ -1,12 +1,13 @@
-"""How many tokens a round of chain speculation at temperature 0 would yield on held-out answers.
+"""Estimates how many tokens a round of chain speculation at temperature 0 would yield on held-out answers.
 
-Every answer is walked as the engine would: a round starts at the last known token, drafts ``num_steps``
-tokens, keeps those that the target finds likeliest too, adds the target's own next token, and the following
-round starts there. What the draft says of every start is computed at once (:mod:`training.unroll`).
+Every answer is walked as the engine would generate it: a round starts at the last known token, drafts
+``num_steps`` tokens, keeps those that are also the target's most likely ones, adds the target's own next
+token, and the following round starts there. The drafts from every possible start are computed at once
+(:mod:`training.unroll`).
 
-Exact where the answers are the target's own greedy ones. Elsewhere a round ends at the first token that the
-target would not have said, since nobody knows what it would have said after it: then it is a lower bound.
-``greedy_share`` tells how often the data and the target agree.
+The result is exact where the answers are the target's own greedy ones. Elsewhere a round ends at the first
+token that the target would not have chosen, since its continuation from there is unknown, so the result is a
+lower bound. ``greedy_share`` tells how often the data and the target agree.
 """
 
 from __future__ import annotations
@@ -32,10 +33,13 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Acceptance:
-    """Of D dialogues. ``histograms`` int64 ``[D, num_steps + 1]``: rounds in which so many drafts were
-    accepted. ``gained`` int64 ``[D]``: tokens of all rounds, the target's own included. ``num_greedy`` of
-    ``num_predicted``: tokens of the data that the target finds likeliest. ``num_kept`` of ``num_visual``:
-    visual tokens that the draft saw."""
+    """Acceptance on D dialogues.
+
+    ``histograms`` int64 ``[D, num_steps + 1]``: number of rounds by how many drafts were accepted. ``gained``
+    int64 ``[D]``: tokens of all rounds, including the target's own. ``num_greedy``: how many of the
+    ``num_predicted`` tokens in the data are the target's most likely ones. ``num_kept``: how many of the
+    ``num_visual`` visual tokens the draft saw.
+    """
 
     histograms: npt.NDArray[np.int64]
     gained: npt.NDArray[np.int64]
@@ -50,17 +54,17 @@ class Acceptance:
 
     @property
     def length(self) -> float:
-        """Mean tokens a round, the bonus token included."""
+        """Mean number of tokens per round, including the bonus token."""
         return int(self.gained.sum()) / max(1, int(self.histograms.sum()))
 
     def vector(self) -> list[int]:
-        """For summing over processes."""
+        """Return the counts as a list that can be summed over processes."""
         counts = [self.num_greedy, self.num_predicted, self.num_visual, self.num_kept]
         return [int(self.gained.sum()), *counts, *self.histogram.tolist()]
 
     @classmethod
     def from_vector(cls, values: list[int]) -> Acceptance:
-        """All dialogues as one."""
+        """Rebuild from :meth:`vector`, with all dialogues merged into one."""
         gained, *counts = map(int, values[:5])
         return cls(np.array([values[5:]], np.int64), np.array([gained]), *counts)
 
@@ -76,10 +80,11 @@ class Acceptance:
 
 
 def walk(hits: Bools, agrees: Bools, first: int, last: int) -> tuple[list[int], int]:
-    """Drafts accepted in each round over tokens ``first`` to ``last`` of a row, and the tokens gained.
+    """Return how many drafts each round over tokens ``first`` to ``last`` accepts, and the tokens gained.
 
-    ``hits`` ``[steps, N]``: draft and target agree at this slot in this step. ``agrees`` ``[N]``: the target
-    agrees with the data on the token after this slot. Token ``first`` is known from the prompt's own pass.
+    ``hits`` ``[steps, N]``: whether draft and target agree at this slot in this step. ``agrees`` ``[N]``:
+    whether the target agrees with the data on the token after this slot. Token ``first`` is known from the
+    forward pass over the prompt.
     """
     accepted, root = [], first
     while root < last:
@@ -94,8 +99,10 @@ def walk(hits: Bools, agrees: Bools, first: int, last: int) -> tuple[list[int], 
 
 
 def answers(predicts: Bools) -> list[tuple[int, int]]:
-    """First and last token of every run of predicted tokens in a row; ``predicts`` ``[N]`` is of the token
-    after. A dialogue's first token is never predicted, so no run goes on from one into the next.
+    """Return the first and last token of every run of predicted tokens in a row.
+
+    ``predicts`` ``[N]`` says of each slot whether the token after it is predicted. The first token of a
+    dialogue never is, so no run extends from one dialogue into the next.
     """
     runs: list[tuple[int, int]] = []
     for slot in np.flatnonzero(predicts).tolist():
@@ -117,9 +124,11 @@ def compare(
     vocabulary: Tensor | None,
     steps: int,
 ) -> Tensor:
-    """``hits`` bool ``[steps, B, N]`` of :func:`walk`, false where nothing is predicted. ``rows``: those of
-    ``batch``, compressed or not; ``target_ids`` int64 ``[P]``: what the target finds likeliest at each token
-    that is predicted. The head runs in float32, so that near-ties fall as they would when serving.
+    """Return the ``hits`` of :func:`walk`, bool ``[steps, B, N]``, false where nothing is predicted.
+
+    ``rows``: the rows of ``batch``, compressed or not. ``target_ids`` int64 ``[P]``: the target's most likely
+    token at each predicted position. The head runs in float32, so that near-ties are decided as they would be
+    when serving.
     """
     slots = rows.slots[batch.predicts.flatten()]
     drafted = [state.flatten(0, 1)[slots].float() for state in unrolled(draft, rows, steps)]
@@ -133,7 +142,7 @@ def compare(
 
 
 class _Tally:
-    """Of one way to compress pictures, over all batches."""
+    """Accumulates the acceptance of one way to compress pictures over all batches."""
 
     def __init__(self, steps: int) -> None:
         self._steps = steps
@@ -171,7 +180,7 @@ def measure(
     bf16: bool,
     choices: Mapping[str, Choose],
 ) -> dict[str, Acceptance]:
-    """Over all answers in ``batches``, with pictures compressed in each of these ways."""
+    """Measure acceptance over all answers in ``batches``, with pictures compressed in each of ``choices``."""
     tallies = {name: _Tally(steps) for name in choices}
     for given in batches:
         batch = given.to(teacher.device)

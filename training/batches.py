@@ -1,4 +1,4 @@
-"""The rows of a pass as tensors, made ahead by worker processes."""
+"""Batches: the rows of a forward pass as tensors, prepared ahead of time by worker processes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ from training.records import Item
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B rows of N tokens. ``ids`` int64 ``[B, N]``. ``positions`` int64 ``[B, N]``: from 0 in each dialogue.
-    ``dialogues`` int64 ``[B, N]``: which dialogue of its row a token is of, -1 for padding.
-    ``predicts`` bool ``[B, N]``: the token *after* this one is to be predicted.
-    ``images`` and ``image_slots`` int64 ``[M]``: pictures, and where among the B * N tokens their
-    embeddings go. ``first_row``: number of row 0 among the rows of its step. ``slots`` int64 ``[B, N]``:
-    where a token stands among those of all examples, -1 for padding.
+    """B rows of N tokens.
+
+    ``ids`` int64 ``[B, N]``. ``positions`` int64 ``[B, N]``: counted from 0 in each dialogue. ``dialogues``
+    int64 ``[B, N]``: which dialogue of its row a token belongs to, -1 for padding. ``predicts`` bool
+    ``[B, N]``: whether the token *after* this one is to be predicted. ``images``: the pictures, and
+    ``image_slots`` int64 ``[M]``: where among the B * N tokens their embeddings go. ``first_row``: index of
+    row 0 among the rows of its step. ``slots`` int64 ``[B, N]``: index of a token among the tokens of all
+    examples, -1 for padding.
     """
 
     ids: Tensor
@@ -40,12 +42,12 @@ class Batch:
 
     @property
     def numbered_dialogues(self) -> Tensor:
-        """``dialogues`` counted through all rows; padding has numbers that no dialogue has."""
+        """``dialogues`` numbered across all rows; the numbers of padding belong to no dialogue."""
         rows = torch.arange(len(self.ids), device=self.ids.device)[:, None]
         return rows * (int(self.dialogues.max()) + 2) + self.dialogues + 1
 
     def to(self, device: torch.device) -> Batch:
-        """The tensors on ``device``; pictures are moved when they are encoded."""
+        """Return the batch with its tensors on ``device``; pictures are moved when they are encoded."""
         return Batch(
             self.ids.to(device),
             self.positions.to(device),
@@ -59,7 +61,7 @@ class Batch:
 
 
 class _Passes(Dataset[Batch | DataError]):
-    """Errors are values: one that is raised in a worker process would lose its type."""
+    """Makes the batch of each pass. Errors are returned: one raised in a worker would lose its type."""
 
     def __init__(self, items: Sequence[Item], index: Index, encoder: Encoder, passes: Sequence[Pass]) -> None:
         self._items, self._index, self._encoder, self._passes = items, index, encoder, passes
@@ -77,7 +79,7 @@ class _Passes(Dataset[Batch | DataError]):
 def load_batches(
     items: Sequence[Item], index: Index, encoder: Encoder, passes: Sequence[Pass], *, workers: int
 ) -> Iterator[Batch]:
-    """The batch of every pass, in order. Raises ``DataError``."""
+    """Yield the batch of every pass, in order. Raises ``DataError``."""
     data = _Passes(items, index, encoder, passes)
     for batch in load_ahead(data, workers):
         if isinstance(batch, DataError):
@@ -86,7 +88,7 @@ def load_batches(
 
 
 def make_batch(items: Sequence[Item], index: Index, encoder: Encoder, which: Pass) -> Batch:
-    """Encode the dialogues of a pass and lay them out in rows."""
+    """Encode the dialogues of a pass and arrange them in rows."""
     width = max(int(index.lengths[row].sum()) for row in which.rows)
     shape = (len(which.rows), width)
     ids, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
@@ -101,7 +103,7 @@ def make_batch(items: Sequence[Item], index: Index, encoder: Encoder, which: Pas
             prompt = encoder.prompt(item)
             length = len(prompt.token_ids)
             if length != index.lengths[example]:
-                raise TrainingError(f"{item.where} changed while the run was going on")
+                raise TrainingError(f"{item.where} changed during the run")
             here = slice(at, at + length)
             ids[r, here], positions[r, here], dialogues[r, here] = prompt.token_ids, np.arange(length), number
             stands[r, here] = index.starts[example] + np.arange(length)

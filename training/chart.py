@@ -1,4 +1,4 @@
-"""Plots by matplotlib, which is optional: SVG with its text as text, the same file for the same points."""
+"""Plots drawn with matplotlib, which is optional: reproducible SVG files that keep text as text."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _SVG = {"svg.fonttype": "none", "svg.hashsalt": "specvlm"}
 
 
 def check_plotting() -> None:
-    """Raise ``TrainingError`` without matplotlib: before long work whose end is a plot."""
+    """Raise ``TrainingError`` if matplotlib is missing; call it before long work that ends with a plot."""
     if find_spec("matplotlib") is None:
         raise TrainingError("plots need matplotlib: pip install -e '.[plot]'")
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure; inches."""
+    """Create an empty figure; ``width`` and ``height`` are in inches."""
     check_plotting()
     from matplotlib.figure import Figure
 
@@ -40,11 +40,11 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def draw_curve(path: Path, points: Sequence[tuple[float, float]], *, x: str, y: str) -> None:
-    """Two points or more, joined in order. Without matplotlib there is a word in the log instead."""
+    """Plot at least two points, joined in order. Without matplotlib, log a warning instead."""
     try:
         check_plotting()
     except TrainingError as error:
-        log.warning("no %s: %s", path.name, error)
+        log.warning("%s not drawn: %s", path.name, error)
         return
     figure = new_figure(6.4, 3.6)
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""A run's state in one file, replaced as a whole: with it a stopped run goes on as if it had not stopped."""
+"""Checkpoints: a run's state in one file, replaced atomically, from which the run resumes exactly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from training.errors import TrainingError
 
 @dataclass(slots=True)
 class Progress:
-    """Steps done, tokens seen in them (padding left out) and seconds spent, over all attempts."""
+    """Steps done, tokens seen in them (without padding) and seconds spent, over all sessions of the run."""
 
     step: int = 0
     tokens: int = 0
@@ -29,8 +29,9 @@ def save_checkpoint(
     done: Progress,
     made_by: dict[str, Any],
 ) -> None:
-    """``modules``: what is trained, by name. ``made_by``: the settings and the data's key, plain values. A
-    kill leaves the old file.
+    """Write a checkpoint; if the process is killed meanwhile, the old file stays.
+
+    ``modules``: the trained modules by name. ``made_by``: the settings and the data's key, as plain values.
     """
     partial = path.with_suffix(".partial")
     state: dict[str, Any] = {name: module.state_dict() for name, module in modules.items()}
@@ -46,15 +47,15 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     made_by: dict[str, Any],
 ) -> Progress:
-    """Fill modules and optimiser. Raises ``TrainingError`` if the run was started with other settings."""
+    """Load the modules and the optimiser. Raises ``TrainingError`` if the run had other settings."""
     state = torch.load(path, weights_only=True, map_location="cpu")
     before = state["made_by"]
     names = sorted(n for n in before.keys() | made_by.keys() if before.get(n) != made_by.get(n))
     if names:
         changes = "; ".join(f"{name} was {before.get(name)!r}, is {made_by.get(name)!r}" for name in names)
         raise TrainingError(
-            f"{path} is of a run with other settings: {changes}. Take those again, or another --out, or "
-            "--no-resume"
+            f"{path} belongs to a run with other settings: {changes}. Use the same settings again, choose "
+            "another --out, or start over with --no-resume"
         )
     for name, module in modules.items():
         module.load_state_dict(state[name])

@@ -1,4 +1,4 @@
-"""The command ``specvlm train``. Imports what it needs when it runs."""
+"""The command ``specvlm train``. Heavy imports are deferred until it runs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from training.settings import TrainSettings
 
 
 class Train(TrainSettings):
-    """Train a draft for a model by online-logit distillation, resuming where it was left; print its folder.
+    """Train a draft for a model by online-logit distillation, and print the folder that it is written to.
 
-    Stopped by Ctrl-C or SIGTERM, it finishes the step, saves, and publishes the draft as it is.
+    A run that was stopped resumes from its checkpoint. On Ctrl-C or SIGTERM, the current step is finished, a
+    checkpoint is saved, and the draft is published as it is.
     For several processes: accelerate launch --num_processes N -m server train …
     """
 
@@ -35,10 +36,10 @@ class Train(TrainSettings):
 
 
 def stop_signal() -> threading.Event:
-    """Set by the first SIGINT or SIGTERM; a second one does what it always does."""
+    """Return an event that the first SIGINT or SIGTERM sets; a second one has its default effect."""
     asked = threading.Event()
 
-    def on_signal(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (what handlers are given)
+    def on_signal(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 (signal handler signature)
         asked.set()
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 

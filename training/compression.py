@@ -1,9 +1,9 @@
-"""Pictures of a batch, how each of them is compressed while training, and what the gate learns from.
+"""Chooses how each picture of a batch is compressed in training, and computes the gate's loss.
 
-The draft and the branches learn together: every picture of every step takes a branch (and a ratio) drawn
-evenly, or stays whole, so that one draft works with all of them. The gate learns beside them, from what each
-branch would have cost: all branches run without gradients, and the choice, drawn with Gumbel noise, is
-weighed by the loss that it leads to and by the tokens that it keeps.
+The draft and the branches are trained together: every picture of every step takes a branch (and a ratio)
+drawn uniformly, or stays whole, so that one draft works with all of them. The gate is trained alongside, on
+what each branch would have cost: all branches run without gradients, and the choice, drawn with Gumbel noise,
+is weighted by the loss that it leads to and by the tokens that it keeps.
 """
 
 from __future__ import annotations
@@ -25,13 +25,16 @@ from training.rows import Placed
 from training.settings import TrainSettings
 
 Choose = Callable[[Batch, Tensor, Sequence[Placed]], Sequence[Compressor]]
-"""Batch, the target's features ``[B, N, hidden]`` and pictures to a compressor for each picture."""
+"""Maps a batch, the target's features ``[B, N, hidden]`` and pictures to a compressor for each picture."""
 
 
 def place(
     batch: Batch, scores: Tensor | None, grids_of: Callable[[ImageInput], tuple[Grid, ...]]
 ) -> list[Placed]:
-    """The pictures of a batch. ``scores`` float32 ``[B, N]``: the teacher's. ``grids_of``: the adapter's."""
+    """Locate the pictures of a batch.
+
+    ``scores``: the teacher's, float32 ``[B, N]``. ``grids_of``: the adapter's function from picture to grids.
+    """
     grids = [grids_of(image) for image in batch.images]
     parts = batch.image_slots.split([sum(rows * columns for rows, columns in own) for own in grids])
     told = [None if scores is None else scores.flatten()[slots] for slots in parts]
@@ -42,18 +45,20 @@ def place(
 
 
 def always(way: Compressor) -> Choose:
-    """The same for every picture."""
-    return lambda batch, features, placed: [way] * len(placed)  # noqa: ARG005 (nothing else matters)
+    """Return a choice of the same compressor for every picture."""
+    return lambda batch, features, placed: [way] * len(placed)  # noqa: ARG005 (the signature of Choose)
 
 
 def gated(compressor: Elastic) -> Choose:
-    """What serves a request that leaves the choice to the draft."""
+    """Return the choice that serving makes for a request that does not name a compressor."""
     return lambda batch, features, placed: compressor.decide(*gate_inputs(batch, features, placed))
 
 
 def gate_inputs(batch: Batch, features: Tensor, placed: Sequence[Placed]) -> tuple[Tensor, Tensor]:
-    """What ``Gate.forward`` takes, of P pictures: features of their tokens and of their questions, the text
-    between a picture and the next answer, in means ``[P, hidden]``.
+    """Return the inputs of ``Gate.forward`` for P pictures, each ``[P, hidden]``.
+
+    These are the mean feature of a picture's tokens and that of its question, the text between the picture
+    and the next answer.
     """
     flat, dialogues = features.flatten(0, 1), batch.numbered_dialogues.flatten()
     text = batch.dialogues.flatten() >= 0
@@ -63,7 +68,7 @@ def gate_inputs(batch: Batch, features: Tensor, placed: Sequence[Placed]) -> tup
     for one in placed:
         first = int(one.slots[-1]) + 1
         later = answers[torch.searchsorted(answers, first) :]
-        end = int(later[0]) + 1 if len(later) else len(text)  # the slot that predicts is the prompt's last
+        end = int(later[0]) + 1 if len(later) else len(text)  # the prompt's last slot predicts it
         question = text[first:end] & (dialogues[first:end] == dialogues[one.slots[0]])
         asked = flat[first:end][question][-QUESTION_TOKENS:]
         pictures.append(flat[one.slots].mean(0))
@@ -73,7 +78,7 @@ def gate_inputs(batch: Batch, features: Tensor, placed: Sequence[Placed]) -> tup
 
 
 class Compression:
-    """Of a training run. ``compressor`` is trained; ``settings.compressor`` is its mode."""
+    """Compression in a training run. ``compressor`` is trained; ``settings.compressor`` is its mode."""
 
     def __init__(
         self,
@@ -93,7 +98,7 @@ class Compression:
         return place(batch, scores, self._grids_of)
 
     def draw(self, batch: Batch, features: Tensor, placed: Sequence[Placed], step: int) -> list[Compressor]:
-        """A compressor for each picture. The same step and picture draw the same, however batches are cut."""
+        """Draw a compressor for each picture; the result depends on step and picture, not on the batching."""
         gate, ways, weights = self.compressor.gate, self.compressor.ways, None
         if self._settings.compressor == "weight" and placed:
             assert gate is not None
@@ -121,9 +126,11 @@ class Compression:
         shares: Tensor,
         step: int,
     ) -> tuple[Tensor, Tensor]:
-        """Of a gate that selects, summed over pictures, and its choices int64 ``[P]`` if it served. ``costs``
-        float32 ``[P, branches]``: the draft's loss a predicted token of the picture's dialogue if this branch
-        is taken; ``shares`` float32 ``[P]``: how much each picture counts.
+        """Return the loss of a selecting gate, summed over pictures, and its choices, int64 ``[P]``.
+
+        The choices are those that it would make when serving. ``costs`` float32 ``[P, branches]``: the
+        draft's loss per predicted token of the picture's dialogue if this branch is taken. ``shares`` float32
+        ``[P]``: the weight of each picture.
         """
         gate, ways, settings = self.compressor.gate, self.compressor.ways, self._settings
         assert gate is not None
@@ -141,14 +148,16 @@ class Compression:
         return gumbel(shape, torch.Generator().manual_seed(seed))
 
     def _key(self, what: str, batch: Batch, one: Placed, step: int) -> bytes:
-        stands = int(batch.slots.flatten()[one.slots[0]])  # among the tokens of all examples
+        stands = int(batch.slots.flatten()[one.slots[0]])  # its index among the tokens of all examples
         told = f"specvlm/{what}/{self._settings.seed}/{step}/{stands}"
         return hashlib.blake2b(told.encode(), digest_size=16).digest()
 
 
 def by_dialogue(values: Tensor, which: Tensor, placed_in: Tensor) -> tuple[Tensor, Tensor]:
-    """Means of ``values`` ``[T]``, token ``t`` being of dialogue ``which[t]``, over the dialogues
-    ``placed_in`` ``[P]``, and how many values those have: both ``[P]``, 0 where there are none.
+    """Return the mean of ``values`` in each dialogue of ``placed_in``, and their number: both ``[P]``.
+
+    ``values`` ``[T]``; token ``t`` belongs to dialogue ``which[t]``. ``placed_in`` ``[P]``. Both results are
+    0 for a dialogue without values.
     """
     size = int(torch.cat([which, placed_in]).max()) + 1
     sums = values.new_zeros(size).index_add(0, which, values)
@@ -157,7 +166,8 @@ def by_dialogue(values: Tensor, which: Tensor, placed_in: Tensor) -> tuple[Tenso
 
 
 def per_picture(counts: Tensor, placed_in: Tensor) -> Tensor:
-    """``counts`` ``[P]`` of dialogues ``placed_in`` ``[P]``, shared among the pictures of each: a dialogue
-    counts as much with six pictures as with one.
+    """Divide ``counts`` ``[P]`` of the dialogues ``placed_in`` ``[P]`` among the pictures of each dialogue.
+
+    So a dialogue has the same weight with six pictures as with one.
     """
     return counts / (placed_in[:, None] == placed_in).sum(1)

@@ -1,4 +1,4 @@
-"""Data files made ready: read, indexed and cut into batches."""
+"""Prepares data files for training: reads and indexes them, and cuts them into batches."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Data:
         )
 
     def first(self, count: int, settings: TrainSettings) -> list[Pass]:
-        """The first ``count`` examples, for evaluation."""
+        """Return passes over the first ``count`` examples, for evaluation."""
         rows = pack(range(min(count, len(self.index))), self.index.lengths, settings.row_length)
         return cut_passes(rows, self.index.lengths, settings.tokens_per_pass)
 
@@ -43,13 +43,16 @@ class Data:
         return load_batches(self.items, self.index, self.encoder, passes, workers=workers)
 
     def num_targets(self, passes: Sequence[Pass]) -> int:
-        """Tokens that these passes predict."""
+        """Return the number of tokens that these passes predict."""
         examples = np.array([example for one in passes for row in one.rows for example in row])
         return int(self.index.targets[examples].sum())
 
 
 def open_data(settings: TrainSettings, paths: Sequence[Path], folder: Path, name: str) -> Data:
-    """``folder``: the target's. The index is kept in ``OUT/name``. Raises ``TrainingError``."""
+    """Read and index ``paths``; the index is kept in ``OUT/name``. Raises ``TrainingError``.
+
+    ``folder``: the target's folder.
+    """
     items = read_items(paths, settings.image_folder, settings.max_length)
     encoder = Encoder(
         Processor.from_pretrained(str(folder)), stop_token_ids(folder), settings.mask, settings.max_length

@@ -1,4 +1,4 @@
-"""Dialogues to token ids as serving sees them, and which of those tokens the draft is to predict."""
+"""Encodes dialogues to token ids as serving does, and marks the tokens that the draft is to predict."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ Spans = list[tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """``stop_ids`` end an answer. ``mask`` ``all``: every token is to be predicted, pictures' excepted."""
+    """Encodes items with the target's processor.
+
+    ``stop_ids``: tokens that end an answer. ``mask``: ``assistant``, or ``all`` to predict every token except
+    those of pictures.
+    """
 
     processor: Processor
     stop_ids: frozenset[int]
@@ -24,18 +28,18 @@ class Encoder:
     max_length: int
 
     def prompt(self, item: Item) -> Prompt:
-        """The whole of it. Raises ``DataError`` where the chat template refuses it."""
+        """Encode the whole item. Raises ``DataError`` if the chat template rejects it."""
         if isinstance(item, Document):
             return Prompt(token_ids=self.processor.encode_plain(item.text, True)[: self.max_length])
         return self._apply(item, len(item.messages), answering=False)
 
     def spans(self, item: Item, token_ids: Sequence[int]) -> Spans:
-        """Half-open ranges of ``token_ids`` to be predicted, in order.
+        """Return the half-open ranges of ``token_ids`` to be predicted, in order.
 
-        An answer begins where the server would let the model begin (the chat before it, rendered with the
-        template's generation prompt) and ends with the token that would stop the model. A template that
-        renders earlier turns in another way once later ones follow has no such place: those answers are
-        left out.
+        An answer begins where the model would begin when serving (after the preceding chat, rendered with the
+        template's generation prompt) and ends with the token that would stop the model. If the template
+        renders earlier turns differently once later ones follow, there is no such place, and the answer is
+        skipped.
         """
         if isinstance(item, Document) or self.mask == "all":
             return self._all_but_pictures(token_ids)
@@ -59,7 +63,7 @@ class Encoder:
 
     def _all_but_pictures(self, token_ids: Sequence[int]) -> Spans:
         spans: Spans = []
-        start = 1  # nothing comes before token 0 that could predict it
+        start = 1  # token 0 has no predecessor to predict it from
         for i, token_id in enumerate([*token_ids, self.processor.image_token_id]):
             if token_id == self.processor.image_token_id or i == len(token_ids):
                 if start < i:

@@ -1,11 +1,11 @@
-"""What can be wrong with a user's data or settings; the message is for the user."""
+"""Errors in the user's data or settings; their messages are shown to the user."""
 
 from __future__ import annotations
 
 
 class TrainingError(ValueError):
-    """A run that cannot start or go on as it was asked to."""
+    """A run cannot start or continue as requested."""
 
 
 class DataError(TrainingError):
-    """Training data that cannot be read; begins with the file and the line."""
+    """Training data cannot be read; the message begins with the file and the line."""

@@ -1,10 +1,10 @@
-"""What the teacher gives, kept on disk: every epoch but the first does without the teacher's forward.
+"""On-disk cache of the teacher's outputs, so that epochs after the first need no forward pass of the teacher.
 
 Flat files, mapped into memory and shared by the processes of one machine, for the T tokens of all examples:
-bfloat16 ``[T, 2, hidden]`` (input embedding, feature), float32 ``[T]`` (scores) where there are any, and
-bytes ``[T]`` that say which are there. A pass is read when all of its tokens are there. Features go through
-bfloat16 whether they are read or have just been made, so a run that goes on in the middle of an epoch learns
-what an unbroken one does.
+bfloat16 ``[T, 2, hidden]`` (input embedding, feature), float32 ``[T]`` (scores, if the teacher has them), and
+bytes ``[T]`` that mark the tokens already cached. A pass is read from the cache if all its tokens are there.
+Features are rounded to bfloat16 whether they are read or have just been computed, so a run resumed in the
+middle of an epoch learns the same as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from training.teacher import Seen, Teacher
 
 
 class FeatureCache:
-    """``teacher.see`` with a memory. ``num_tokens``: of all examples. ``key``: changes with everything that
-    the features depend on. Files of another key in ``folder`` are removed.
+    """A cached ``teacher.see``.
 
-    Raises ``TrainingError`` where it would take more than ``limit_gb`` (1e9 bytes) or the disk has.
+    ``num_tokens``: number of tokens in all examples. ``key``: changes with everything that the features
+    depend on; files with another key in ``folder`` are removed.
+
+    Raises ``TrainingError`` if it would need more than ``limit_gb`` (1e9 bytes) or more than the disk has.
     """
 
     def __init__(self, teacher: Teacher, folder: Path, num_tokens: int, key: str, limit_gb: float) -> None:
@@ -36,11 +38,11 @@ class FeatureCache:
         needed = sum(count * kind.itemsize for count, kind in parts.values())
         if needed > limit_gb * 1e9:
             raise TrainingError(
-                f"the teacher's features of {num_tokens} tokens take {needed / 1e9:.3g} GB, more than "
-                f"--feature-cache-gb {limit_gb:g}; raise it, or set it to 0 to run the teacher in every epoch"
+                f"the target's features for {num_tokens} tokens take {needed / 1e9:.3g} GB, more than "
+                f"--feature-cache-gb {limit_gb:g}; raise it, or set it to 0 to run the target in every epoch"
             )
         self._teacher = teacher
-        # Memory mapped from a network disk is not shared between machines, so each has its own.
+        # Memory mapped from a network disk is not shared between machines, so each one has its own files.
         start = f"features-{socket.gethostname()}-"
         self._paths = {part: folder / f"{start}{key}.{part}" for part in parts}
         for old in set(folder.glob(f"{start}*")) - set(self._paths.values()):
@@ -50,7 +52,7 @@ class FeatureCache:
         self._scores = mapped.get("scores")
 
     def see(self, batch: Batch) -> Seen:
-        """As ``Teacher.see``, rounded to bfloat16."""
+        """Return what ``Teacher.see`` returns, rounded to bfloat16."""
         real = batch.slots >= 0
         slots = batch.slots[real].cpu()
         if not bool(self._known[slots].all()):
@@ -60,33 +62,33 @@ class FeatureCache:
             )
             if self._scores is not None and seen.scores is not None:
                 self._scores[slots] = seen.scores[real].cpu()
-            self._known[slots] = 1  # after the rest: another process may be reading
+            self._known[slots] = 1  # last, because another process may be reading
         embeddings, features = (self._spread(values, real) for values in self._values[slots].unbind(1))
         scores = None if self._scores is None else self._spread(self._scores[slots], real)
         return Seen(embeddings, features, self._teacher.positions(batch), scores)
 
     def _spread(self, values: Tensor, real: Tensor) -> Tensor:
-        """``values`` of the real tokens, float32 on the teacher's device; zeros for padding."""
+        """Scatter the ``values`` of real tokens, as float32 on the teacher's device; padding gets zeros."""
         spread = real.new_zeros((*real.shape, *values.shape[1:]), dtype=torch.float32)
         spread[real] = values.to(real.device).float()
         return spread
 
     def remove(self) -> None:
-        """The files; nothing may be asked of it afterwards."""
+        """Delete the files; the cache must not be used afterwards."""
         for path in self._paths.values():
             path.unlink(missing_ok=True)
 
 
 def _mapped(path: Path, count: int, kind: torch.dtype) -> Tensor:
-    """A file of zeros where there was none; ``[count]``, shared."""
+    """Map a file, created with zeros if missing, as a shared tensor ``[count]``."""
     size = count * kind.itemsize
     try:
         with open(path, "ab") as file:
-            # Room is taken now: a disk that fills up under mapped memory ends a process without a word.
+            # Allocate the space now: a disk that fills up later would kill the process without a message.
             os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
         path.unlink(missing_ok=True)
         raise TrainingError(
-            f"no room for {size / 1e9:.3g} GB of features at {path.parent}: {error.strerror}"
+            f"no room for {size / 1e9:.3g} GB of features in {path.parent}: {error.strerror}"
         ) from error
     return torch.from_file(str(path), shared=True, size=count, dtype=kind)

@@ -1,9 +1,9 @@
-"""The target writes the answers that its draft is trained on, with the engine.
+"""Has the target write the answers that its draft is trained on, with the engine.
 
-Key data, says ViSpec (arXiv 2509.15235): a draft learns to speak as its target speaks. Only what others than
-the assistant said is taken from a file, and each of the user's turns is answered in order. The answers stand
-in ``NAME.answers.jsonl`` beside it, record for record, in OpenAI's format; a run that was stopped goes on
-after the last chunk of them.
+ViSpec (arXiv 2509.15235) finds such data essential: a draft learns to imitate its target. Only the messages
+that are not the assistant's are taken from a file, and each of the user's turns is answered in order. The
+answers are written to ``NAME.answers.jsonl`` beside it, record for record, in OpenAI's format; a run that was
+stopped resumes after the last complete chunk.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from training.settings import TrainSettings
 from training.sources import read_items
 
 CHUNK = 256
-"""Dialogues answered together, and lost at most when a run is stopped."""
+"""Number of dialogues answered together: the most that can be lost when a run is stopped."""
 
 
 def answers_path(path: Path) -> Path:
-    """Where the answers to the prompts in ``path`` go."""
+    """Return the file for the answers to the prompts in ``path``."""
     return path.with_name(path.stem + ".answers.jsonl")
 
 
 def generate(settings: TrainSettings, folder: Path, paths: Sequence[Path]) -> list[Path]:
-    """Answer every file of ``paths`` that is not answered yet; returns the files of answers.
+    """Answer every file of ``paths`` that has not been answered yet, and return the files of answers.
 
-    ``folder``: the target's. Raises ``TrainingError`` where there are no prompts, or answers that were made
-    with other settings, or to other prompts, are in the way.
+    ``folder``: the target's folder. Raises ``TrainingError`` if there are no prompts, or if there already are
+    answers that were generated with other settings or for other prompts.
     """
     shared = {
         "model": folder.name,
@@ -55,7 +55,7 @@ def generate(settings: TrainSettings, folder: Path, paths: Sequence[Path]) -> li
         done = _num_answered(target if target.exists() else partial, made_by)
         if done > len(prompts) or (target.exists() and done < len(prompts)):
             raise TrainingError(
-                f"{target} answers {done} records, {path} has {len(prompts)}; remove the former"
+                f"{target} answers {done} records, but {path} has {len(prompts)}; remove {target.name}"
             )
         if target.exists():
             continue
@@ -77,13 +77,13 @@ def generate(settings: TrainSettings, folder: Path, paths: Sequence[Path]) -> li
 
 def _prompts(path: Path, settings: TrainSettings) -> list[Dialogue]:
     if path.is_dir():
-        raise TrainingError(f"{path} holds texts, not prompts to answer")
+        raise TrainingError(f"{path} is a folder of texts; --generate needs files of dialogues")
     items = read_items([path], settings.image_folder, settings.max_length)
     return [item.without_answers() for item in items if isinstance(item, Dialogue)]
 
 
 def _num_answered(path: Path, made_by: dict[str, Any]) -> int:
-    """Whole lines in ``path``; a last one that was cut off is removed."""
+    """Return the number of complete lines in ``path``; a truncated last line is removed."""
     if not path.exists():
         return 0
     content = path.read_bytes()
@@ -93,7 +93,7 @@ def _num_answered(path: Path, made_by: dict[str, Any]) -> int:
     lines = whole.splitlines()
     if lines and (before := json.loads(lines[-1]).get("generated")) != made_by:
         raise TrainingError(
-            f"{path} holds answers made with {before}, not {made_by}; remove it to begin again"
+            f"{path} holds answers generated with {before}, not {made_by}; remove it to start over"
         )
     return len(lines)
 
@@ -101,10 +101,11 @@ def _num_answered(path: Path, made_by: dict[str, Any]) -> int:
 def _answer(
     llm: LLM, prompts: Sequence[Dialogue], made_by: dict[str, Any], first: int
 ) -> list[tuple[Dialogue, str | None]]:
-    """Each dialogue with an answer after every turn of the user, and why the last one is missing, if it is.
+    """Return each dialogue with an answer after every user turn, and the error that ended it, if any.
 
-    All dialogues' first turns are answered together, then their second ones. All choices of one call share
-    their noise (it depends on the seed and the position only), so every call has a seed of its own.
+    The first turns of all dialogues are answered together, then the second ones, and so on. All requests of
+    one call share their sampling noise (it depends on the seed and the position only), so every call has a
+    seed of its own.
     """
     waiting = [list(prompt.messages) for prompt in prompts]
     said: list[list[Message]] = [[] for _ in prompts]

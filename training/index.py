@@ -1,5 +1,6 @@
-"""The first pass over the data: how long each dialogue is, what of it is to be predicted, how often tokens
-occur. Kept in one file, so that a run that goes on need not repeat it.
+"""The first pass over the data: dialogue lengths, the spans to be predicted, and token counts.
+
+The index is kept in one file, so that a resumed run need not build it again.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ _ARRAYS = ("items", "lengths", "spans", "counts")
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """Of the E examples that are kept. ``items`` int64 ``[E]``: their numbers among what was read.
-    ``lengths`` int64 ``[E]``. ``spans`` int64 ``[S, 3]``: (example, start, end) of tokens to be predicted,
-    in order. ``counts`` int64 ``[vocab]``: of the tokens in those spans. ``key`` names data and settings.
+    """Index of the E examples that are kept.
+
+    ``items`` int64 ``[E]``: their positions among the items read. ``lengths`` int64 ``[E]``: in tokens.
+    ``spans`` int64 ``[S, 3]``: (example, start, end) of the tokens to be predicted, in order. ``counts``
+    int64 ``[vocab]``: how often each token occurs in those spans. ``key`` identifies data and settings.
     ``targets`` int64 ``[E]``: how many tokens of each example are to be predicted. ``starts`` int64 ``[E]``:
-    where each example's tokens begin, all examples laid end to end.
+    where each example's tokens begin if all examples are laid end to end.
     """
 
     items: npt.NDArray[np.int64]
@@ -70,7 +73,9 @@ class Index:
 
 
 def data_key(data: Sequence[Path], items: Sequence[Item], encoder: Encoder, model_folder: Path) -> str:
-    """Changes with data files, their pictures, the tokenizer, the template and what is to be predicted."""
+    """Return a key that changes with the data files, their pictures, the tokenizer, the chat template and the
+    tokens to predict.
+    """
     small = (p for p in sorted(model_folder.iterdir()) if p.suffix in (".json", ".jinja", ".model"))
     digest = hashlib.blake2b(f"{encoder.mask}/{encoder.max_length}".encode(), digest_size=16)
     for path in small:
@@ -85,7 +90,7 @@ def data_key(data: Sequence[Path], items: Sequence[Item], encoder: Encoder, mode
 
 
 def build_index(items: Sequence[Item], encoder: Encoder, key: str, path: Path, *, workers: int) -> Index:
-    """The index in ``path``, made now where the file is not there or of other data."""
+    """Load the index from ``path``, or build and save it if the file is missing or has another key."""
     if (found := _load(path)) is not None and found.key == key:
         return found
     lengths: list[int] = []
@@ -107,7 +112,7 @@ def build_index(items: Sequence[Item], encoder: Encoder, key: str, path: Path, *
         np.add.at(counts, looked.answer_ids, 1)
     if not kept:
         raise TrainingError(
-            f"none of {len(items)} dialogues can be used: {num_too_long} have more than --max-length "
+            f"none of the {len(items)} dialogues can be used: {num_too_long} have more than --max-length "
             f"{encoder.max_length} tokens, {num_without_answer} have no answer to learn from"
         )
     index = Index(
@@ -125,7 +130,7 @@ class _Looked:
 
 
 class _FirstPass(Dataset[_Looked | DataError]):
-    """Errors are values: one that is raised in a worker process would lose its type."""
+    """Looks at each item once. Errors are returned: one raised in a worker would lose its type."""
 
     def __init__(self, items: Sequence[Item], encoder: Encoder) -> None:
         self._items, self._encoder = items, encoder
@@ -157,6 +162,6 @@ def _load(path: Path) -> Index | None:
         with safe_open(path, framework="numpy") as file:
             more = json.loads(file.metadata()["index"])
             items, lengths, spans, counts = (file.get_tensor(name) for name in _ARRAYS)
-    except (OSError, SafetensorError, KeyError):  # not there, or cut off by a kill: it is made anew
+    except (OSError, SafetensorError, KeyError):  # missing or truncated: it is built again
         return None
     return Index(items, lengths, spans, counts, more["too_long"], more["without_answer"], more["key"])

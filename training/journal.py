@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar for people, a log of JSON lines, and a curve drawn from it."""
+"""Reports a run's progress: a progress bar, a log of JSON lines, and a curve drawn from it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ LOG, CURVE = "log.jsonl", "curve.svg"
 
 
 class Journal:
-    """Of the main process; the others' (``main`` false) says nothing. Lines that a killed run wrote after its
-    last checkpoint are dropped, since those steps are taken again.
+    """Progress reports of the main process; in the other processes (``main`` false) it writes nothing.
+
+    Log lines that a killed run wrote after its last checkpoint are dropped, since those steps are run again.
     """
 
     def __init__(self, out: Path, step: int, num_steps: int, *, main: bool) -> None:
@@ -32,19 +33,19 @@ class Journal:
         self._bar = tqdm(initial=step, total=num_steps, unit="step", desc="training", disable=not main)
 
     def show(self, report: StepReport, tokens_per_second: float, num_drafts: int) -> None:
-        """After every step. The bar's own time left is for all remaining steps."""
+        """Update the progress bar after a step; the remaining time that it shows is for all steps left."""
         guess = estimated_length(report.agreement, num_drafts)
         self._bar.update()
         self._bar.set_postfix_str(
-            f"loss {report.loss:.3f}, length ≈{guess:.2f}{self._evaluation}, "
+            f"loss {report.loss:.3f}, acceptance length ≈{guess:.2f}{self._evaluation}, "
             f"{tokens_per_second:.0f} tokens/s",
             refresh=False,
         )
 
     def write(self, kind: str, values: dict[str, Any]) -> None:
-        """One line; ``values`` hold ``step`` and ``tokens``."""
+        """Write one line to the log; ``values`` must hold ``step`` and ``tokens``."""
         if "acceptance_length" in values:
-            self._evaluation = f", held out {values['acceptance_length']:.2f}"
+            self._evaluation = f" (held-out {values['acceptance_length']:.2f})"
         if self._main:
             with open(self._out / LOG, "a") as log:
                 log.write(json.dumps({"kind": kind, **values}) + "\n")
@@ -55,19 +56,21 @@ class Journal:
             lines = [line for line in read_log(self._out / LOG) if line["kind"] == "evaluation"]
             points = [(line["tokens"], line["acceptance_length"]) for line in lines]
             if len(points) > 1:
-                draw_curve(self._out / CURVE, points, x="tokens seen", y="acceptance length, held out")
+                draw_curve(self._out / CURVE, points, x="tokens seen", y="held-out acceptance length")
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """All lines; a last one that a kill cut off is left out."""
+    """Return all entries of a log, without a truncated last line."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def estimated_length(agreement: Sequence[float], num_drafts: int) -> float:
-    """Tokens a round, bonus included, if every draft were accepted independently at these rates by depth (the
-    last one for all deeper ones). High, since later drafts are harder; evaluation measures.
+    """Estimate the tokens per round, including the bonus token, from the ``agreement`` at each depth.
+
+    Assumes that drafts are accepted independently at these rates, the last one for all deeper drafts too. The
+    estimate is too high, since later drafts are harder; evaluations measure the real value.
     """
     length = kept = 1.0
     for depth in range(num_drafts):

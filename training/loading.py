@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def load_ahead(data: Dataset[T], workers: int) -> DataLoader[T]:
-    """The items of ``data`` in order, made by ``workers`` processes; 0: by this one."""
+    """Load the items of ``data`` in order in ``workers`` processes; 0 loads them in this one."""
     return DataLoader(
         data,
         batch_size=None,
@@ -21,9 +21,11 @@ def load_ahead(data: Dataset[T], workers: int) -> DataLoader[T]:
     )
 
 
-def _leave_signals_alone(worker: int) -> None:  # noqa: ARG001 (what torch calls it with)
-    """Ctrl-C, and whoever stops a container, signal all processes of a group. The one that trains then
-    finishes its step and saves, for which it needs its workers; they end with it.
+def _leave_signals_alone(worker: int) -> None:  # noqa: ARG001 (torch passes it)
+    """Ignore SIGINT and SIGTERM in a worker.
+
+    Ctrl-C and the stopping of a container signal all processes of a group. The training process then finishes
+    its step and saves, for which it needs its workers; they end with it.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

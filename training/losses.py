@@ -1,6 +1,6 @@
-"""What the draft is trained on: 0.1 · CE(draft logits, target logits) + 1.0 · SmoothL1(state, feature).
+"""Training loss of the draft: 0.1 · CE(draft logits, target logits) + 1.0 · SmoothL1(state, feature).
 
-SpecVLM (arXiv 2509.11815, section 3.3) after EAGLE. The labels of the cross-entropy are the target's
+From SpecVLM (arXiv 2509.11815, section 3.3), after EAGLE. The labels of the cross-entropy are the target's
 probabilities, renormalised over the draft's vocabulary.
 """
 
@@ -17,7 +17,7 @@ from training.teacher import Head
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Sums over predicted tokens, scalars. ``hits``: where draft and target find the same token likeliest."""
+    """Sums over predicted tokens, as scalars. ``hits``: where draft and target have the same argmax."""
 
     total: Tensor
     ce: Tensor
@@ -35,11 +35,13 @@ def distil(
     ce_weight: float,
     feature_weight: float,
 ) -> Loss:
-    """Loss of P predicted tokens. Draft ``states`` and target ``features`` ``[P, hidden]``; ``labels``
-    float32 ``[P, V]``, the target's probabilities; ``valid`` float32 ``[P]``, 0 leaves one out.
+    """Compute the loss of P predicted tokens.
+
+    ``states`` of the draft and ``features`` of the target: ``[P, hidden]``. ``labels``: the target's
+    probabilities, float32 ``[P, V]``. ``valid``: float32 ``[P]``, 0 for tokens to leave out.
     """
     logits = head(states).float()
-    # Sums, not products with ``valid`` as a vector: autocast would run those in bfloat16.
+    # Elementwise product and sum, not a dot product with ``valid``: autocast would run that in bfloat16.
     ce = (cross_entropy(logits, labels) * valid).sum()
     feature = (F.smooth_l1_loss(states.float(), features, reduction="none").mean(-1) * valid).sum()
     with torch.no_grad():
@@ -48,5 +50,5 @@ def distil(
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """``[P]``, of float32 ``logits`` with probabilities ``labels``, both ``[P, V]``."""
+    """Return the cross-entropy ``[P]`` of float32 ``logits`` and soft ``labels``, both ``[P, V]``."""
     return -(labels * F.log_softmax(logits, dim=-1)).sum(-1)

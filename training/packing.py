@@ -1,8 +1,8 @@
-"""Which dialogues stand in which row of which step: a function of (seed, step) alone. No torch.
+"""Assigns dialogues to the rows of each step, as a function of (seed, step) alone. Needs no torch.
 
-step  = ``batch_size`` dialogues of the epoch's order
+step  = ``batch_size`` dialogues in the epoch's order
 row   = some of them one after the other, together at most ``row_length`` tokens (or one that is longer)
-pass  = some rows, together at most ``tokens_per_pass`` tokens with their padding
+pass  = some rows, together at most ``tokens_per_pass`` tokens including padding (or one that is longer)
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Row = list[int]
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """``rows``: example numbers; ``first_row``: how many rows of the step come before this pass."""
+    """Rows of a forward pass. ``rows``: example numbers; ``first_row``: rows of the step before this pass."""
 
     rows: list[Row]
     first_row: int
@@ -27,7 +27,7 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``lengths`` int64 ``[E]``, in tokens. The last batch of an epoch may be smaller."""
+    """The steps of a run. ``lengths`` int64 ``[E]``, in tokens. An epoch's last batch may be smaller."""
 
     lengths: npt.NDArray[np.int64]
     batch_size: int
@@ -40,7 +40,7 @@ class Plan:
         return -(-len(self.lengths) // self.batch_size)
 
     def steps(self, first: int, last: int) -> Iterator[list[Pass]]:
-        """The passes of steps ``first`` to ``last`` - 1, over all processes."""
+        """Yield the passes of steps ``first`` to ``last`` - 1, over all processes."""
         order: list[int] = []
         for step in range(first, last):
             epoch, batch = divmod(step, self.steps_per_epoch)
@@ -53,7 +53,7 @@ class Plan:
 
 
 def pack(examples: Sequence[int], lengths: npt.NDArray[np.int64], row_length: int) -> list[Row]:
-    """Longest first, each into the first row with room; longest rows first."""
+    """Pack examples into rows, first-fit decreasing; the longest rows come first."""
     rows: list[Row] = []
     sizes: list[int] = []
     for example in sorted(examples, key=lambda e: (-lengths[e], e)):
@@ -68,7 +68,7 @@ def pack(examples: Sequence[int], lengths: npt.NDArray[np.int64], row_length: in
 
 
 def cut_passes(rows: Sequence[Row], lengths: npt.NDArray[np.int64], tokens_per_pass: int) -> list[Pass]:
-    """Rows in order; padded to the longest of a pass, which is its first."""
+    """Cut rows into passes, in order. The rows of a pass are padded to its longest one, the first."""
     passes: list[Pass] = []
     width = 0
     for number, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""Pictures of training data: local files and data URLs, found when data are read, decoded when needed."""
+"""Pictures in training data: local files and data URLs, located when data are read, decoded when needed."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from training.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """``source``: a file, or the content of one. ``where`` names the record, for messages."""
+    """A picture. ``source``: a file, or the content of one. ``where`` names the record in error messages."""
 
     source: Path | bytes
     where: str
 
     def url(self, folder: Path) -> str:
-        """What :func:`picture_from_url` with the same ``folder`` reads."""
+        """Return a URL that :func:`picture_from_url` can read with the same ``folder``."""
         if isinstance(self.source, Path):
             return os.path.relpath(self.source, folder)
         return f"data:image/*;base64,{base64.b64encode(self.source).decode()}"
@@ -38,7 +38,7 @@ class Picture:
         return found.st_size, found.st_mtime_ns
 
     def load(self) -> Image.Image:
-        """RGB and upright, as the server would decode it. Raises ``DataError``."""
+        """Decode the picture as the server would, RGB and upright. Raises ``DataError``."""
         opened = io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source
         try:
             with Image.open(opened) as image:
@@ -47,11 +47,14 @@ class Picture:
                 return to_rgb(upright)
         except (OSError, ValueError, SyntaxError, PromptError, Image.DecompressionBombError) as error:
             name = "a data URL" if isinstance(self.source, bytes) else self.source.name
-            raise DataError(f"{self.where}: the picture {name} cannot be read: {error}") from error
+            raise DataError(f"{self.where}: the image {name} cannot be read: {error}") from error
 
 
 def picture_from_url(url: str, folder: Path, where: str) -> Picture:
-    """``data:`` and ``file:`` URLs and plain paths, relative ones below ``folder``. Raises ``DataError``."""
+    """Return the picture at a ``data:`` or ``file:`` URL or a plain path. Raises ``DataError``.
+
+    Relative paths start from ``folder``.
+    """
     if url.startswith("data:"):
         header, comma, content = url.partition(",")
         if not comma or not header.endswith(";base64"):
@@ -59,15 +62,15 @@ def picture_from_url(url: str, folder: Path, where: str) -> Picture:
         try:
             return Picture(base64.b64decode(content, validate=True), where)
         except (binascii.Error, ValueError) as error:
-            raise DataError(f"{where}: a data URL does not hold valid base64") from error
+            raise DataError(f"{where}: a data URL does not contain valid base64") from error
     if url.startswith(("http:", "https:")):
-        raise DataError(f"{where}: pictures are not downloaded; fetch {url[:80]!r} and name the file")
+        raise DataError(f"{where}: images are not downloaded; fetch {url[:80]!r} and give its path")
     path = Path(unquote(urlsplit(url).path)) if url.startswith("file:") else Path(url)
     return picture_from_path(folder / path, where)
 
 
 def picture_from_path(path: Path, where: str) -> Picture:
-    """A file that must be there. Raises ``DataError``."""
+    """Return the picture in the file ``path``. Raises ``DataError`` if there is no such file."""
     if not path.is_file():
-        raise DataError(f"{where}: there is no picture {str(path)!r}")
+        raise DataError(f"{where}: there is no image {str(path)!r}")
     return Picture(path, where)

@@ -1,4 +1,4 @@
-"""Which precision the arithmetic of a run has where its settings leave that open."""
+"""Chooses the arithmetic precision of a run if its settings leave that open."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import torch
 from training.settings import TrainSettings
 
 BF16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
-"""Names of what a CPU can have to multiply bfloat16; the last two are Arm's."""
+"""CPU capabilities for multiplying bfloat16, as torch names them; the last two are Arm's."""
 
 
 def with_precision(settings: TrainSettings, device: torch.device) -> TrainSettings:
-    """``settings`` with ``auto`` decided for this device: a CPU that has no instructions for bfloat16 takes
-    many times longer for it than for float32.
+    """Return ``settings`` with ``mixed_precision`` ``auto`` resolved for ``device``.
+
+    On a CPU without instructions for bfloat16, it is many times slower than float32.
     """
     if settings.mixed_precision != "auto":
         return settings
-    # Older releases of torch cannot tell.
+    # Older releases of torch do not report capabilities.
     can: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     slow = device.type == "cpu" and not any(can.get(name, False) for name in BF16)
     return settings.model_copy(update={"mixed_precision": "no" if slow else "bf16"})

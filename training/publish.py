@@ -1,4 +1,4 @@
-"""The finished draft as a folder: weights, config, and a card with what it was trained on and its scores."""
+"""Writes the finished draft to a folder: weights, config, and a model card with training data and scores."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from training.journal import CURVE
 
 
 def check_publishable(target: Path) -> None:
-    """Raise ``TrainingError`` where publishing would replace a folder that is not a draft."""
+    """Raise ``TrainingError`` if publishing would replace a folder that is not a draft."""
     if target.exists() and not (target / CONFIG).exists() and any(target.iterdir()):
-        raise TrainingError(f"{target} holds something that is not a draft; choose another --publish")
+        raise TrainingError(f"{target} is not empty and not a draft; choose another --publish folder")
 
 
 def publish(
@@ -34,9 +34,9 @@ def publish(
     facts: dict[str, Any],
     evaluations: list[dict[str, Any]],
 ) -> None:
-    """Write the folder ``target``; who reads it sees the old draft whole, for a moment none, or the new one.
+    """Write the folder ``target``. A reader sees the old draft, for a moment none, or the complete new one.
 
-    ``facts``: sections of the card, each a mapping. ``evaluations``: lines of the log, in order.
+    ``facts``: sections of the card, each a mapping. ``evaluations``: entries of the log, in order.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -45,10 +45,10 @@ def publish(
         save_draft(folder, draft, config, vocabulary, compressor)
         points = [(line["tokens"], line["acceptance_length"]) for line in evaluations]
         if len(points) > 1:
-            draw_curve(folder / CURVE, points, x="tokens seen", y="acceptance length, held out")
+            draw_curve(folder / CURVE, points, x="tokens seen", y="held-out acceptance length")
         (folder / "README.md").write_text(card(config, facts, evaluations), encoding="utf-8")
         if target.exists():
-            os.rename(target, scratch / "old")  # a folder that is not empty cannot be replaced in one call
+            os.rename(target, scratch / "old")  # a non-empty folder cannot be replaced atomically
         try:
             os.rename(folder, target)
         except OSError:
@@ -60,13 +60,14 @@ def publish(
 
 
 def card(config: DraftConfig, facts: dict[str, Any], evaluations: list[dict[str, Any]]) -> str:
-    """The model card in Markdown."""
+    """Return the model card in Markdown."""
     lines = [
         f"# Draft for {config.target}",
         "",
-        "One decoder layer in EAGLE's way, trained by online-logit distillation with `specvlm train`; "
-        "`specvlm serve --draft` loads it. It changes the speed of an answer, not its text.",
-        f"The target's weights: `{config.target_fingerprint}`.",
+        "An EAGLE-style draft of one decoder layer, trained by online-logit distillation with "
+        "`specvlm train`. Load it with `specvlm serve --draft`. It makes answers faster without changing "
+        "their text.",
+        f"Fingerprint of the target's weights: `{config.target_fingerprint}`.",
     ]
     for title, values in facts.items():
         lines += ["", f"## {title}", "", "| | |", "|---|---|"]
@@ -74,13 +75,17 @@ def card(config: DraftConfig, facts: dict[str, Any], evaluations: list[dict[str,
     lines += ["", "## Acceptance on held-out data", ""]
     if not evaluations:
         return "\n".join([*lines, "Not measured: the run had no `--eval-data`.", ""])
-    lines += ["Tokens a round of chain drafts at temperature 0, the target's own token included.", ""]
-    lines += ["| step | tokens seen | length | accepted at depth 1, 2, … |", "|---|---|---|---|"]
+    lines += [
+        "Acceptance length: mean number of tokens per round of chain speculation at temperature 0, including "
+        "the target's own token.",
+        "",
+    ]
+    lines += ["| step | tokens seen | acceptance length | accepted at depth 1, 2, … |", "|---|---|---|---|"]
     for line in evaluations:
         depths = ", ".join(f"{rate:.2f}" for rate in line["accepted_per_depth"])
         lines.append(f"| {line['step']} | {line['tokens']:,} | {line['acceptance_length']:.2f} | {depths} |")
     share = evaluations[-1]["greedy_share"]
-    lines += ["", f"The target finds {share:.1%} of the held-out answers' tokens likeliest itself.", ""]
+    lines += ["", f"{share:.1%} of the tokens in the held-out answers are the target's greedy choice.", ""]
     return "\n".join(lines)
 
 

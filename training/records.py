@@ -1,7 +1,7 @@
-"""One record of training data to one dialogue: OpenAI's message format and LLaVA's.
+"""Parses records of training data into dialogues: OpenAI's message format and LLaVA's.
 
-Knows the two formats; no files, no tokens. What it cannot read raises ``DataError`` that begins with
-``where``, the file and line.
+Knows the two formats; no files, no tokens. A record that cannot be read raises a ``DataError`` whose message
+begins with ``where``, the file and line.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _EXTRA = ("name", "tool_calls", "tool_call_id")
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """``content``: a text, or texts and pictures in order; ``None`` where an assistant only called tools."""
+    """A message. ``content``: a text, or texts and pictures in order; ``None`` for tool calls alone."""
 
     role: str
     content: str | tuple[str | Picture, ...] | None
@@ -38,11 +38,11 @@ class Dialogue:
     where: str
 
     def chat(self) -> list[ChatMessage]:
-        """With its pictures decoded."""
+        """Return the messages with their pictures decoded."""
         return [ChatMessage(m.role, _content(m.content), m.extra) for m in self.messages]
 
     def without_answers(self) -> Dialogue:
-        """What others than the assistant said."""
+        """Return the dialogue without the assistant's messages."""
         return Dialogue(tuple(m for m in self.messages if m.role != "assistant"), self.where)
 
 
@@ -76,7 +76,7 @@ def _content(content: str | tuple[str | Picture, ...] | None) -> str | list[Cont
 
 
 def parse_record(record: Any, folder: Path, where: str) -> Dialogue:
-    """``folder``: where relative picture paths begin."""
+    """Parse a record in either format; relative picture paths start from ``folder``. Raises ``DataError``."""
     if not isinstance(record, dict):
         raise DataError(f"{where}: a record must be an object, not {type(record).__name__}")
     if record.get("messages") is not None:
@@ -88,12 +88,12 @@ def parse_record(record: Any, folder: Path, where: str) -> Dialogue:
     if record.get("tools"):
         raise DataError(f"{where}: 'tools' are not supported in training data")
     if not any(m.role == "user" for m in messages):
-        raise DataError(f"{where}: nobody with the role 'user' speaks")
+        raise DataError(f"{where}: there is no message with the role 'user'")
     return Dialogue(tuple(messages), where)
 
 
 def to_record(dialogue: Dialogue, folder: Path) -> dict[str, Any]:
-    """In OpenAI's format; pictures by their path from ``folder``, or as data URLs where they have none."""
+    """Convert to OpenAI's format; pictures become paths relative to ``folder``, or data URLs if not files."""
 
     def content(value: str | tuple[str | Picture, ...] | None) -> Any:
         if not isinstance(value, tuple):
@@ -113,13 +113,13 @@ def to_record(dialogue: Dialogue, folder: Path) -> dict[str, Any]:
 def _list(owner: dict[str, Any], name: str, where: str) -> list[Any]:
     value = owner[name]
     if not isinstance(value, list) or not value:
-        raise DataError(f"{where}: {name!r} must be a list that is not empty")
+        raise DataError(f"{where}: {name!r} must be a non-empty list")
     return value
 
 
 def _openai(message: Any, folder: Path, where: str) -> Message:
     if not isinstance(message, dict) or message.get("role") not in _ROLES:
-        raise DataError(f"{where}: a message needs a 'role' among {', '.join(_ROLES)}")
+        raise DataError(f"{where}: the 'role' of a message must be one of {', '.join(_ROLES)}")
     if unknown := message.keys() - {"role", "content", *_EXTRA}:
         raise DataError(f"{where}: unknown fields in a message: {', '.join(sorted(map(str, unknown)))}")
     role = "system" if message["role"] == "developer" else message["role"]
@@ -128,7 +128,7 @@ def _openai(message: Any, folder: Path, where: str) -> Message:
     if isinstance(content, list):
         content = tuple(_part(part, folder, where) for part in content)
     elif not (isinstance(content, str) or (content is None and extra.get("tool_calls"))):
-        raise DataError(f"{where}: 'content' must be a text or a list of parts")
+        raise DataError(f"{where}: 'content' must be a string or a list of parts")
     return Message(role, content, extra)
 
 
@@ -141,7 +141,7 @@ def _part(part: Any, folder: Path, where: str) -> str | Picture:
             "image_url": str(url),
         }:
             return picture_from_url(url, folder, where)
-    raise DataError(f"{where}: a part must be of type 'text' with 'text', or 'image_url' with a 'url'")
+    raise DataError(f"{where}: a part must have the type 'text' and a 'text', or 'image_url' and a 'url'")
 
 
 def _llava(record: dict[str, Any], folder: Path, where: str) -> list[Message]:
@@ -149,7 +149,7 @@ def _llava(record: dict[str, Any], folder: Path, where: str) -> list[Message]:
     messages = []
     for turn in _list(record, "conversations", where):
         if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
-            raise DataError(f"{where}: a turn needs 'from' and a text 'value'")
+            raise DataError(f"{where}: a turn needs 'from' and a string 'value'")
         role = _LLAVA_ROLES.get(str(turn.get("from")))
         if role is None:
             raise DataError(
@@ -157,12 +157,12 @@ def _llava(record: dict[str, Any], folder: Path, where: str) -> list[Message]:
             )
         messages.append(Message(role, _with_pictures(turn["value"], role, pictures, where)))
     if next(pictures, None) is not None:
-        raise DataError(f"{where}: {len(found)} pictures, but fewer {IMAGE_MARK} marks in the texts")
+        raise DataError(f"{where}: {len(found)} images, but fewer {IMAGE_MARK} placeholders in the texts")
     return messages
 
 
 def _pictures(value: Any, folder: Path, where: str) -> list[Picture]:
-    """LLaVA's ``image``: a path, or several; in a parquet file also ``{"bytes": …, "path": …}``."""
+    """Read LLaVA's ``image``: one or more paths; in a parquet file also ``{"bytes": …, "path": …}``."""
     if value is None:
         return []
     found = []
@@ -181,7 +181,10 @@ def _pictures(value: Any, folder: Path, where: str) -> list[Picture]:
 def _with_pictures(
     text: str, role: str, pictures: Iterator[Picture], where: str
 ) -> str | tuple[str | Picture, ...]:
-    """The chat template writes its own line break after a picture: those beside the mark are dropped."""
+    """Split ``text`` at its image placeholders into texts and pictures.
+
+    Line breaks next to a placeholder are dropped, as the chat template writes its own after a picture.
+    """
     if IMAGE_MARK not in text or role != "user":
         return text
     first, *rest = text.split(IMAGE_MARK)
@@ -189,6 +192,6 @@ def _with_pictures(
     for piece in rest:
         picture = next(pictures, None)
         if picture is None:
-            raise DataError(f"{where}: more {IMAGE_MARK} marks in the texts than pictures")
+            raise DataError(f"{where}: more {IMAGE_MARK} placeholders in the texts than images")
         parts += [picture, piece.strip("\n")]
     return tuple(part for part in parts if part != "")

@@ -1,13 +1,13 @@
-"""What the draft reads of a batch, slot by slot, and the same with pictures compressed.
+"""Builds the draft's input for a batch, slot by slot, with pictures whole or compressed.
 
-A compressed picture's slots give way to fewer ones; each stands where the visual token stood whose place it
-takes, with that token's position. Text keeps its slots' content and order, so a row gets shorter:
+The slots of a compressed picture are replaced by fewer ones; each takes the place and the position of one
+visual token. The slots of text keep their content and order, so a row gets shorter:
 
     whole        t0 v0 v1 v2 v3 t1 t2        pool to 2 tokens       t0 p0 p1 t1 t2
     rounds        0  1  2  3  4  5  6                                0  -  -  0  1
 
-``rounds``: how many slots behind a slot a round of drafts may have begun that has reached it. When serving,
-none begins at a compressed slot, so none that begins before it is worth training across it.
+``rounds``: how many slots before a slot a round of drafts that reaches it may have begun. When serving, no
+round begins at a compressed slot, so rounds that would begin before one and reach across it are not trained.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ from engine.draft.eagle import EagleDraft
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """B rows of N slots. ``joined`` ``[B, N, D]``: what the draft's layer reads in step 0. ``embeddings``
-    ``[B, N, hidden]``, those of compressed slots meaningless. ``positions``: rotary ones, int64 ``[B, N]`` or
-    ``[3, B, N]``. ``dialogues`` int64 ``[B, N]``: which one of its row a slot is of, -1 for padding.
-    ``rounds`` int64 ``[B, N]``, negative for compressed slots. ``slots`` int64 ``[T]``: in which of the B * N
-    slots each of the batch's T tokens is, padding included, row by row; -1 for none.
+    """B rows of N slots.
+
+    ``joined`` ``[B, N, D]``: input of the draft's layer in step 0. ``embeddings`` ``[B, N, hidden]``:
+    meaningless for compressed slots. ``positions``: rotary positions, int64 ``[B, N]`` or ``[3, B, N]``.
+    ``dialogues`` int64 ``[B, N]``: which dialogue of its row a slot belongs to, -1 for padding. ``rounds``
+    int64 ``[B, N]``: negative for compressed slots. ``slots`` int64 ``[T]``: which of the B * N slots holds
+    each of the batch's T tokens (padding included, row by row), -1 for none.
     """
 
     joined: Tensor
@@ -42,21 +44,21 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A picture and where its visual tokens are among the tokens of a batch: int64 ``[N]``, rising."""
+    """A picture, and the ``slots`` of its visual tokens among a batch's tokens: int64 ``[N]``, ascending."""
 
     picture: Picture
     slots: Tensor
 
 
 def shifted(values: Tensor, dialogues: Tensor) -> Tensor:
-    """``values`` ``[B, N, hidden]`` one slot later; zeros at the first slot of every dialogue."""
+    """Shift ``values`` ``[B, N, hidden]`` by one slot, with zeros at the first slot of every dialogue."""
     return torch.roll(values, 1, dims=1).masked_fill(_first(dialogues).unsqueeze(-1), 0.0)
 
 
 def whole_rows(
     draft: EagleDraft, embeddings: Tensor, features: Tensor, positions: Tensor, dialogues: Tensor
 ) -> Rows:
-    """Every token in a slot of its own. ``features``: the target's, of the same tokens as ``embeddings``."""
+    """Give every token a slot of its own. ``features``: the target's, of the tokens of ``embeddings``."""
     joined = draft.join(shifted(draft.fuse(features), dialogues), embeddings)
     slots = torch.arange(dialogues.numel(), device=dialogues.device)
     barriers = _first(dialogues)
@@ -64,10 +66,10 @@ def whole_rows(
 
 
 def shortened(rows: Rows, placed: Sequence[Placed], ways: Sequence[Compressor]) -> Rows:
-    """``rows``, whole, with each picture compressed in its own way."""
+    """Compress each picture of ``rows``, which must be whole, in the corresponding one of ``ways``."""
     chosen = [
         (one, way) for one, way in zip(placed, ways, strict=True) if not isinstance(way, Whole)
-    ]  # the slots of a whole picture are as good as text
+    ]  # the slots of a whole picture are treated like text
     if not chosen:
         return rows
     height, width = rows.dialogues.shape
@@ -77,7 +79,7 @@ def shortened(rows: Rows, placed: Sequence[Placed], ways: Sequence[Compressor]) 
     stays = dialogues >= 0
     stays[visual] = False
     kept = stays.nonzero().flatten()
-    # In the order of old slots; ties are tokens of one picture that stand in the same place.
+    # Sorted by old slot; ties are tokens of one picture with the same place.
     old = torch.cat([kept, *(one.slots[done.sources] for (one, _), done in zip(chosen, found, strict=True))])
     order = old.argsort(stable=True)
     old = old[order]
@@ -112,14 +114,14 @@ def shortened(rows: Rows, placed: Sequence[Placed], ways: Sequence[Compressor]) 
 
 
 def _first(dialogues: Tensor) -> Tensor:
-    """Whether a slot is the first of its dialogue: bool ``[B, N]``."""
+    """Return whether each slot is the first of its dialogue: bool ``[B, N]``."""
     first = dialogues != torch.roll(dialogues, 1, dims=1)
     first[:, 0] = True
     return first
 
 
 def _since(first: Tensor, squeezed: Tensor) -> Tensor:
-    """Slots since the dialogue's ``first`` or from behind the last ``squeezed`` one: int64 ``[B, N]``."""
+    """Count slots since the dialogue's ``first`` one or after the last ``squeezed`` one: int64 ``[B, N]``."""
     columns = torch.arange(first.shape[1], device=first.device).expand(first.shape)
     barriers = torch.where(squeezed, columns + 1, torch.where(first, columns, 0))
     return columns - barriers.cummax(dim=1).values

@@ -1,4 +1,4 @@
-"""``train(settings)``: a whole run, from data files to a published draft. A stopped one goes on."""
+"""``train(settings)``: a whole run, from data files to a published draft. A stopped run can be resumed."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ from training.trainer import Trainer
 
 CHECKPOINT = "checkpoint.pt"
 SERVED = "auto"
-# One process reads the data or writes the answers, and the others wait for it.
+# How long the other processes wait for the one that reads the data or writes the answers.
 _PATIENCE = timedelta(hours=48)
 
 
 def train(settings: TrainSettings, stop: Callable[[], bool] = lambda: False) -> Path:
-    """Train to the last step, or until ``stop`` (asked after every step) says so; returns the draft's folder.
+    """Train to the last step, or until ``stop`` (called at every step) returns true.
 
-    Raises ``TrainingError`` for data or settings that cannot be used. Started by ``accelerate launch``, all
-    its processes share the work.
+    Returns the draft's folder. Raises ``TrainingError`` for unusable data or settings. Processes started by
+    ``accelerate launch`` share the work.
     """
     check_publishable(settings.draft_folder)  # before hours of work
     try:
         settings.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TrainingError(f"--out {settings.out} cannot be made: {error.strerror}") from None
+        raise TrainingError(f"--out {settings.out} cannot be created: {error.strerror}") from None
     accelerator = Accelerator(
         cpu=settings.device == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)]
     )
@@ -63,12 +63,12 @@ def train(settings: TrainSettings, stop: Callable[[], bool] = lambda: False) -> 
         run.publish()
     accelerator.wait_for_everyone()
     run.clear()
-    accelerator.end_training()  # or the process may be aborted at its end
+    accelerator.end_training()  # otherwise the process may abort on exit
     return settings.draft_folder
 
 
 def with_answers(settings: TrainSettings, folder: Path, *, main: bool = True) -> TrainSettings:
-    """The settings with the target's own answers for data; the main process writes those that are missing."""
+    """Return the settings with the target's own answers as data; the main process writes missing ones."""
     prompts = [*settings.data, *settings.eval_data]
     if main:
         generate(settings, folder, prompts)
@@ -79,7 +79,7 @@ def with_answers(settings: TrainSettings, folder: Path, *, main: bool = True) ->
 
 
 def model_folder(settings: TrainSettings) -> Path:
-    """Where the target's files are; a hub id is fetched. Raises ``TrainingError``."""
+    """Return the target's folder, downloading a model from the hub. Raises ``TrainingError``."""
     if Path(settings.model).is_dir():
         return Path(settings.model)
     from huggingface_hub import snapshot_download
@@ -90,16 +90,16 @@ def model_folder(settings: TrainSettings) -> Path:
     except (OSError, ValueError, HfHubHTTPError) as error:
         told = str(error).splitlines()[0]
         raise TrainingError(
-            f"--model {settings.model} is no folder, nor can the hub give it: {told}"
+            f"--model {settings.model} is not a folder and cannot be downloaded from the hub: {told}"
         ) from None
 
 
 class Run:
-    """Everything a run holds; ``done`` says how far it is."""
+    """The state of a run; ``done`` is its progress."""
 
     def __init__(self, settings: TrainSettings, accelerator: Any, folder: Path) -> None:
         self._settings, self._accelerator, self._folder = settings, accelerator, folder
-        with accelerator.main_process_first():  # the others find the index
+        with accelerator.main_process_first():  # the others load the index that it builds
             self._data = open_data(settings, settings.data, folder, "data.index")
             held_out = (
                 open_data(settings, settings.eval_data, folder, "eval.index") if settings.eval_data else None
@@ -161,17 +161,17 @@ class Run:
         }
         key = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
         num_tokens = int(self._data.index.lengths.sum())
-        with self._accelerator.local_main_process_first():  # the others find the files
+        with self._accelerator.local_main_process_first():  # the others use the files that it creates
             return FeatureCache(self._teacher, settings.out, num_tokens, key, settings.feature_cache_gb)
 
     def _eval_share(self, held_out: Data) -> list[Batch]:
-        """This process's, kept in memory."""
+        """Return this process's share of the held-out batches, kept in memory."""
         passes = held_out.first(self._settings.eval_size, self._settings)
         rank, world = self._accelerator.process_index, self._accelerator.num_processes
         return list(held_out.batches(passes[rank::world], self._settings.workers))
 
     def loop(self, stop: Callable[[], bool]) -> None:
-        """All steps that are left."""
+        """Run all remaining steps."""
         settings, done = self._settings, self.done
         rank, world = self._accelerator.process_index, self._accelerator.num_processes
         journal = Journal(settings.out, done.step, self._num_steps, main=rank == 0)
@@ -240,7 +240,7 @@ class Run:
         journal.write("evaluation", {**self._where(), **values})
 
     def _choices(self) -> dict[str, Choose]:
-        """How pictures are compressed in evaluations; first as serving does unless it is told otherwise."""
+        """Return the ways to compress pictures in evaluations; the first is the default when serving."""
         compressor = self._student.compressor
         if compressor is None:
             return {SERVED: always(Whole())}
@@ -258,12 +258,12 @@ class Run:
             )
 
     def clear(self) -> None:
-        """Remove what only more steps would need."""
+        """Remove files that only further steps would need."""
         if self._cache is not None and self.done.step == self._num_steps:
             self._cache.remove()
 
     def publish(self) -> None:
-        """The draft as it is now. Call it on the main process."""
+        """Publish the draft as it is now. Call this on the main process only."""
         settings, index = self._settings, self._data.index
         name = Path(settings.model).name if Path(settings.model).is_dir() else settings.model
         facts = {

@@ -8,129 +8,196 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-# What may differ between a stopped run and the one that goes on: none of these reaches the weights.
+# Settings that may change when a stopped run is resumed, because none of them affects the weights.
 _FREE_ON_RESUME = frozenset(
     {"out", "publish", "resume", "workers", "save_seconds", "log_every", "eval_data", "eval_every"}
     | {"eval_size", "eval_steps", "generate", "generate_temperature", "generate_max_tokens", "device"}
-    | {"data", "image_folder", "model", "revision", "init_draft"}  # compared by what is in them
+    | {"data", "image_folder", "model", "revision", "init_draft"}  # compared by content
 )
 
 
 class TrainSettings(BaseModel):
-    """Immutable. Lengths are in tokens."""
+    """Settings of a training run (immutable). Lengths are in tokens."""
 
     model_config = SettingsConfigDict(
         extra="forbid", cli_kebab_case=True, cli_implicit_flags=True, frozen=True, protected_namespaces=()
     )
 
-    model: str = Field(description="the target: a folder, or a hub id")
-    revision: str | None = Field(None, description="of a hub id")
-    out: Path = Field(description="folder for checkpoints, logs, the curve and the draft")
-    publish: Path | None = Field(None, description="folder of the finished draft; OUT/draft by default")
-    resume: bool = Field(True, description="go on from the checkpoint in OUT; otherwise begin again")
+    model: str = Field(description="Target model: a local folder or a Hugging Face Hub ID.")
+    revision: str | None = Field(None, description="Revision of a model from the Hub.")
+    out: Path = Field(description="Folder for checkpoints, logs, the acceptance curve and the draft.")
+    publish: Path | None = Field(
+        None, description="Folder to write the finished draft to; OUT/draft by default."
+    )
+    resume: bool = Field(True, description="Resume from the checkpoint in OUT; otherwise start over.")
 
     data: list[Path] = Field(
         min_length=1,
-        description=".jsonl, .json or .parquet files of dialogues, folders of .txt and .md files",
+        description="Training data: .jsonl, .json or .parquet files of dialogues, or folders of .txt and "
+        ".md files.",
     )
-    eval_data: list[Path] = Field([], description="the same, held out: measures acceptance while training")
+    eval_data: list[Path] = Field(
+        [], description="Held-out data, in the same formats, to measure acceptance on during training."
+    )
     image_folder: Path | None = Field(
-        None, description="where relative picture paths begin; the folder of each data file by default"
+        None,
+        description="Folder that relative image paths start from; by default the folder of each data file.",
     )
     generate: Literal["off", "first", "only"] = Field(
-        "off", description="let the target write the answers: before training (first), or nothing else (only)"
+        "off",
+        description="Replace the answers in the data with the target's own, before training (first) or "
+        "without training at all (only).",
     )
-    generate_temperature: float = Field(0.0, ge=0.0, le=2.0, description="of those answers; 0 is greedy")
-    generate_max_tokens: int = Field(512, ge=1, description="length limit of one of those answers")
+    generate_temperature: float = Field(
+        0.0, ge=0.0, le=2.0, description="Sampling temperature for --generate; 0 is greedy."
+    )
+    generate_max_tokens: int = Field(
+        512, ge=1, description="Maximum length in tokens of each answer that --generate writes."
+    )
 
     mask: Literal["assistant", "all"] = Field(
-        "assistant", description="tokens whose prediction is trained: assistants' answers, or every token"
+        "assistant",
+        description="Tokens that the draft learns to predict: the assistant's answers (assistant), or all "
+        "tokens except those of images (all).",
     )
-    max_length: int = Field(2048, ge=2, description="longer dialogues are left out (and counted)")
-    row_length: int = Field(1024, ge=2, description="dialogues are packed into rows of about this length")
+    max_length: int = Field(
+        2048, ge=2, description="Maximum length of a dialogue in tokens; longer ones are skipped and counted."
+    )
+    row_length: int = Field(
+        1024, ge=2, description="Approximate length in tokens of the rows that dialogues are packed into."
+    )
     tokens_per_pass: int = Field(
-        4096, ge=2, description="of one forward; a batch of more accumulates gradients over several"
+        4096,
+        ge=2,
+        description="Tokens in one forward pass; a batch that has more accumulates gradients over several "
+        "passes.",
     )
-    batch_size: int = Field(128, ge=1, description="dialogues of one optimiser step, over all processes")
-    epochs: int = Field(1, ge=1, description="times that the data are gone through")
-    max_steps: int | None = Field(None, ge=1, description="stop earlier; the schedule ends there too")
+    batch_size: int = Field(128, ge=1, description="Dialogues per optimiser step, over all processes.")
+    epochs: int = Field(1, ge=1, description="Number of times to go through the training data.")
+    max_steps: int | None = Field(
+        None, ge=1, description="Stop after this many steps; the learning-rate schedule ends there too."
+    )
 
     draft_vocab: int | None = Field(
         None,
         ge=1,
-        description="tokens that the draft can propose, the answers' most frequent; all by default",
+        description="Size of the draft's vocabulary, made of the most frequent tokens in the answers; the "
+        "target's whole vocabulary by default.",
     )
-    init_from_target: bool = Field(False, description="start from the target's last layer, not from noise")
+    init_from_target: bool = Field(
+        False, description="Initialise the draft from the target's last layer instead of at random."
+    )
     init_draft: Path | None = Field(
         None,
-        description="start from this draft's weights and vocabulary; branches that it has are taken over",
+        description="Folder of a draft to start from: its weights, its vocabulary, and those of its "
+        "compressor branches that are trained here too.",
     )
-    unroll: int = Field(1, ge=1, le=16, description="draft steps that are trained, on the draft's own states")
-    unroll_decay: float = Field(0.8, gt=0.0, le=1.0, description="weight of a draft step to the one before")
-    noise: float = Field(0.0, ge=0.0, description="uniform noise on features, -NOISE to NOISE (EAGLE-1: 0.1)")
-    ce_weight: float = Field(0.1, ge=0.0, description="of cross-entropy with the target's distribution")
-    feature_weight: float = Field(1.0, ge=0.0, description="of SmoothL1 to the target's feature")
+    unroll: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="Number of draft steps to train; those after the first run on the draft's own states.",
+    )
+    unroll_decay: float = Field(
+        0.8, gt=0.0, le=1.0, description="Loss weight of each draft step relative to the step before it."
+    )
+    noise: float = Field(
+        0.0,
+        ge=0.0,
+        description="Amplitude of the uniform noise added to features, from -NOISE to NOISE (EAGLE-1: 0.1).",
+    )
+    ce_weight: float = Field(
+        0.1, ge=0.0, description="Weight of the cross-entropy with the target's distribution."
+    )
+    feature_weight: float = Field(
+        1.0, ge=0.0, description="Weight of the SmoothL1 loss against the target's features."
+    )
 
     compressor: Literal["off", "select", "weight", "concat"] = Field(
-        "off", description="train branches that shrink pictures for the draft, combined in this way"
+        "off",
+        description="How to combine the branches that compress images for the draft; off trains none.",
     )
     branches: list[str] = Field(
         [],
-        description="NAME or NAME:RATIO of each branch; by default those of the mode (docs/compressors.md)",
+        description="Branches to train, each as NAME or NAME:RATIO; by default those of the chosen mode "
+        "(see docs/compressors.md).",
     )
-    num_queries: int = Field(16, ge=1, description="of the resampler: the most tokens that it gives")
+    num_queries: int = Field(
+        16, ge=1, description="Number of queries of the resampler: the most tokens that it outputs."
+    )
     ratios: list[float] = Field(
-        [], description="select: ratios at which branches are trained too; by default only their own"
+        [],
+        description="Compression ratios to train the branches at, with --compressor select; by default "
+        "each branch only at its own.",
     )
-    whole_share: float = Field(0.2, ge=0.0, le=1.0, description="of pictures that stay whole in training")
-    gate_every: int = Field(2, ge=1, description="steps between those in which a gate that selects learns")
+    whole_share: float = Field(
+        0.2, ge=0.0, le=1.0, description="Share of images that are not compressed in training."
+    )
+    gate_every: int = Field(
+        2, ge=1, description="Train the gate at every n-th step, with --compressor select."
+    )
     gate_cost: float = Field(
-        0.05, ge=0.0, description="what keeping a whole picture costs the gate, in nats a predicted token"
+        0.05,
+        ge=0.0,
+        description="Cost to the gate of keeping all tokens of an image, in nats per predicted token; "
+        "proportionally less for fewer tokens.",
     )
-    gate_balance: float = Field(0.01, ge=0.0, description="weight of the gate's balance term")
-    gate_temperature: float = Field(1.0, gt=0.0, description="of its Gumbel-softmax")
+    gate_balance: float = Field(0.01, ge=0.0, description="Weight of the gate's balance term.")
+    gate_temperature: float = Field(1.0, gt=0.0, description="Temperature of the gate's Gumbel-softmax.")
 
-    lr: float = Field(8e-5, gt=0.0, description="peak learning rate of AdamW (0.9, 0.95), no weight decay")
+    lr: float = Field(
+        8e-5, gt=0.0, description="Peak learning rate of AdamW (betas 0.9 and 0.95, no weight decay)."
+    )
     compressor_lr: float = Field(
-        1.0, gt=0.0, description="learning rate of the compressor, times that of the draft"
+        1.0, gt=0.0, description="Learning rate of the compressor, as a multiple of --lr."
     )
-    schedule: Literal["constant", "linear", "cosine"] = Field("constant", description="how it falls, to zero")
-    warmup_steps: int = Field(0, ge=0, description="steps in which it rises")
-    clip: float = Field(1.0, gt=0.0, description="largest norm of a step's gradient")
-    seed: int = Field(0, description="of the first weights, the order of the data and the noise")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant",
+        description="Learning-rate schedule after warm-up; linear and cosine fall to zero at the last step.",
+    )
+    warmup_steps: int = Field(0, ge=0, description="Learning-rate warm-up steps.")
+    clip: float = Field(1.0, gt=0.0, description="Maximum gradient norm; larger gradients are scaled down.")
+    seed: int = Field(
+        0, description="Random seed: initial weights, data order, noise, choice of branches, --generate."
+    )
 
-    device: Literal["auto", "cpu"] = Field("auto", description="auto: what accelerate finds")
+    device: Literal["auto", "cpu"] = Field(
+        "auto", description="Device to train on; auto is the one that accelerate finds."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="of the target's weights; auto as when serving"
+        "auto", description="Data type of the target's weights; auto chooses as specvlm serve does."
     )
     feature_cache_gb: float = Field(
         0.0,
         ge=0.0,
-        description="keep the target's features in OUT while training, in bfloat16, if they take no more "
-        "than this (1e9 bytes): later epochs need no forward of the target; 0: never",
+        description="Maximum size, in GB of 1e9 bytes, of a cache in OUT that keeps the target's features "
+        "(bfloat16) during training, so that later epochs need no forward pass of the target; 0 disables it.",
     )
     mixed_precision: Literal["auto", "no", "bf16"] = Field(
-        "auto", description="of the arithmetic, by autocast; auto: bf16, but not on a CPU without it"
+        "auto",
+        description="Precision of autocast; auto is bf16, except on a CPU without bfloat16 instructions.",
     )
-    workers: int = Field(1, ge=0, description="processes that prepare batches, besides each training process")
+    workers: int = Field(
+        1, ge=0, description="Worker processes that prepare batches, for each training process."
+    )
 
-    eval_every: int = Field(200, ge=1, description="steps between evaluations")
-    eval_size: int = Field(64, ge=1, description="dialogues of an evaluation")
-    eval_steps: int = Field(6, ge=1, le=32, description="drafts a round in evaluations")
-    save_seconds: float = Field(300.0, ge=0.0, description="between checkpoints")
-    log_every: int = Field(10, ge=1, description="steps between lines of the log")
+    eval_every: int = Field(200, ge=1, description="Steps between evaluations.")
+    eval_size: int = Field(64, ge=1, description="Number of held-out dialogues in an evaluation.")
+    eval_steps: int = Field(6, ge=1, le=32, description="Tokens to draft per round in evaluations.")
+    save_seconds: float = Field(300.0, ge=0.0, description="Seconds between checkpoints.")
+    log_every: int = Field(10, ge=1, description="Steps between entries in the log.")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.init_draft is not None and (self.draft_vocab is not None or self.init_from_target):
             raise ValueError(
-                "--init-draft brings its own weights and vocabulary: no --draft-vocab, no "
-                "--init-from-target beside it"
+                "--init-draft brings its own weights and vocabulary; it cannot be combined with "
+                "--draft-vocab or --init-from-target"
             )
         if self.compressor == "off" and (self.branches or self.ratios):
             raise ValueError("--branches and --ratios need --compressor select, weight or concat")
         if self.compressor != "select" and self.ratios:
-            raise ValueError("--ratios goes with --compressor select only")
+            raise ValueError("--ratios can be used with --compressor select only")
         if any(ratio < 1.0 for ratio in self.ratios):
             raise ValueError("--ratios must be at least 1")
         return self
@@ -140,6 +207,6 @@ class TrainSettings(BaseModel):
         return self.publish or self.out / "draft"
 
     def of_weights(self) -> dict[str, Any]:
-        """Settings that the weights depend on: a stopped run goes on only with the same."""
+        """Return the settings that affect the weights; a run can be resumed only with the same values."""
         values: dict[str, Any] = self.model_dump(mode="json")
         return {name: value for name, value in values.items() if name not in _FREE_ON_RESUME}

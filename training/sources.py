@@ -1,4 +1,4 @@
-"""Files and folders of training data to dialogues and documents.
+"""Reads files and folders of training data as dialogues and documents.
 
 Knows JSON lines, JSON arrays, parquet (with pyarrow, which is optional) and folders of text.
 """
@@ -17,8 +17,10 @@ TEXT_SUFFIXES = (".txt", ".md")
 
 
 def read_items(paths: Sequence[Path], image_folder: Path | None, max_length: int) -> list[Item]:
-    """Everything in ``paths``, in order. Texts are cut at blank lines into pieces of at most about
-    ``max_length`` tokens. Raises ``DataError`` with the file and line of what it cannot read.
+    """Read everything in ``paths``, in order.
+
+    Texts are cut at blank lines into pieces of at most about ``max_length`` tokens. Raises ``DataError`` with
+    the file and line that cannot be read.
     """
     items = [item for path in paths for item in _read(path, image_folder, max_length)]
     if not items:
@@ -35,12 +37,12 @@ def _read(path: Path, image_folder: Path | None, max_length: int) -> Iterator[It
 
 
 def records(path: Path) -> Iterator[tuple[Any, str]]:
-    """What a file holds, record by record, each with its place for messages. Raises ``TrainingError``."""
+    """Yield the records of a file, each with its location for error messages. Raises ``TrainingError``."""
     readers = {".jsonl": _json_lines, ".json": _json_array, ".parquet": _parquet}
     if not path.is_file():
         raise TrainingError(f"there is no file or folder {str(path)!r}")
     if path.suffix not in readers:
-        raise TrainingError(f"{path}: data must be {', '.join(readers)} files or folders of text")
+        raise TrainingError(f"{path}: data must be {', '.join(readers)} files, or folders of text files")
     yield from readers[path.suffix](path)
 
 
@@ -61,7 +63,7 @@ def _json_array(path: Path) -> Iterator[tuple[Any, str]]:
     except ValueError as error:
         raise DataError(f"{path.name}: not valid JSON: {error}") from error
     if not isinstance(records, list):
-        raise DataError(f"{path.name}: must hold a list of records")
+        raise DataError(f"{path.name}: must contain a list of records")
     for number, record in enumerate(records, 1):
         yield record, f"{path.name}: record {number}"
 
@@ -83,7 +85,7 @@ def _parquet(path: Path) -> Iterator[tuple[Any, str]]:
 
 
 def _present(value: Any) -> Any:
-    """Without the empty fields that a parquet column gives to every record."""
+    """Remove the empty fields that a parquet column adds to every record."""
     if isinstance(value, dict):
         return {name: _present(item) for name, item in value.items() if item is not None}
     return [_present(item) for item in value] if isinstance(value, list) else value
@@ -95,14 +97,14 @@ def _texts(folder: Path, max_length: int) -> Iterator[Document]:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{name}: not a text in UTF-8: {error}") from error
-        # Two characters a token is less than texts have, so hardly a piece is cut again when it is encoded.
+            raise DataError(f"{name}: cannot be read as UTF-8 text: {error}") from error
+        # Texts have more than two characters per token, so encoding rarely has to truncate a piece.
         for number, piece in enumerate(_pieces(text, 2 * max_length), 1):
             yield Document(piece, f"{name}: piece {number}")
 
 
 def _pieces(text: str, max_chars: int) -> Iterator[str]:
-    """Whole paragraphs, as many as fit together."""
+    """Yield pieces of whole paragraphs, as many as fit into ``max_chars``."""
     piece = ""
     for paragraph in text.split("\n\n"):
         if piece and len(piece) + len(paragraph) + 2 > max_chars:

@@ -1,4 +1,4 @@
-"""What is trained, as it is at first: the draft, its vocabulary, its compressor."""
+"""Creates what is trained: the draft, its vocabulary and its compressor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.draft.files import load_draft
 from training.errors import TrainingError
 from training.settings import TrainSettings
 
-# By mode: what the paper combines, at the ratios that it found best.
+# Default branches of each mode: those that the paper combines, at the ratios that it found best.
 BRANCHES = {
     "select": ["prune:10", "pool:10", "conv:5", "resampler:20", "text_only"],
     "weight": ["prune:3", "pool:3", "conv:3"],
@@ -28,14 +28,14 @@ BRANCHES = {
 
 @dataclass(frozen=True, slots=True)
 class Student:
-    """``vocabulary``: int64 ``[V]``, the token ids that the draft can propose; ``None`` for all."""
+    """What is trained. ``vocabulary``: tokens that the draft can propose, int64 ``[V]``; all if ``None``."""
 
     draft: EagleDraft
     compressor: Elastic | None = None
     vocabulary: Tensor | None = None
 
     def modules(self) -> dict[str, nn.Module]:
-        """What a checkpoint holds, by name."""
+        """Return the modules that a checkpoint holds, by name."""
         named: dict[str, nn.Module] = {"draft": self.draft}
         return named if self.compressor is None else named | {"compressor": self.compressor}
 
@@ -43,10 +43,10 @@ class Student:
 def continued(
     folder: Path, text_config: PretrainedConfig, settings: TrainSettings, *, knows_attention: bool
 ) -> Student:
-    """The draft in ``folder`` to go on from. Branches that it has come with it where they are asked
-    for, its gate if they are all the same; what is new begins afresh.
+    """Load the draft in ``folder`` to continue from.
 
-    Raises ``ModelLoadError`` where it is not of this target.
+    Those of its branches that the settings ask for are taken over, and its gate if all branches are the same;
+    new parts are initialised. Raises ``ModelLoadError`` if the draft was made for another target.
     """
     loaded = load_draft(folder, text_config, attn_implementation="sdpa")
     compressor = new_compressor(settings, loaded.module, knows_attention=knows_attention)
@@ -63,8 +63,9 @@ def continued(
 
 
 def new_compressor(settings: TrainSettings, draft: EagleDraft, *, knows_attention: bool) -> Elastic | None:
-    """As the settings ask for it. Raises ``TrainingError`` for branches that cannot be.
-    ``knows_attention``: whether the teacher has scores of pictures.
+    """Create the compressor that the settings ask for. Raises ``TrainingError`` for invalid branches.
+
+    ``knows_attention``: whether the teacher provides attention scores of pictures.
     """
     if settings.compressor == "off":
         return None
@@ -78,8 +79,8 @@ def new_compressor(settings: TrainSettings, draft: EagleDraft, *, knows_attentio
     blind = [way.name for way in compressor.ways if way.needs_scores and not knows_attention]
     if blind:
         raise TrainingError(
-            f"--branches: {blind[0]} needs what the vision tower attends to, which is known of LLaVA-1.5's "
-            "alone"
+            f"--branches: {blind[0]} needs the vision tower's attention scores, which are available for "
+            "LLaVA-1.5 only"
         )
     compressor.reset(torch.Generator().manual_seed(settings.seed))
     return compressor
@@ -90,7 +91,7 @@ def _parted(branch: str) -> tuple[str, str, str]:
 
 
 def new_draft(text_config: PretrainedConfig, seed: int, like: nn.Module | None) -> EagleDraft:
-    """A draft whose layer is a copy of ``like``, a layer of the target, or random for ``None``."""
+    """Create a draft whose layer is a copy of ``like``, a layer of the target, or random for ``None``."""
     draft = EagleDraft(text_config, attn_implementation="sdpa")
     generator = torch.Generator().manual_seed(seed)
     std = float(getattr(text_config, "initializer_range", 0.02))
@@ -110,9 +111,10 @@ def new_draft(text_config: PretrainedConfig, seed: int, like: nn.Module | None) 
 def draft_vocabulary(
     counts: npt.NDArray[np.int64], size: int | None, always: Iterable[int], never: int | None
 ) -> Tensor | None:
-    """The ``size`` most frequent token ids, int64 and rising, ``always`` (those that end an answer) among
-    them and ``never`` (a picture's placeholder) not; ``None`` for all. Where fewer occur, low ids follow:
-    tokenizers give those to the commonest pieces.
+    """Return the ``size`` most frequent token ids, int64 and ascending, or ``None`` for all.
+
+    The ids ``always`` (tokens that end an answer) are included, ``never`` (the placeholder of a picture) is
+    not. If fewer tokens occur, the lowest ids fill up: tokenizers give those to the most common pieces.
     """
     if size is None or size >= len(counts):
         return None

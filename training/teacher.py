@@ -1,7 +1,8 @@
-"""The target as a teacher: loaded as transformers would, run live, frozen.
+"""The target as a teacher: loaded as by transformers, frozen, and run live.
 
-It gives what the engine's draft gets when serving: input embeddings with pictures merged in, and hidden
-states after the final norm. Knows no paged attention: rows are told apart by positions that begin again.
+It provides what the engine's draft gets when serving: input embeddings with pictures merged in, and hidden
+states after the final norm. It uses no paged attention: the dialogues packed into a row are told apart by
+positions that start again.
 """
 
 from __future__ import annotations
@@ -29,22 +30,25 @@ from training.batches import Batch
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Some rows of the target's head: ``weight`` float32 ``[V, hidden]``, ``bias`` float32 ``[V]``."""
+    """Some rows of the target's LM head: ``weight`` float32 ``[V, hidden]``, ``bias`` float32 ``[V]``."""
 
     weight: Tensor
     bias: Tensor | None
 
     def __call__(self, states: Tensor) -> Tensor:
-        """Logits ``[..., V]``, in the precision that autocast asks for."""
+        """Return logits ``[..., V]``, in the precision that autocast asks for."""
         return F.linear(states, self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Of a batch, float32 ``[B, N, hidden]``: input ``embeddings``, pictures merged in, and ``features``, the
-    hidden states after the final norm. ``positions``: rotary ones, int64 ``[B, N]``, or ``[3, B, N]`` for a
-    family with three axes. ``scores`` float32 ``[B, N]``: what the vision tower attends to, 0 for text;
-    ``None`` where that is not known."""
+    """Outputs of the teacher for a batch.
+
+    ``embeddings``: input embeddings with pictures merged in, and ``features``: hidden states after the final
+    norm, both float32 ``[B, N, hidden]``. ``positions``: rotary positions, int64 ``[B, N]``, or ``[3, B, N]``
+    for a family with three axes. ``scores`` float32 ``[B, N]``: how much the vision tower attends to each
+    token, 0 for text; ``None`` if that is not known.
+    """
 
     embeddings: Tensor
     features: Tensor
@@ -53,7 +57,7 @@ class Seen:
 
 
 class Teacher:
-    """Use ``Teacher.load``."""
+    """The frozen target; create it with ``Teacher.load``."""
 
     def __init__(self, model: PreTrainedModel, adapter: Adapter, device: torch.device) -> None:
         self._adapter, self.device = adapter, device
@@ -62,8 +66,10 @@ class Teacher:
 
     @classmethod
     def load(cls, folder: Path, dtype: DType, device: torch.device) -> Teacher:
-        """Raises ``ModelLoadError`` for a family that the engine does not serve, or whose pictures are seen
-        in both directions: rows that are packed here are causal.
+        """Load the target. Raises ``ModelLoadError`` for a family that is not supported.
+
+        These are families that the engine does not serve, and those with bidirectional attention within a
+        picture, because packed rows are causal here.
         """
         hf_config = AutoConfig.from_pretrained(folder)
         where: Device = "cpu" if device.type == "cpu" else "cuda"
@@ -86,41 +92,41 @@ class Teacher:
         return layers[-1]
 
     def grids(self, image: ImageInput) -> tuple[Grid, ...]:
-        """Those of a picture's visual tokens."""
+        """Return the grids of a picture's visual tokens."""
         return self._adapter.grids(image)
 
     @property
     def knows_attention(self) -> bool:
-        """Whether there are ``scores``."""
+        """Whether ``scores`` are available."""
         return self._adapter.knows_attention
 
     def head(self, vocabulary: Tensor | None) -> Head:
-        """The rows of these token ids, int64 ``[V]``; all of them for ``None``."""
+        """Return the head for the token ids ``vocabulary``, int64 ``[V]``; for all of them if ``None``."""
         weight, bias = self._head.weight, self._head.bias
         assert isinstance(weight, Tensor)
         chosen = slice(None) if vocabulary is None else vocabulary.to(weight.device)
         return Head(weight[chosen].float(), bias[chosen].float() if isinstance(bias, Tensor) else None)
 
     def see(self, batch: Batch) -> Seen:
-        """What the draft is given and is to learn."""
+        """Compute the draft's inputs and its training targets."""
         embeddings, scores, more = self._inputs(batch)
         positions = self.positions(batch)
-        # transformers tells sequences apart by plain positions, which it wants before the three axes.
+        # transformers tells sequences apart by the plain positions, which it expects before the three axes.
         told = positions if positions.dim() == 2 else torch.cat([batch.positions[None], positions])
         return Seen(embeddings.float(), self.features(embeddings, told, **more), positions, scores)
 
     def embed(self, batch: Batch) -> Tensor:
-        """Input embeddings ``[B, N, hidden]``, pictures merged in."""
+        """Return input embeddings ``[B, N, hidden]`` with pictures merged in."""
         return self._inputs(batch)[0]
 
     def positions(self, batch: Batch) -> Tensor:
-        """Rotary positions int64 ``[B, N]`` or ``[3, B, N]``, from 0 in each dialogue."""
+        """Return rotary positions, int64 ``[B, N]`` or ``[3, B, N]``, counted from 0 in each dialogue."""
         runs = split_runs(batch.image_slots.tolist(), [image.num_tokens for image in batch.images])
         images = [
             msgspec.structs.replace(image, spans=spans)
             for image, spans in zip(batch.images, runs, strict=True)
         ]
-        # All rows as one prompt: positions count on, so those of a dialogue are its own, moved by its first.
+        # All rows are treated as one prompt; subtracting its first position gives a dialogue's own positions.
         found = self._adapter.positions(Prompt(token_ids=batch.ids.flatten().tolist(), images=images))
         if found is None:
             return batch.positions
@@ -130,7 +136,7 @@ class Teacher:
 
     @torch.no_grad()
     def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor | None, dict[str, Any]]:
-        """Input embeddings, scores, and what else the text model takes."""
+        """Return input embeddings, scores, and the text model's other inputs."""
         embeddings: Tensor = self._embed(batch.ids)
         scores = torch.zeros(batch.ids.shape, device=self.device) if self.knows_attention else None
         if not batch.images:
@@ -146,11 +152,11 @@ class Teacher:
 
     @torch.no_grad()
     def features(self, embeddings: Tensor, positions: Tensor, **more: Any) -> Tensor:
-        """Hidden states after the final norm ``[B, N, hidden]``, float32. ``positions`` int64 ``[B, N]``, or
-        ``[4, B, N]``: before three axes, the plain ones.
+        """Return hidden states after the final norm, float32 ``[B, N, hidden]``.
 
-        transformers takes positions that do not rise by one for the border of two sequences, which then do
-        not see each other; sliding windows are cut by those positions too.
+        ``positions``: int64 ``[B, N]``, or ``[4, B, N]`` with the plain positions before the three axes.
+        Where they do not increase by one, transformers assumes the border of two sequences, which then do not
+        attend to each other; sliding windows follow these positions too.
         """
         output = self._adapter.text_model(
             inputs_embeds=embeddings, position_ids=positions, use_cache=False, **more
@@ -160,5 +166,5 @@ class Teacher:
 
 
 def stop_token_ids(folder: Path) -> frozenset[int]:
-    """Tokens that end an answer."""
+    """Return the tokens that end an answer."""
     return read_eos_token_ids(EngineConfig(model=str(folder)))

@@ -1,7 +1,7 @@
-"""One optimiser step: teacher and draft forward, gradients summed over passes and processes, AdamW.
+"""Runs optimiser steps: teacher and draft forward, gradients summed over passes and processes, AdamW.
 
-A step's loss is the mean over the tokens that its whole batch predicts, so it does not matter how the batch
-is cut into rows, passes and processes. Knows no files and no progress.
+The loss of a step is the mean over all tokens that its batch predicts, so it does not matter how the batch is
+cut into rows, passes and processes. Knows nothing of files or progress.
 """
 
 from __future__ import annotations
@@ -31,9 +31,12 @@ BETAS = (0.9, 0.95)
 
 @dataclass(frozen=True, slots=True)
 class GateReport:
-    """Of one step of a gate that selects: its loss in nats a predicted token of dialogues with pictures, with
-    price and balance; the share of pictures for which it would take each branch, by tag; the seconds of this
-    process that went into running all branches for it, over all its passes."""
+    """Report on one step of a selecting gate.
+
+    ``loss``: in nats per predicted token of dialogues with pictures, including the cost of kept tokens and
+    the balance term. ``choices``: share of pictures for which it would take each branch, by tag. ``seconds``:
+    time that this process spent running all branches for it, over all its passes.
+    """
 
     loss: float
     choices: dict[str, float]
@@ -50,9 +53,12 @@ class GateReport:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """Means over predicted tokens. ``agreement``: for each draft step, how often draft and target find the
-    same token (of the draft's vocabulary) likeliest. ``stop``: some process wants to end. ``gate``: of the
-    last step in which one learnt from a picture, none before."""
+    """Report on one step, with means over predicted tokens.
+
+    ``agreement``: for each draft step, how often draft and target have the same most likely token (of the
+    draft's vocabulary). ``stop``: whether some process wants to stop. ``gate``: the report of the last step
+    in which the gate learnt from a picture, ``None`` before.
+    """
 
     loss: float
     ce: float
@@ -72,11 +78,12 @@ class StepReport:
 
 
 class Trainer:
-    """``accelerator`` is an ``accelerate.Accelerator``: it knows the processes and sums over them.
+    """Trains the draft, and its compressor if there is one.
 
-    ``see``: what the target gives for a batch. ``head``: its rows of the draft's vocabulary.
-    ``num_steps``: where the schedule ends. ``compression``: what becomes of pictures, which are learnt whole
-    without it.
+    ``accelerator``: an ``accelerate.Accelerator``, which knows the processes and sums over them. ``see``:
+    returns the target's outputs for a batch. ``head``: the target's head for the draft's vocabulary.
+    ``num_steps``: where the schedule ends. ``compression``: how pictures are compressed; without it they stay
+    whole.
     """
 
     def __init__(
@@ -104,14 +111,15 @@ class Trainer:
         self._step_weights = [decay / sum(decays) for decay in decays]
         selects = compression is not None and settings.compressor == "select"
         self._tags = [way.tag for way in compression.compressor.ways] if compression and selects else []
-        # Of the step so far: the gate's loss, the share of tokens that it is of, and its choices.
+        # Sums over the current step: the gate's loss, the share of tokens that it covers, and its choices.
         self._gate_sums = torch.zeros(2 + len(self._tags), device=self._device)
         self._gate_seconds = 0.0
         self._gate_report: GateReport | None = None
 
     def step(self, number: int, batches: Iterable[Batch], num_targets: int, *, stop: bool) -> StepReport:
-        """Take step ``number``. ``batches``: this process's passes; ``num_targets``: tokens that the passes
-        of all processes predict. Every process must take part, even without a pass.
+        """Run step ``number``. Every process must call it, even one without a pass.
+
+        ``batches``: this process's passes. ``num_targets``: tokens that the passes of all processes predict.
         """
         settings = self._settings
         self.draft.train()
@@ -129,10 +137,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, settings.clip))
-        if not math.isfinite(norm):  # in every process, as gradients are sums over all
+        if not math.isfinite(norm):  # the same in all processes, as gradients are summed
             raise TrainingError(
-                f"step {number + 1}: the norm of the gradients is {norm}, no number to go on with. The "
-                "last checkpoint is from before; go on from there with a lower --lr, or look at the data"
+                f"step {number + 1}: the gradient norm is {norm}, so the step was not taken. Check the data, "
+                "or start over with --no-resume and a lower --lr; the last checkpoint is not affected"
             )
         self.optimizer.step()
         stops, total, ce, feature, *rest = sums.tolist()
@@ -148,8 +156,10 @@ class Trainer:
             self._gate_report = GateReport(loss / share, choices, self._gate_seconds)
 
     def _backward(self, batch: Batch, number: int, num_targets: int) -> Tensor:
-        """Add a pass's gradients; sums over its predicted tokens: loss, CE and SmoothL1 of step 0, and for
-        every draft step the hits and the tokens that it could predict.
+        """Add the gradients of a pass, and return sums over its predicted tokens.
+
+        These are the loss, the CE and SmoothL1 of draft step 0, and for every draft step the hits and the
+        number of tokens that it could predict.
         """
         settings, where = self._settings, batch.predicts.flatten()
         with torch.autocast(self._device.type, torch.bfloat16, settings.mixed_precision == "bf16"):
@@ -160,7 +170,7 @@ class Trainer:
             given = noisy(seen.features, settings.noise, (settings.seed, number, batch.first_row))
             whole = whole_rows(self.draft, seen.embeddings, given, seen.positions, batch.dialogues)
             rows, gate_loss = self._compress(batch, seen, whole, labels, number, num_targets)
-            slots = rows.slots[where]  # -1: of a visual token that was compressed away
+            slots = rows.slots[where]  # -1: a visual token that was compressed away
             rounds = rows.rounds.flatten()[slots].masked_fill(slots < 0, -1)
             valid = [(rounds >= step).float() for step in range(settings.unroll)]
             weights = {"ce_weight": settings.ce_weight, "feature_weight": settings.feature_weight}
@@ -178,7 +188,7 @@ class Trainer:
     def _compress(
         self, batch: Batch, seen: Seen, whole: Rows, labels: Tensor, number: int, num_targets: int
     ) -> tuple[Rows, Tensor]:
-        """The rows that are trained in this step, and the gate's loss if it is its turn to learn."""
+        """Return the rows to train on in this step, and the gate's loss (0 in steps that do not train it)."""
         compression, nothing = self._compression, whole.joined.new_zeros(())
         if compression is None or not batch.images:
             return whole, nothing
@@ -199,8 +209,11 @@ class Trainer:
     def _costs(
         self, batch: Batch, whole: Rows, placed: list[Placed], labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The draft's cross-entropy a predicted token in each picture's dialogue if all pictures take one
-        branch, float32 ``[P, branches]``, and how many those tokens are, ``[P]``, shared among the pictures.
+        """Return the cost of each branch for each picture, and the number of tokens that it is a mean over.
+
+        Cost, float32 ``[P, branches]``: the draft's cross-entropy per predicted token of the picture's
+        dialogue if all pictures take the branch. Number of tokens, ``[P]``: shared among the pictures of a
+        dialogue.
         """
         assert self._compression is not None
         where, dialogues = batch.predicts.flatten(), batch.numbered_dialogues.flatten()
@@ -218,7 +231,7 @@ class Trainer:
         return torch.stack(means, dim=1), per_picture(counts[0], dialogues[firsts])
 
     def _sum_gradients(self) -> None:
-        """One message for all parameters. Losses are already parts of the mean, so a sum is right."""
+        """Sum the gradients over processes in one call. Losses are parts of the mean, so a sum is right."""
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
         flat = self._accelerator.reduce(torch.cat([g.flatten() for g in gradients]), reduction="sum")
         for parameter, part in zip(self._parameters, flat.split([g.numel() for g in gradients]), strict=True):
@@ -226,7 +239,10 @@ class Trainer:
 
 
 def learning_rate(step: int, num_steps: int, settings: TrainSettings) -> float:
-    """Of step ``step`` (from 0): up in a line, then constant, or down to zero at ``num_steps``."""
+    """Return the learning rate of step ``step`` (from 0): linear warm-up, then constant or falling to zero.
+
+    A falling rate reaches zero at ``num_steps``.
+    """
     if step < settings.warmup_steps:
         return settings.lr * (step + 1) / settings.warmup_steps
     done = (step - settings.warmup_steps) / max(1, num_steps - settings.warmup_steps)
@@ -235,9 +251,10 @@ def learning_rate(step: int, num_steps: int, settings: TrainSettings) -> float:
 
 
 def noisy(features: Tensor, amount: float, key: tuple[int, int, int]) -> Tensor:
-    """``features`` ``[B, N, hidden]`` plus noise drawn evenly from -``amount`` to ``amount`` (EAGLE, arXiv
-    2401.15077, section 3.3). ``key`` (seed, step, first row): the same step draws the same, resumed or not,
-    on one process or on many.
+    """Add uniform noise from -``amount`` to ``amount`` to ``features`` ``[B, N, hidden]``.
+
+    From EAGLE (arXiv 2401.15077, section 3.3). ``key`` is (seed, step, first row), so that a step draws the
+    same noise whether it was resumed or not, on one process or on many.
     """
     if amount == 0.0:
         return features

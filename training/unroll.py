@@ -1,6 +1,6 @@
-"""Several draft steps of every position at once, as training and evaluation need them.
+"""Runs several draft steps from every position at once, for training and evaluation.
 
-When serving, a round that starts at token ``t`` (the last token that is known) runs
+When serving, a round that starts at token ``t`` (the last known token) runs
 
     step 0   slot t       embedding of t       true feature of t - 1      drafts token t + 1
     step 1   slot t + 1   embedding of t + 1   state of step 0, slot t    drafts token t + 2
@@ -8,9 +8,9 @@ When serving, a round that starts at token ``t`` (the last token that is known) 
 
 and in step ``s`` the slot ``i = t + s`` attends to: slots up to ``t`` as step 0 wrote them (with true
 features), slot ``t + 1`` as step 1 wrote it, ... and slot ``i`` as step ``s`` writes it now. Here all starts
-``t`` run together: step ``s`` is one forward over all slots, slot ``i`` standing for the round that started
-at ``t = i - s``, with the data's tokens in place of drafted ones (which they equal as long as drafts are
-accepted). Keys of all steps lie one after the other, and slot ``i`` of step ``s`` sees
+``t`` run together: step ``s`` is one forward pass over all slots, where slot ``i`` represents the round that
+started at ``t = i - s``, with the data's tokens in place of drafted ones (to which they are equal as long as
+drafts are accepted). The keys of all steps are concatenated, and slot ``i`` of step ``s`` sees
 
     of step 0             slots j <= i - s
     of step r, 1 <= r <= s   slot i - s + r only
@@ -18,7 +18,7 @@ accepted). Keys of all steps lie one after the other, and slot ``i`` of step ``s
 Example, N = 4, step 2 (x: seen; rows: slots i; columns: j of step 0, of step 1, of step 2):
 
     i=0   . . . .   . . . .   x . . .
-    i=1   . . . .   x . . .   . x . .       slots with i < s stand for no round; what they give is not used
+    i=1   . . . .   x . . .   . x . .       slots with i < s represent no round; their output is not used
     i=2   x . . .   . x . .   . . x .
     i=3   x x . .   . . x .   . . . x
 
@@ -38,22 +38,24 @@ from training.rows import Rows, shifted
 
 
 def step_mask(dialogues: Tensor, step: int) -> Tensor:
-    """What the slots of ``step`` see: bool ``[B, 1, N, (step + 1) * N]``. ``dialogues`` int64 ``[B, N]``:
-    slots of different dialogues do not see each other.
+    """Return the attention mask of ``step``: bool ``[B, 1, N, (step + 1) * N]``.
+
+    ``dialogues`` int64 ``[B, N]``: slots of different dialogues do not see each other.
     """
     slots = torch.arange(dialogues.shape[1], device=dialogues.device)
     behind = slots[:, None] - slots[None, :]
     seen = [behind >= step] + [behind == step - r for r in range(1, step + 1)]
     same = dialogues[:, :, None] == dialogues[:, None, :]
     mask = torch.cat([same & block for block in seen], dim=-1)
-    if step:  # a slot without a round sees itself, or its softmax would divide by nothing
+    if step:  # a slot without a round sees itself, or its softmax would divide by zero
         mask[:, slots, step * len(slots) + slots] = True
     return mask.unsqueeze(1)
 
 
 def unrolled(draft: EagleDraft, rows: Rows, steps: int) -> Iterator[Tensor]:
-    """The states ``[B, N, hidden]`` of steps 0, 1, … of every slot; those of step ``s`` mean something where
-    ``rows.rounds`` is at least ``s``.
+    """Yield the states ``[B, N, hidden]`` of all slots in steps 0, 1, …
+
+    The states of step ``s`` are meaningful where ``rows.rounds`` is at least ``s``.
     """
     cache = DynamicCache()
     joined = rows.joined

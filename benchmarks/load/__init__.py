@@ -1,4 +1,4 @@
-"""``specvlm bench``: load on any server that speaks the OpenAI API, and what its users would have felt.
+"""``specvlm bench``: load-tests any server with an OpenAI-compatible API, as its users would experience it.
 
-Knows HTTP and published data sets; nothing of the engine. Measurements of the engine itself are beside it.
+Knows HTTP and published data sets, nothing of the engine, whose measurements are in the parent package.
 """

@@ -1,4 +1,4 @@
-"""The command ``specvlm bench``. Imports what it needs when it runs."""
+"""The command ``specvlm bench``. Heavy imports are deferred until it runs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from benchmarks.load.settings import BenchSettings
 
 
 class Bench(BenchSettings):
-    """Put load on a server that speaks the OpenAI API: JSON on stdout, a table on stderr.
+    """Load-test a server with an OpenAI-compatible API; print JSON to stdout and a table to stderr.
 
-    The exit code is 1 if a request failed or the run was cut short. For example: specvlm bench --compare
+    The exit code is 1 if a request failed or the run was cut short. Example: specvlm bench --compare
     speculation plain
     """
 
@@ -31,7 +31,7 @@ class Bench(BenchSettings):
         sys.exit(1 if failed else 0)
 
     def _run(self) -> dict[str, Any]:
-        """Whatever ends the run, what it has found is shown."""
+        """Run the benchmark; whatever ends it, the results so far are shown."""
         from benchmarks.load.files import check_writable, write_document
         from benchmarks.load.run import bench
         from training.chart import check_plotting

@@ -1,7 +1,7 @@
-"""Requests that are timed: one, and a closed loop of many. Knows HTTP; not what is asked.
+"""Sends and times requests: one, or a closed loop of many. Knows HTTP, not the content of requests.
 
-aiohttp and not httpx, which took twice its processor time to read 64 streams (and a client that is late
-makes gaps between tokens of its own).
+It uses aiohttp because httpx took twice the CPU time to read 64 streams, and a client that cannot keep up
+adds gaps between tokens of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CONNECT_SECONDS = 10.0
 
 
 async def open_session(api_key: str | None, timeout: float) -> aiohttp.ClientSession:
-    """For as many connections as are asked for, until it is closed. ``timeout``: seconds for a request."""
+    """Open a session without a limit on connections. ``timeout``: seconds for a whole request."""
     headers = {"Content-Type": "application/json"}
     if api_key:
         headers["Authorization"] = f"Bearer {api_key}"
@@ -31,7 +31,7 @@ async def open_session(api_key: str | None, timeout: float) -> aiohttp.ClientSes
 
 
 async def record(http: aiohttp.ClientSession, url: str, body: bytes) -> Recording:
-    """Send ``body``, note what comes back and when. Failures are recorded, not raised."""
+    """Send ``body`` and record the response with its timing. Failures are recorded, not raised."""
     recording = Recording(time.perf_counter())
     try:
         async with http.post(url, data=body, allow_redirects=False) as response:
@@ -41,7 +41,7 @@ async def record(http: aiohttp.ClientSession, url: str, body: bytes) -> Recordin
             else:
                 recording.error = f"{response.status}: {reason(await response.read())}"
     except TimeoutError:
-        recording.error = f"no end after {time.perf_counter() - recording.start:.0f} s"
+        recording.error = f"timed out after {time.perf_counter() - recording.start:.0f} s"
     except aiohttp.ClientError as error:
         recording.error = str(error) or type(error).__name__
     recording.end = time.perf_counter()
@@ -49,7 +49,7 @@ async def record(http: aiohttp.ClientSession, url: str, body: bytes) -> Recordin
 
 
 def reason(body: bytes) -> str:
-    """What an answer other than 200 says: OpenAI's message, or the beginning of whatever it is."""
+    """Return the message of a response other than 200: OpenAI's, or the beginning of the body."""
     try:
         said = json.loads(body)
     except ValueError:
@@ -64,9 +64,10 @@ async def closed_loop(
     concurrency: int,
     on_end: Callable[[], object],
 ) -> tuple[float, list[Recording]]:
-    """``concurrency`` callers, each of whom sends the next of ``bodies`` when their last answer has ended.
+    """Send ``bodies`` with ``concurrency`` callers, each sending the next one when its last answer has ended.
 
-    Seconds from the first request to the last end, and the recordings in the order of ``bodies``.
+    Returns the seconds from the first request to the end of the last, and the recordings in the order of
+    ``bodies``.
     """
     recordings: dict[int, Recording] = {}
     waiting = iter(enumerate(bodies))

@@ -1,4 +1,4 @@
-"""Acceptance from a server's Prometheus counters (vLLM's names), where its answers do not report it."""
+"""Reads acceptance from a server's Prometheus counters (vLLM's names) if its answers do not report it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NAMES = {
 
 
 def read_counters(text: str) -> dict[str, int]:
-    """By the names of our answers' reports, whatever the prefix; empty where a server has none."""
+    """Return the counters by the names in our answers' reports, with any prefix; empty if there are none."""
     found: dict[str, int] = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -24,7 +24,7 @@ def read_counters(text: str) -> dict[str, int]:
 
 
 async def counters(http: aiohttp.ClientSession, url: str) -> dict[str, int]:
-    """Those of the server whose API is at ``url``; empty if it has none, or will not say."""
+    """Fetch the counters of the server whose API is at ``url``; empty if it has or reports none."""
     try:
         async with http.get(url.removesuffix("/v1") + "/metrics", allow_redirects=False) as response:
             return read_counters(await response.text()) if response.status == 200 else {}

@@ -1,4 +1,4 @@
-"""What is asked: drawn pictures, a folder of pictures, files of dialogues, or a published set."""
+"""Reads the questions to ask: on drawn pictures, a folder of pictures, from dialogues or a published set."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from training.sources import records
 
 DEMO = "demo"
 DEMO_KINDS = ("describe", "describe", "describe", "text")
-"""By turns, unless the user names others."""
+"""Asked in turn, unless the user names others."""
 TEXT = "text"
 
 
@@ -29,7 +29,7 @@ class DataSet:
 
 
 def read(settings: BenchSettings) -> list[DataSet]:
-    """At most ``num_prompts`` questions a set. Raises ``BenchError``, and its readers' ``TrainingError``."""
+    """Read at most ``num_prompts`` questions per set. Raises ``BenchError``; for files ``TrainingError``."""
     found = []
     for name in settings.data:
         kind, _, rest = name.partition(":")
@@ -44,20 +44,23 @@ def read(settings: BenchSettings) -> list[DataSet]:
     for data in found:
         if len(data.questions) < max(settings.concurrency):
             raise BenchError(
-                f"{data.name} has {len(data.questions)} questions: too few for --concurrency "
+                f"{data.name} has {len(data.questions)} questions, too few for --concurrency "
                 f"{max(settings.concurrency)}"
             )
     return found
 
 
 def demo_questions(kinds: Sequence[str], seed: int) -> Iterator[Messages]:
-    """Without end. ``kinds``: tasks of the demo's pictures, and ``text`` for chat without one, by turns."""
+    """Yield the demo's questions endlessly.
+
+    ``kinds``, which are taken in turn, are tasks of the demo's pictures, or ``text`` for text-only chat.
+    """
     from demo.draft_data import text_prompts
     from demo.pictures import TASKS, sample
 
     if unknown := set(kinds) - {*TASKS, TEXT}:
         raise BenchError(
-            f"the demo has no {', '.join(sorted(unknown))}: choose among {TEXT}, {', '.join(TASKS)}"
+            f"unknown demo tasks: {', '.join(sorted(unknown))}; choose from {TEXT}, {', '.join(TASKS)}"
         )
     for number, kind in enumerate(cycle(kinds)):
         index = 100_000 * seed + number
@@ -69,7 +72,7 @@ def demo_questions(kinds: Sequence[str], seed: int) -> Iterator[Messages]:
 
 
 _DEMO_SEED = 920_000
-"""No other's: neither training nor the demo's evaluation draws these pictures."""
+"""Used nowhere else: neither training nor the demo's evaluation draws these pictures."""
 
 
 def path_questions(path: Path, prompt: str) -> Iterator[Messages]:
@@ -79,11 +82,11 @@ def path_questions(path: Path, prompt: str) -> Iterator[Messages]:
 
 
 def folder_questions(folder: Path, prompt: str) -> Iterator[Messages]:
-    """``prompt`` about each picture, by name. Files that are no pictures are left out."""
+    """Ask ``prompt`` about each picture, in the order of file names. Other files are skipped."""
     suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in _FORMATS}
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes)
     if not paths:
-        raise BenchError(f"there is no picture in {str(folder)!r}")
+        raise BenchError(f"there are no images in {str(folder)!r}")
     return (question(prompt, [path.read_bytes()]) for path in paths)
 
 

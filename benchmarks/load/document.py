@@ -1,4 +1,4 @@
-"""The document of a run, while it grows and when it is done."""
+"""The JSON document of a run, during the run and at its end."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from benchmarks.load.targets import Target
 from benchmarks.machine import busy_warning, load, machine
 
 FORMAT = 1
-"""Raised when a field of the document changes its meaning or goes."""
+"""Increased when a field of the document changes its meaning or is removed."""
 
 
 class Document:
-    """Begun before the first request. ``targets`` and ``points`` are added to as they are known."""
+    """The document of a run. ``targets`` and ``points`` are filled during the run."""
 
     def __init__(self, settings: BenchSettings) -> None:
         self.targets: list[Target] = []
@@ -27,7 +27,7 @@ class Document:
         self._before, self._started = load(), time.time()
 
     def so_far(self) -> dict[str, Any]:
-        """What there is if the run ends here. Does not look at the machine, which would take a second."""
+        """Return the document as if the run ended now, without measuring the load, which takes a second."""
         return self._json(None)
 
     def finished(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class Document:
 
 
 def without_key(argv: Sequence[str]) -> list[str]:
-    """The command line as it may be shown to others."""
+    """Return the command line with the API key masked."""
     shown: list[str] = []
     for word in argv:
         if shown and shown[-1] == "--api-key":

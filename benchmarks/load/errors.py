@@ -1,7 +1,7 @@
-"""What ends a run before it has figures; the message is for the user."""
+"""Errors that end a run; their messages are shown to the user."""
 
 from __future__ import annotations
 
 
 class BenchError(Exception):
-    """A run that cannot start, or cannot go on."""
+    """A run cannot start or continue."""

@@ -1,4 +1,4 @@
-"""What one request asks: OpenAI's messages, with their pictures as data URLs."""
+"""The messages of a request in OpenAI's format, with pictures as data URLs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Messages = list[dict[str, Any]]
 
 
 def to_messages(dialogue: Dialogue) -> Messages:
-    """Up to the last question: an answer behind it is what the server is to find."""
+    """Convert a dialogue up to its last question; the server is to answer that itself."""
     messages = list(dialogue.messages)
     while messages[-1].role == "assistant":
         messages.pop()
@@ -38,7 +38,7 @@ def _bytes(source: Path | bytes) -> bytes:
 
 
 def question(text: str, pictures: Sequence[bytes]) -> Messages:
-    """One user's message: pictures, then the text."""
+    """Return one user message: pictures, then the text."""
     parts = [*(picture_part(picture) for picture in pictures), text_part(text)]
     return [{"role": "user", "content": parts}]
 
@@ -48,12 +48,12 @@ def text_part(text: str) -> dict[str, Any]:
 
 
 def picture_part(content: bytes) -> dict[str, Any]:
-    """As a data URL. Raises ``BenchError`` for what is no picture."""
+    """Return a picture as a data URL part. Raises ``BenchError`` if ``content`` is not a picture."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             kind = Image.MIME[image.format or ""]
     except (OSError, KeyError, Image.DecompressionBombError) as error:
-        raise BenchError(f"a file of {len(content)} bytes is no picture: {error}") from error
+        raise BenchError(f"a file of {len(content)} bytes is not an image: {error}") from error
     url = f"data:{kind};base64,{base64.b64encode(content).decode()}"
     return {"type": "image_url", "image_url": {"url": url}}
 

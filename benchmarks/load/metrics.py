@@ -1,4 +1,4 @@
-"""Answers to figures: latencies, throughput, goodput and acceptance. Pure arithmetic."""
+"""Computes metrics from answers: latencies, throughput, goodput and acceptance. Pure arithmetic."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _SUMMED_IF_THERE = ("visual_tokens", "draft_visual_tokens")
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One side's requests at one concurrency, all of them, and the seconds that they took together.
+    """All requests of one side at one concurrency, and the seconds that they took together.
 
-    ``counted``: what the server's own counters of speculation grew by, where answers do not report it.
+    ``counted``: the increase of the server's speculation counters, if its answers do not report speculation.
     """
 
     seconds: float
@@ -37,7 +37,7 @@ class Window:
 
 
 def figures(windows: Sequence[Window], limits: dict[str, float]) -> dict[str, Any]:
-    """Everything about one side at one point. Latencies in seconds, of the answers that came whole."""
+    """Compute all metrics of one side at one point. Latencies are in seconds, over complete answers only."""
     answers = [answer for window in windows for answer in window.done]
     failures = [answer.error for window in windows for answer in window.answers if answer.error is not None]
     seconds = sum(window.seconds for window in windows)
@@ -63,7 +63,7 @@ def figures(windows: Sequence[Window], limits: dict[str, float]) -> dict[str, An
 
 
 def distribution(values: Sequence[float]) -> dict[str, float] | None:
-    """Mean, percentiles (linear between neighbours) and maximum; ``None`` of nothing."""
+    """Return mean, percentiles (linearly interpolated) and maximum, or ``None`` if there are no values."""
     if not values:
         return None
     points = np.percentile(values, PERCENTILES)
@@ -72,8 +72,10 @@ def distribution(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def goodput(windows: Sequence[Window], limits: dict[str, float]) -> dict[str, Any]:
-    """Requests a second that kept every limit (seconds). One that failed keeps none; a latency that an answer
-    does not have, such as the time per token of a single token, keeps its limit.
+    """Compute the requests per second that met every limit (in seconds).
+
+    A failed request meets none. A latency that an answer does not have, such as the time per output token of
+    a single token, meets its limit.
     """
     asked = [answer for window in windows for answer in window.answers]
     good = sum(answer.error is None and _within(answer, limits) for answer in asked)
@@ -87,9 +89,9 @@ def _within(answer: Answer, limits: dict[str, float]) -> bool:
 
 
 def acceptance(reports: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Reports of answers, or of windows, summed up; ``None`` where there are none.
+    """Sum up the speculation reports of answers or of windows; ``None`` if there are none.
 
-    ``compressors``: how many answers each branch shrank the draft's view of pictures for.
+    ``compressors``: the number of answers for which each branch compressed the draft's pictures.
     """
     if not reports:
         return None
@@ -108,7 +110,7 @@ def acceptance(reports: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def rates(total: dict[str, Any]) -> dict[str, float | None]:
-    """Tokens of a round, its bonus token included, and the share of drafts that were accepted."""
+    """Return the tokens per round, including the bonus token, and the share of drafts accepted."""
     rounds, drafted = total["num_spec_steps"], total["num_draft_tokens"]
     accepted = total["num_accepted_draft_tokens"]
     return {

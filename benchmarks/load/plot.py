@@ -1,4 +1,4 @@
-"""Everything that was measured against concurrency, a line a side."""
+"""Plots all metrics against concurrency, with one line per side."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _length(side: dict[str, Any]) -> float | None:
 
 
 PANELS: tuple[Panel, ...] = (
-    ("output tokens a second", (lambda side: side["tokens_per_second"],)),
+    ("output tokens per second", (lambda side: side["tokens_per_second"],)),
     ("time to first token, ms", _latencies("ttft")),
     ("between chunks (ITL), ms", _latencies("itl")),
     ("time per output token, ms", _latencies("tpot")),
@@ -42,21 +42,21 @@ PANELS: tuple[Panel, ...] = (
 
 
 def panels(document: dict[str, Any]) -> list[Panel]:
-    """Goodput is there if a limit was stated, tokens a round if a server told of them."""
+    """Return the panels to draw; goodput needs stated limits, tokens per round a server that reports them."""
     found = list(PANELS)
     if limits := document["settings"]["goodput"]:
         stated = ", ".join(limit.replace(":", " ≤ ") for limit in limits)
         found.append(
-            (f"answers a second with\n{stated} ms", (lambda side: side["goodput"]["requests_per_second"],))
+            (f"answers per second with\n{stated} ms", (lambda side: side["goodput"]["requests_per_second"],))
         )
     sides = (side for point in document["points"] for side in point["sides"].values())
     if any(_length(side) is not None for side in sides):
-        found.append(("tokens a round", (_length,)))
+        found.append(("tokens per round", (_length,)))
     return found
 
 
 def write_plot(document: dict[str, Any], path: Path) -> None:
-    """SVG or PNG, as ``path`` ends. Raises ``BenchError``."""
+    """Write an SVG or PNG file, by the suffix of ``path``. Raises ``BenchError``."""
     try:
         if path.suffix.lower() == ".png":
             draw(document).savefig(path, format="png", dpi=DPI)
@@ -67,8 +67,10 @@ def write_plot(document: dict[str, Any], path: Path) -> None:
 
 
 def draw(document: dict[str, Any]) -> Figure:
-    """A group of panels for each data set and temperature: in two lines if it is the only one, else in one,
-    so that the same figures stand below each other. A 99th percentile is dashed beside its median.
+    """Draw a group of panels for each data set and temperature.
+
+    A single group has two rows of panels; several groups have one row each, so that the same metrics are in
+    one column. 99th percentiles are dashed, next to the medians.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
     for point in document["points"]:
@@ -84,7 +86,7 @@ def draw(document: dict[str, Any]) -> Figure:
         for number, (name, values) in enumerate(shown, 1):
             axes = part.add_subplot(lines, columns, number)
             _panel(axes, sorted(points, key=lambda p: p["concurrency"]), labels, values)
-            axes.set(ylabel=name, xlabel="requests at a time")
+            axes.set(ylabel=name, xlabel="concurrent requests")
     handles, names = figure.axes[0].get_legend_handles_labels()
     if len(labels) > 1:
         figure.legend(handles, names, loc="outside lower center", ncols=len(labels), frameon=False)
@@ -102,7 +104,7 @@ def _title(document: dict[str, Any]) -> str:
 def _panel(
     axes: Axes, points: Sequence[dict[str, Any]], labels: Sequence[str], values: Sequence[Value]
 ) -> None:
-    """Every concurrency that was measured has its tick; axes begin at zero."""
+    """Draw a panel with a tick at every measured concurrency and axes that start at zero."""
     for label, colour in zip(labels, COLOURS, strict=False):
         for value, style, name in zip(values, ("-", "--"), (label, None), strict=False):
             heights = [value(point["sides"][label]) for point in points]

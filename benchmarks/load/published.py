@@ -1,8 +1,8 @@
-"""Published data sets, in the layouts that they are published in: the questions of the paper's tables.
+"""Reads published data sets in their original layouts: the questions of the paper's tables.
 
 Layouts are those of LLaVA's evaluation folder (``docs/Evaluation.md`` and ``scripts/v1_5/eval/`` of
 haotian-liu/LLaVA) and of the data set card of MMMU. As in the paper (arXiv 2509.11815, section 4.1), only
-questions with pictures are taken, in their order, and instructions to answer shortly are replaced.
+questions with pictures are used, in their order, and instructions to answer briefly are replaced.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SUBJECTS = ("Art", "Biology", "Chemistry", "Economics", "Math", "Physics")
 
 
 def explained(text: str) -> str:
-    """The question with the paper's instruction in place of one to be short."""
+    """Replace an instruction to answer briefly by the paper's instruction to explain the answer."""
     text = text.strip()
     for short in SHORT:
         text = text.removesuffix(short).rstrip()
@@ -46,22 +46,25 @@ def explained(text: str) -> str:
 
 
 def jsonl(folder: Path, file: str, pictures: str, ask: Callable[[str], str] = explained) -> Questions:
-    """LLaVA's: a line has ``image``, a path below the folder ``pictures``, and ``text``."""
+    """Read LLaVA's format: each line has ``image``, a path below the folder ``pictures``, and ``text``."""
     for record, where in records(folder / file):
         match record:
             case {"image": str(image), "text": str(text)}:
                 path = folder / pictures / image
                 if not path.is_file():
-                    raise BenchError(f"{where}: there is no picture {str(path)!r}")
+                    raise BenchError(f"{where}: there is no image {str(path)!r}")
                 yield question(ask(text), [path.read_bytes()])
             case {"text": str()}:
-                continue  # asked without a picture
+                continue  # a question without a picture
             case _:
-                raise BenchError(f"{where}: a question has 'text' and 'image'")
+                raise BenchError(f"{where}: a question needs 'text' and 'image'")
 
 
 def scienceqa(folder: Path) -> Questions:
-    """LLaVA's conversion, where the picture's mark is behind the question. LLaVA asks picture first."""
+    """Read LLaVA's conversion of ScienceQA.
+
+    The picture's placeholder is after the question there, but LLaVA puts the picture first when asking.
+    """
     for record, where in records(folder / "llava_test_CQM-A.json"):
         if isinstance(record, dict) and record.get("image") is not None:
             parts = to_messages(parse_record(record, folder / "images" / "test", where))[0]["content"]
@@ -71,7 +74,7 @@ def scienceqa(folder: Path) -> Questions:
 
 
 def mmbench(folder: Path, file: str = "mmbench_dev_20230712.tsv") -> Questions:
-    """Tab-separated, pictures in base64; a hint, the question, and its options as LLaVA writes them."""
+    """Read MMBench: tab-separated, with pictures in base64, a hint, and the options as LLaVA formats them."""
     path = folder / file
     if not path.is_file():
         raise BenchError(f"there is no file {str(path)!r}")
@@ -87,7 +90,7 @@ def mmbench(folder: Path, file: str = "mmbench_dev_20230712.tsv") -> Questions:
                 )
             except (KeyError, TypeError, binascii.Error) as error:
                 raise BenchError(
-                    f"{file}: row {number}: needs 'question', 'image' in base64 and 'A'"
+                    f"{file}: row {number} needs 'question', 'image' in base64, and 'A'"
                 ) from error
             yield question(explained(text), [picture])
 
@@ -97,7 +100,7 @@ def _given(value: str | None) -> bool:
 
 
 def mmmu(folder: Path, subject: str) -> Questions:
-    """The validation split of one subject. Each picture stands where the text first names it."""
+    """Read the validation split of one subject. Each picture is put where the text first mentions it."""
     files = sorted((folder / subject).glob("validation-*.parquet"))
     if not files:
         raise BenchError(f"there is no {str(folder / subject / 'validation-*.parquet')!r}")
@@ -108,7 +111,7 @@ def mmmu(folder: Path, subject: str) -> Questions:
             text = explained("\n".join([record["question"], *lines]))
             yield [{"role": "user", "content": _in_place(text, record)}]
         except (KeyError, TypeError, ValueError, SyntaxError) as error:
-            raise BenchError(f"{subject}: {where}: needs 'question', 'options' and 'image_1'") from error
+            raise BenchError(f"{subject}: {where} needs 'question', 'options' and 'image_1'") from error
 
 
 def _in_place(text: str, record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -127,7 +130,7 @@ def _as_it_is(text: str) -> str:
     return text
 
 
-# Each with its folder in LLaVA's evaluation folder.
+# Data sets with their folders in LLaVA's evaluation folder.
 _LLAVA: dict[str, tuple[str, Callable[[Path], Questions]]] = {
     "llava-wild": (
         "llava-bench-in-the-wild",
@@ -139,7 +142,7 @@ _LLAVA: dict[str, tuple[str, Callable[[Path], Questions]]] = {
     "textvqa": ("textvqa", partial(jsonl, file="llava_textvqa_val_v051_ocr.jsonl", pictures="train_images")),
     "vqav2": ("vqav2", partial(jsonl, file="llava_vqav2_mscoco_test-dev2015.jsonl", pictures="test2015")),
 }
-# Not in the paper's tables.
+# Data sets that are not in the paper's tables.
 _MORE: dict[str, Callable[[Path], Questions]] = {
     "mm-vet": partial(jsonl, file="llava-mm-vet.jsonl", pictures="images", ask=_as_it_is),
     "mme": partial(jsonl, file="llava_mme.jsonl", pictures="MME_Benchmark_release_version"),

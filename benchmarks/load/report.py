@@ -1,4 +1,4 @@
-"""Windows to the printed document: a side's figures and raw timings, two sides compared, averages."""
+"""Builds the printed document from windows: metrics and raw timings of a side, comparisons, averages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ def _raw(window: Window) -> dict[str, Any]:
 
 
 def _raw_answer(answer: Answer, first: float) -> dict[str, Any]:
-    """``start``: seconds after the window's first request; ``times``: of chunks with text, from ``start``."""
+    """Return an answer's raw timings, in seconds.
+
+    ``start``: since the window's first request. ``times``: when chunks with text arrived, since ``start``.
+    """
     return {
         "start": round(answer.start - first, DIGITS),
         "latency": round(answer.latency, DIGITS),
@@ -41,9 +44,10 @@ def _raw_answer(answer: Answer, first: float) -> dict[str, Any]:
 
 
 def comparison(ratio: dict[str, Any], a: Sequence[Window], b: Sequence[Window]) -> dict[str, Any]:
-    """``speed_up``: tokens a second of the first side over those of the second, window by window.
+    """Compare two sides.
 
-    ``same_answers``: of ``answers`` that both gave, those with the same text.
+    ``speed_up``: tokens per second of the first side divided by those of the second, by pairs of windows.
+    ``same_answers``: how many of the ``answers`` that both sides gave have the same text.
     """
     pairs = [
         (one.text, other.text)
@@ -55,7 +59,7 @@ def comparison(ratio: dict[str, Any], a: Sequence[Window], b: Sequence[Window]) 
 
 
 def averages(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Over the data sets, each counted once, as the paper's tables have it; empty for a single one."""
+    """Average over the data sets with equal weights, as in the paper's tables; empty if there is only one."""
 
     def key(point: dict[str, Any]) -> tuple[float, int]:
         return point["temperature"], point["concurrency"]
@@ -87,10 +91,10 @@ def _mean_length(sides: Sequence[dict[str, Any]]) -> float | None:
 
 
 def warnings_of(targets: Sequence[Target], busy: str | None) -> list[str]:
-    """What a reader of the figures must know."""
+    """Return warnings that a reader of the results needs to know."""
     found = [busy] if busy else []
     found += [
-        f"{target.label}: the server takes no cache_salt: questions asked again may come from its cache"
+        f"{target.label}: the server does not accept cache_salt, so repeated questions may hit its cache"
         for target in targets
         if not target.salted
     ]

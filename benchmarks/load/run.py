@@ -1,4 +1,4 @@
-"""Everything that was asked for, measured in turn."""
+"""Runs the benchmark: measures every requested point in turn."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from benchmarks.own_server import own_server
 from benchmarks.timing import interleaved
 
 LOAD_SECONDS = 1800.0
-"""For a server of our own to be ready, as long as docker-compose.yml allows: it may download its model."""
+"""Time for our own server to become ready, as in docker-compose.yml: it may have to download its model."""
 
 Keep = Callable[[dict[str, Any]], object]
 
@@ -44,9 +44,10 @@ class Point:
 
 
 def bench(settings: BenchSettings, keep: Keep = lambda _: None) -> dict[str, Any]:
-    """The document. ``keep`` is given what there is of it after every point: a run may not come to its end.
+    """Run the benchmark and return its document.
 
-    Raises ``BenchError``, ``ServerError`` or, for data files, ``TrainingError``.
+    ``keep`` is called with the document so far after every point, in case the run does not finish. Raises
+    ``BenchError``, ``ServerError`` or, for data files, ``TrainingError``.
     """
     found = sides(settings)
     data = read(settings)
@@ -66,7 +67,7 @@ def bench(settings: BenchSettings, keep: Keep = lambda _: None) -> dict[str, Any
 
 @contextmanager
 def _served(settings: BenchSettings, found: Sequence[Side]) -> Iterator[list[tuple[Side, bool]]]:
-    """Every side with a URL, and whether that is our own server's, which runs as long as the block."""
+    """Yield every side with a URL, and whether it is that of our own server, which runs during the block."""
     if all(side.url is not None for side in found):
         yield [(side, False) for side in found]
         return
@@ -79,11 +80,11 @@ def _served(settings: BenchSettings, found: Sequence[Side]) -> Iterator[list[tup
 
 
 def _tell(seconds: float, line: str) -> None:
-    print(f"the server starts, {seconds:.0f} s: {line[:160]}", file=sys.stderr, flush=True)
+    print(f"waiting for the server, {seconds:.0f} s: {line[:160]}", file=sys.stderr, flush=True)
 
 
 async def _meet(http: aiohttp.ClientSession, side: Side, own: bool, settings: BenchSettings) -> Target:
-    """A folder that our own server was started with need not be the name that it is served under."""
+    """Contact a side's server. Our own server may serve a model folder under another name than its path."""
     return await meet(http, side, wanted=None if own else settings.model, fields=settings.fields)
 
 
@@ -94,12 +95,12 @@ def _measure(
     data: Sequence[DataSet],
     settings: BenchSettings,
 ) -> Iterator[dict[str, Any]]:
-    """Each point when it is measured."""
+    """Yield each point after measuring it."""
     todo = [Point(*point) for point in product(data, settings.temperature, settings.concurrency)]
     requests = sum(len(point.data.questions) for point in todo) * len(targets) * settings.repeats
     with tqdm(total=requests, unit="request", disable=None) as bar:
         for point in todo:
-            bar.set_description(f"{point.data.name}, {point.concurrency} at a time")
+            bar.set_description(f"{point.data.name}, {point.concurrency} concurrent")
 
             def window(target: Target, index: int, point: Point = point) -> Window:
                 return runner.run(_window(http, target, point, index, settings, bar))
@@ -110,8 +111,8 @@ def _measure(
 async def _window(
     http: aiohttp.ClientSession, target: Target, point: Point, index: int, settings: BenchSettings, bar: tqdm
 ) -> Window:
-    """All questions of the set once. Raises ``BenchError`` if none was answered."""
-    # The same questions again must not be answered from what a server remembers of the last time.
+    """Ask all questions of the set once. Raises ``BenchError`` if none was answered."""
+    # A new salt keeps repeated questions from being answered from the server's cache.
     salt = f"{time.time_ns()} {target.label} {index}"
     bodies = [
         target.body(
@@ -128,7 +129,7 @@ async def _window(
     after = await counters(http, target.url) if before else {}
     found = Window(seconds, [parse(recording) for recording in recordings], grown(before, after))
     if not found.tokens_per_second:
-        why = next((answer.error for answer in found.answers if answer.error), "no answer holds a token")
+        why = next((answer.error for answer in found.answers if answer.error), "no answer has any tokens")
         raise BenchError(f"{target.url} answered none of {len(bodies)} requests: {why}")
     return found
 

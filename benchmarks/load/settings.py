@@ -13,7 +13,7 @@ PICTURES = (".svg", ".png")
 
 
 class BenchSettings(BaseModel):
-    """Immutable. Times are in seconds, but for the limits of ``goodput``."""
+    """Settings of a benchmark (immutable). Times are in seconds, except for the limits of ``goodput``."""
 
     model_config = SettingsConfigDict(
         extra="forbid", cli_kebab_case=True, cli_implicit_flags=True, frozen=True, protected_namespaces=()
@@ -21,63 +21,76 @@ class BenchSettings(BaseModel):
 
     url: str | None = Field(
         None,
-        description="base URL of an OpenAI API, ending in /v1; without one a server is started for the run",
+        description="Base URL of an OpenAI-compatible API, ending in /v1; without it, a server is started "
+        "for the run.",
     )
     model: str | None = Field(
         None,
-        description="the name to ask for, else the first that the server lists; without a URL, the model to "
-        "serve, else the demo model",
+        description="Model name to request; by default the first that the server lists. Without --url: the "
+        "model to serve, by default the demo model.",
     )
-    serve: str = Field("", description="without a URL: flags for 'specvlm serve', in one string")
+    serve: str = Field(
+        "", description="Flags for the 'specvlm serve' that is started without --url, in one string."
+    )
     api_key: SecretStr | None = Field(
-        None, description="sent to every URL of the run; $OPENAI_API_KEY by default"
+        None, description="API key, sent to every server of the run; $OPENAI_API_KEY by default."
     )
     compare: CliVariadicArg[list[str | dict[str, Any]]] = Field(
         [],
-        description="two sides, measured in turn: 'speculation', 'plain' (the same server without it), a URL "
-        "or NAME=URL, or a JSON object of request fields",
+        description="Two sides to compare, measured in turn. Each is 'speculation', 'plain' (the same server "
+        "without speculation), a URL or NAME=URL, or a JSON object of request fields.",
     )
 
     data: CliVariadicArg[list[str]] = Field(
         ["demo"],
         min_length=1,
-        description="what is asked, set after set: 'demo', or kinds of it as in 'demo:describe+text'; a "
-        "folder of pictures; a .jsonl, .json or .parquet file of dialogues; a published set, as in "
-        "'llava-wild:FOLDER' (docs/reproducing.md lists them)",
+        description="Data sets with the questions to ask: 'demo', or some of its tasks as in "
+        "'demo:describe+text'; a folder of images; a .jsonl, .json or .parquet file of dialogues; or a "
+        "published set as in 'llava-wild:FOLDER' (see docs/reproducing.md).",
     )
     prompt: str = Field(
-        "Describe this picture in detail.", description="the question about each picture of a folder"
+        "Describe this picture in detail.", description="Question to ask about each image of a folder."
     )
-    num_prompts: int = Field(16, ge=1, description="most questions of a set, from its beginning")
+    num_prompts: int = Field(
+        16, ge=1, description="Maximum number of questions per data set, taken from its beginning."
+    )
     concurrency: CliVariadicArg[list[Annotated[int, Field(ge=1)]]] = Field(
-        [1, 2, 4, 8], min_length=1, description="requests open at a time, one sweep after another"
+        [1, 2, 4, 8],
+        min_length=1,
+        description="Numbers of concurrent requests to measure, one after the other.",
     )
     temperature: CliVariadicArg[list[Annotated[float, Field(ge=0, le=2)]]] = Field(
-        [0.0], min_length=1, description="of sampling, one after another; 0 is greedy"
+        [0.0],
+        min_length=1,
+        description="Sampling temperatures to measure, one after the other; 0 is greedy.",
     )
-    max_tokens: int = Field(128, ge=1, description="longest answer")
-    fields: dict[str, Any] = Field({}, description="more fields of every request, as a JSON object")
-    repeats: int = Field(3, ge=1, description="times that everything is measured")
-    seed: int = Field(0, ge=0, description="of the demo's questions; question i is asked with seed + i")
+    max_tokens: int = Field(128, ge=1, description="Maximum number of tokens per answer.")
+    fields: dict[str, Any] = Field({}, description="Additional fields for every request, as a JSON object.")
+    repeats: int = Field(3, ge=1, description="Number of times to repeat each measurement.")
+    seed: int = Field(
+        0, ge=0, description="Random seed for the demo's questions; question i is sampled with seed + i."
+    )
     goodput: CliVariadicArg[list[str]] = Field(
-        [], description="limits that a good request keeps, in milliseconds: ttft:500 tpot:50 e2e:10000"
+        [],
+        description="Latency limits in milliseconds that a request must meet to count as goodput, as in "
+        "ttft:500 tpot:50 e2e:10000.",
     )
-    timeout: float = Field(600.0, gt=0, description="seconds that one request may take")
+    timeout: float = Field(600.0, gt=0, description="Timeout of each request in seconds.")
     out: Path | None = Field(
         None,
-        description="write the JSON into this file instead of stdout, anew after every point",
+        description="Write the JSON to this file instead of stdout, updated after every point.",
     )
-    plot: Path | None = Field(None, description="also draw the figures, into this .svg or .png file")
+    plot: Path | None = Field(None, description="Also plot the results, to this .svg or .png file.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if len(self.compare) not in (0, 2):
-            raise ValueError("--compare takes two sides")
+            raise ValueError("--compare needs exactly two sides")
         if self.serve and self.url is not None:
-            raise ValueError("--serve is for a server of our own; --url names another")
+            raise ValueError("--serve and --url cannot be combined: --url names a server that already runs")
         if max(self.concurrency) > self.num_prompts:
             raise ValueError(
-                f"--num-prompts {self.num_prompts} cannot keep --concurrency {max(self.concurrency)} busy"
+                f"--num-prompts {self.num_prompts} is too few for --concurrency {max(self.concurrency)}"
             )
         if self.plot is not None and self.plot.suffix.lower() not in PICTURES:
             raise ValueError(f"--plot {str(self.plot)!r} must end in {' or '.join(PICTURES)}")
@@ -85,7 +98,7 @@ class BenchSettings(BaseModel):
         return self
 
     def limits(self) -> dict[str, float]:
-        """The limits of ``goodput`` by name, in seconds."""
+        """Return the limits of ``goodput`` by name, in seconds."""
         found = {}
         for limit in self.goodput:
             name, _, value = limit.partition(":")
@@ -95,5 +108,5 @@ class BenchSettings(BaseModel):
                 found[name] = 0.0
             if name not in LATENCIES or not found[name] > 0:
                 known = ", ".join(LATENCIES)
-                raise ValueError(f"--goodput {limit!r} is not NAME:MILLISECONDS with a name among {known}")
+                raise ValueError(f"--goodput {limit!r} must be NAME:MILLISECONDS, with NAME one of {known}")
         return found

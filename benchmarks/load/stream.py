@@ -1,7 +1,7 @@
-"""The bytes of a streamed answer, with the times they came at, to what a reader saw and when.
+"""Parses the bytes of a streamed answer and their arrival times into what a reader saw, and when.
 
-Reading only notes bytes; they are parsed when the clock has stopped, so that no stream waits for the
-parsing of another. Knows server-sent events and OpenAI's chunks; no sockets.
+During the run, bytes are only recorded; they are parsed afterwards, so that no stream waits for the parsing
+of another. Knows server-sent events and OpenAI's chunks, but no sockets.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ import msgspec
 
 @dataclass(slots=True)
 class Recording:
-    """Times are seconds on one clock. ``reads``: when bytes came, and which. ``error``: why it failed."""
+    """The raw response to a request. Times are seconds on one clock.
+
+    ``reads``: pieces of bytes with their arrival times. ``error``: why the request failed.
+    """
 
     start: float
     end: float = 0.0
@@ -25,9 +28,10 @@ class Recording:
 
 @dataclass(slots=True)
 class Answer:
-    """``times``: seconds from sending the request to each chunk that had text; ``latency``: to the end.
+    """An answer. ``times``: seconds from sending the request to each chunk with text.
 
-    ``speculation``: the server's own report, where it made one.
+    ``latency``: seconds from sending the request to the end of the answer. ``speculation``: the server's own
+    report, if it made one.
     """
 
     start: float
@@ -42,19 +46,19 @@ class Answer:
 
     @property
     def ttft(self) -> float | None:
-        """To the first text; an answer may have none."""
+        """Seconds to the first text; ``None`` for an answer without text."""
         return self.times[0] if self.times else None
 
     @property
     def tpot(self) -> float | None:
-        """Seconds a token after the first text, as vLLM's benchmark counts it."""
+        """Seconds per output token after the first text, as in vLLM's benchmark."""
         if not self.times or self.output_tokens < 2:
             return None
         return (self.latency - self.times[0]) / (self.output_tokens - 1)
 
     @property
     def gaps(self) -> list[float]:
-        """Between chunks, as a reader sees them: a chunk may hold several tokens."""
+        """Seconds between chunks, as a reader sees them; a chunk may hold several tokens."""
         return [later - earlier for earlier, later in zip(self.times, self.times[1:], strict=False)]
 
 
@@ -93,7 +97,7 @@ _decode = msgspec.json.Decoder(_Chunk).decode
 
 
 def parse(recording: Recording) -> Answer:
-    """What came of a request. A stream that is no whole answer becomes one with an ``error``."""
+    """Parse a recording. A stream that is not a complete answer gives one with an ``error``."""
     answer = Answer(recording.start, recording.end - recording.start, error=recording.error)
     pieces: list[str] = []
     counted = False
@@ -103,7 +107,7 @@ def parse(recording: Recording) -> Answer:
         try:
             chunk = _decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            answer.error = f"a chunk that OpenAI's API would not send: {error}"
+            answer.error = f"a chunk is not in OpenAI's format: {error}"
             break
         if chunk.error is not None:
             answer.error = error_message(chunk.error)
@@ -123,12 +127,12 @@ def parse(recording: Recording) -> Answer:
     if answer.error is None and answer.finish_reason is None:
         answer.error = "the stream ended before the answer did"
     elif answer.error is None and not counted:
-        answer.error = "the server reports no usage in its stream, so that tokens cannot be counted"
+        answer.error = "the server reports no usage in its stream, so tokens cannot be counted"
     return answer
 
 
 def events(reads: Iterable[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]]:
-    """The data of each server-sent event, with the time of the read that completed it."""
+    """Yield the data of each server-sent event, with the time of the read that completed it."""
     rest = b""
     data: list[bytes] = []
     for time, piece in reads:
@@ -143,6 +147,6 @@ def events(reads: Iterable[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]
 
 
 def error_message(error: Any) -> str:
-    """Of OpenAI's error object, or of whatever is there instead."""
+    """Return the message of OpenAI's error object, or of whatever is there instead."""
     message = error.get("message") if isinstance(error, dict) else None
     return str(message or error)[:500]

@@ -1,4 +1,4 @@
-"""The figures as a table for people. Milliseconds, where the document has seconds."""
+"""Formats the results as a readable table, in milliseconds where the document has seconds."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _average(average: dict[str, Any]) -> str:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns as wide as their widest cell; a row of fewer cells is a remark, and makes none wider."""
+    """Align columns to their widest cell; a row with fewer cells is a remark, and does not widen any."""
     if not rows:
         return []
     full = [row for row in rows if len(row) == len(rows[0])]

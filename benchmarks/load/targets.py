@@ -1,4 +1,4 @@
-"""Who is asked: the sides of a run, and what each server says about itself before the clock starts."""
+"""The sides of a run, and what each server says about itself before timing starts."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _NAMED_URL = re.compile(r"(?:(?P<name>[\w.-]+)=)?(?P<url>https?://.+)")
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """``url`` ends in the API's base path, without a slash; ``None`` is the server of our own.
+    """A side of the run. ``fields`` are added to each of its requests.
 
-    ``fields`` go into every request of this side.
+    ``url`` ends in the API's base path, without a slash; ``None`` is our own server.
     """
 
     label: str
@@ -35,9 +35,9 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A side whose server has answered. ``server``: what its ``/version`` says.
+    """A side whose server has answered. ``server``: the content of its ``/version``.
 
-    ``salted``: it knows ``cache_salt``. ``reports``: its answers tell what speculation did.
+    ``salted``: whether it accepts ``cache_salt``. ``reports``: whether its answers report on speculation.
     """
 
     label: str
@@ -53,7 +53,7 @@ class Target:
         return f"{self.url}/chat/completions"
 
     def body(self, messages: Sequence[Any], *, salt: str, **sampling: Any) -> bytes:
-        """One streamed request. A ``salt`` of its own keeps a run from living on another's cache."""
+        """Return the body of a streamed request. Runs with different ``salt`` share no cached prefix."""
         content = {"model": self.model, "messages": messages, "stream": True}
         content |= {"stream_options": {"include_usage": True}, **sampling, **self.fields}
         if self.salted:
@@ -62,14 +62,14 @@ class Target:
 
 
 def sides(settings: BenchSettings) -> list[Side]:
-    """One, or the two of a comparison. Raises ``BenchError``."""
+    """Return the side of the run, or the two sides of a comparison. Raises ``BenchError``."""
     base = base_url(settings.url) if settings.url is not None else None
     if not settings.compare:
         return [Side("server", base)]
     found = [_side(value, base) for value in settings.compare]
     if found[0].label == found[1].label:
         raise BenchError(
-            f"both sides are called {found[0].label!r}: name them, as in A={settings.compare[0]}"
+            f"both sides are called {found[0].label!r}; give them names, as in A={settings.compare[0]}"
         )
     return found
 
@@ -88,7 +88,7 @@ def _side(value: str | dict[str, Any], base: str | None) -> Side:
 
 
 def base_url(url: str) -> str:
-    """With ``/v1`` where there is no path. Raises ``BenchError``."""
+    """Return the base URL, with ``/v1`` added if ``url`` has no path. Raises ``BenchError``."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise BenchError(f"--url {url!r} must look like http://127.0.0.1:8000/v1")
@@ -100,18 +100,18 @@ async def meet(
 ) -> Target:
     """Ask the server for its models and one short answer. ``wanted``: the model; by default its first.
 
-    Raises ``BenchError`` with what is wrong.
+    Raises ``BenchError`` if the server cannot be used.
     """
     assert side.url is not None
     served = [str(entry["id"]) for entry in (await _get(http, side.url, "/models"))["data"]]
     if wanted is not None and served and wanted not in served:
         raise BenchError(f"{side.url} has no model {wanted!r}; it has {', '.join(served)}")
     if wanted is None and not served:
-        raise BenchError(f"{side.url} lists no model: name one with --model")
+        raise BenchError(f"{side.url} lists no models; name one with --model")
     server = await _version(http, side.url)
     if side.fields == PLAIN and "speculative" not in (server or {}):
         raise BenchError(
-            f"{side.url} does not say that a request may switch its speculation: compare two URLs"
+            f"{side.url} does not report support for switching speculation per request; compare two URLs"
         )
     fields = fields | side.fields
     target = Target(side.label, side.url, wanted or served[0], fields, True, False, server)
@@ -120,7 +120,7 @@ async def meet(
         target = replace(target, salted=False)
         answer = await _greet(http, target)
     if answer.error is not None:
-        raise BenchError(f"{side.url} does not answer: {answer.error}")
+        raise BenchError(f"{side.url} did not answer a test request: {answer.error}")
     return replace(target, reports=answer.speculation is not None)
 
 
@@ -136,21 +136,21 @@ async def _get(http: aiohttp.ClientSession, url: str, path: str) -> dict[str, An
         async with http.get(url + path, allow_redirects=False) as response:
             body = await response.read()
             if response.status in (401, 403):
-                raise BenchError(f"{url} wants a key ({response.status}: {reason(body)}): set --api-key")
+                raise BenchError(f"{url} requires a key ({response.status}: {reason(body)}); set --api-key")
             if response.status != 200:
-                raise BenchError(f"{url}{path} answers {response.status}: {reason(body)}")
+                raise BenchError(f"{url}{path} answered {response.status}: {reason(body)}")
             found = json.loads(body)
     except TimeoutError as error:
-        raise BenchError(f"{url} does not answer in time") from error
+        raise BenchError(f"{url} did not answer in time") from error
     except (aiohttp.ClientError, ValueError) as error:
-        raise BenchError(f"{url} cannot be asked: {error}") from error
+        raise BenchError(f"{url} cannot be queried: {error}") from error
     if not isinstance(found, dict) or not isinstance(found.get("data"), list):
-        raise BenchError(f"{url}{path} is not a list of models: is this the base URL of an OpenAI API?")
+        raise BenchError(f"{url}{path} did not return a list of models; is {url} an OpenAI API's base URL?")
     return found
 
 
 async def _version(http: aiohttp.ClientSession, url: str) -> dict[str, Any] | None:
-    """What ``/version``, beside the API, says; vLLM has one too. ``None`` where there is none."""
+    """Return the content of ``/version`` next to the API, or ``None`` if there is none. vLLM has it too."""
     try:
         async with http.get(url.removesuffix("/v1") + "/version", allow_redirects=False) as response:
             found = json.loads(await response.read()) if response.status == 200 else None

@@ -1,4 +1,4 @@
-"""What differs by model family, one small file each, and the table of known ones."""
+"""Adapters for model families, one small file each, and the table of supported ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ADAPTERS: tuple[type[Adapter], ...] = (
 
 
 def adapter_for(model_type: str) -> type[Adapter]:
-    """The adapter of a ``config.json``'s ``model_type``. Raises ``ModelLoadError`` for an unknown one."""
+    """Return the adapter for a ``config.json``'s ``model_type``. Raises ``ModelLoadError`` if unknown."""
     for adapter in ADAPTERS:
         if model_type in adapter.model_types:
             return adapter

@@ -1,7 +1,7 @@
-"""The seam between the engine and a model family.
+"""The interface between the engine and a model family.
 
-An adapter says where the parts of a Hugging Face model are and how pictures become embeddings. Attention,
-paging, sampling and scheduling are the same for all and know no family.
+An adapter locates the parts of a Hugging Face model and turns pictures into embeddings. Attention, paging,
+sampling and scheduling are the same for all families.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from processing.prompt import ImageInput, Prompt
 
 @dataclass(slots=True, frozen=True)
 class Encoded:
-    """A picture of N visual tokens. ``values`` ``[N, size]``: their embeddings, and further columns where
-    ``image_inputs`` wants them. ``scores`` float32 ``[N]``: how much the vision tower attended to each, where
-    the adapter ``knows_attention``.
+    """An encoded picture of N visual tokens.
+
+    ``values`` ``[N, size]``: their embeddings, and further columns if ``image_inputs`` needs them. ``scores``
+    float32 ``[N]``: how much the vision tower attended to each token, if the adapter ``knows_attention``.
     """
 
     values: torch.Tensor
@@ -29,20 +30,22 @@ class Encoded:
 
 
 class Adapter(Protocol):
-    """One family. Built around a loaded model. What has a body here is right for plain families."""
+    """The adapter of one model family, built around a loaded model. Methods with a body are defaults."""
 
     model_types: ClassVar[tuple[str, ...]]
-    """Values of ``model_type`` in ``config.json``."""
+    """The supported values of ``model_type`` in ``config.json``."""
 
     @property
     def longest_block(self) -> int:
-        """Tokens of a picture that see each other in both directions, at most; 0: none does."""
+        """The most tokens of a picture that attend to each other in both directions; 0 if none do."""
         return 0
 
     @property
     def can_spare_tokens(self) -> bool:
-        """Whether a picture may have fewer visual tokens than its encoder makes of it: none of them stands
-        for a place of its own, by position or by features that other layers add.
+        """Whether a picture may have fewer visual tokens than its encoder produces.
+
+        That is so if no token is tied to a place in the picture, by its position or by features that other
+        layers add.
         """
         return False
 
@@ -55,7 +58,7 @@ class Adapter(Protocol):
 
     @staticmethod
     def load(path: str, **kwargs: object) -> PreTrainedModel:
-        """What ``from_pretrained`` of the family's auto class returns; ``kwargs`` go to it."""
+        """Load the model with ``from_pretrained`` of the family's auto class, which gets ``kwargs``."""
 
     @property
     def text_config(self) -> PretrainedConfig: ...
@@ -66,33 +69,36 @@ class Adapter(Protocol):
 
     @property
     def attn_implementation(self) -> str | dict[str, str]:
-        """Argument of ``set_attn_implementation`` that reaches the text model only."""
+        """The argument of ``set_attn_implementation`` that affects only the text model."""
 
     @property
     def image_token_id(self) -> int | None:
-        """Placeholder token; ``None`` if the family takes no pictures."""
+        """The placeholder token; ``None`` if the family takes no pictures."""
 
     def check_image(self, image: ImageInput) -> None:
         """Raise ``ValueError`` if the tensors cannot be what the encoder expects."""
 
     def encode_images(self, images: list[ImageInput]) -> list[Encoded]:
-        """Each picture, in one batched pass where sizes allow."""
+        """Encode pictures, in one batched pass if their sizes allow."""
 
     def image_inputs(self, rows: torch.Tensor, values: torch.Tensor, shape: torch.Size) -> dict[str, Any]:  # noqa: ARG002
-        """What the text model takes besides embeddings and positions where there are pictures: keyword
-        arguments. ``values`` ``[M, size]`` of ``encode_images`` belong to ``rows``, int64 ``[M]``, ascending,
-        of ``shape`` ``[B, N]`` tokens counted through.
+        """Return additional keyword arguments of the text model for pictures.
+
+        ``values`` ``[M, size]`` from ``encode_images`` belong to ``rows``, int64 ``[M]``, ascending flat
+        indices into ``shape`` ``[B, N]`` tokens.
         """
         return {}
 
     def grids(self, image: ImageInput) -> tuple[Grid, ...]:
-        """(Rows, columns) of each grid of a picture's visual tokens, row by row, one grid after the other:
-        what compresses pictures for the draft works on. One row of all tokens where nothing is known.
+        """Return (rows, columns) of each grid of a picture's visual tokens, for the draft's compressors.
+
+        Tokens are ordered row by row, one grid after the other. By default all tokens form one row.
         """
         return ((1, image.num_tokens),)
 
     def positions(self, prompt: Prompt) -> Positions | None:  # noqa: ARG002
-        """Rotary positions of the prompt's tokens, ``[3, num_tokens]``, for a family with three axes, text
-        without pictures too. ``None``: they are the tokens' indices.
+        """Return the rotary positions of a prompt, ``[3, num_tokens]``, for families with three axes.
+
+        They are also returned for prompts without pictures. ``None`` if positions are the token indices.
         """
         return None

@@ -13,7 +13,7 @@ from processing.prompt import ImageInput
 
 
 class CausalLMAdapter(Adapter):
-    """``model.model`` is the decoder, ``model.lm_head`` the head, as in all of these families."""
+    """Adapter for models whose decoder is ``model.model`` and whose head is ``model.lm_head``."""
 
     model_types: ClassVar[tuple[str, ...]] = ("llama", "mistral", "qwen2", "qwen3")
 

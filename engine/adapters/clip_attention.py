@@ -1,6 +1,8 @@
-"""What a CLIP tower attends to: how much its class token looks at each patch in the last layer, the mean of
-all heads, as in FasterVLM (arXiv 2412.01818). Attention by SDPA does not give its weights, so those of one
-row are made again from the queries and keys of the tower's last pass.
+"""Attention scores of a CLIP tower, as in FasterVLM (arXiv 2412.01818).
+
+A patch's score is the attention of the class token to it in the last layer, averaged over all heads. SDPA
+does not return attention weights, so those of this one row are recomputed from the queries and keys of the
+tower's last pass.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 
 class ClassAttention:
-    """Watches the last layer of ``tower``, transformers' ``CLIPVisionModel``."""
+    """Hooks into the last layer of ``tower``, a transformers ``CLIPVisionModel``."""
 
     def __init__(self, tower: Any) -> None:
         attention = tower.encoder.layers[-1].self_attn
@@ -21,7 +23,7 @@ class ClassAttention:
             getattr(attention, name).register_forward_hook(self._see(name))
 
     def scores(self) -> Tensor:
-        """float32 ``[pictures, patches]`` of the last pass, which is forgotten."""
+        """Return the scores of the last pass, float32 ``[pictures, patches]``, and discard its state."""
         queries = self._seen.pop("q_proj")[:, :1].unflatten(-1, (self._num_heads, -1)).transpose(1, 2)
         keys = self._seen.pop("k_proj").unflatten(-1, (self._num_heads, -1)).permute(0, 2, 3, 1)
         logits = queries.float() @ keys.float() * self._scale  # [pictures, heads, 1, 1 + patches]

@@ -1,4 +1,4 @@
-"""Gemma 3: the tokens of a picture see each other in both directions, on sliding layers too."""
+"""Gemma 3: the tokens of a picture attend to each other in both directions, in sliding-window layers too."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from processing.prompt import ImageInput
 
 
 class Gemma3Adapter(VisionAdapter):
-    """``tensors`` of a picture: ``pixel_values``, float32 ``[tiles, 3, image_size, image_size]``: itself, and
-    what was cut out of it where the processor pans and scans.
+    """Adapter for Gemma 3.
+
+    ``tensors`` of a picture: ``pixel_values``, float32 ``[tiles, 3, image_size, image_size]``: the whole
+    picture, and its crops if the processor uses pan and scan.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("gemma3",)

@@ -1,4 +1,4 @@
-"""Idefics3 and SmolVLM: a picture is split into equal tiles, the whole of it last, text between."""
+"""Idefics3 and SmolVLM: a picture is split into equal tiles, the whole picture last, with text in between."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from processing.prompt import ImageInput
 
 
 class Idefics3Adapter(VisionAdapter):
-    """``tensors`` of a picture: ``pixel_values``, float32 ``[tiles, 3, image_size, image_size]``."""
+    """Adapter for Idefics3 and SmolVLM.
+
+    ``tensors`` of a picture: ``pixel_values``, float32 ``[tiles, 3, image_size, image_size]``.
+    """
 
     model_types: ClassVar[tuple[str, ...]] = ("idefics3", "smolvlm")
     can_spare_tokens = True
@@ -33,7 +36,7 @@ class Idefics3Adapter(VisionAdapter):
     def _encode(self, images: list[ImageInput]) -> list[torch.Tensor]:
         pixels = self._pixels([image.tensors["pixel_values"] for image in images])
         (features,) = self._model.model.get_image_features(pixels.unsqueeze(0)).pooler_output
-        # transformers takes tiles that are zero everywhere for padding. That must not shift the others.
+        # transformers treats all-zero tiles as padding and drops them. That must not shift the others.
         if len(features) != (wanted := sum(image.num_tokens for image in images)):
             raise ValueError(f"{len(features)} embeddings for {wanted} placeholder tokens")
         return list(features.split([image.num_tokens for image in images]))

@@ -1,4 +1,4 @@
-"""InternVL: tiles of a picture, then the whole of it, a fixed number of tokens each."""
+"""InternVL: tiles of a picture, then the whole picture, with a fixed number of tokens each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from processing.prompt import ImageInput
 
 
 class InternVLAdapter(VisionAdapter):
-    """``tensors`` of a picture: ``pixel_values``, float32 ``[tiles, 3, height, width]``."""
+    """Adapter for InternVL.
+
+    ``tensors`` of a picture: ``pixel_values``, float32 ``[tiles, 3, height, width]``.
+    """
 
     model_types: ClassVar[tuple[str, ...]] = ("internvl",)
     can_spare_tokens = True

@@ -1,4 +1,4 @@
-"""LLaVA-1.5: one fixed number of visual tokens a picture, projected features of a CLIP-style tower."""
+"""LLaVA-1.5: a fixed number of visual tokens per picture, projected features of a CLIP-style tower."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from processing.prompt import ImageInput
 
 
 class LlavaAdapter(VisionAdapter):
-    """``tensors`` of a picture: ``pixel_values``, float32 ``[1, 3, image_size, image_size]``."""
+    """Adapter for LLaVA-1.5.
+
+    ``tensors`` of a picture: ``pixel_values``, float32 ``[1, 3, image_size, image_size]``.
+    """
 
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
     can_spare_tokens = True
@@ -39,7 +42,7 @@ class LlavaAdapter(VisionAdapter):
     def load(cls, path: str, **kwargs: object) -> PreTrainedModel:
         tower = AutoConfig.from_pretrained(path, revision=kwargs.get("revision")).vision_config.model_type
         if tower == "pixtral":
-            raise ModelLoadError("LLaVA with a Pixtral tower, as Pixtral 12B, is not supported")
+            raise ModelLoadError("LLaVA with a Pixtral tower, such as Pixtral 12B, is not supported")
         return super().load(path, **kwargs)
 
     def check_image(self, image: ImageInput) -> None:
@@ -49,7 +52,7 @@ class LlavaAdapter(VisionAdapter):
 
     def _grids(self, image: ImageInput) -> tuple[Grid, ...]:
         side = math.isqrt(image.num_tokens)
-        class_token = image.num_tokens - side**2  # 1 where the tower's class token is kept
+        class_token = image.num_tokens - side**2  # 1 if the tower's class token is kept
         return ((1, 1),) * class_token + ((side, side),)
 
     def _encode(self, images: list[ImageInput]) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT (1.6): the whole picture, then tiles of it without their padding, a newline after each row."""
+"""LLaVA-NeXT (1.6): the whole picture, then its tiles without padding, and a newline token after each row."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from processing.prompt import ImageInput
 
 
 class LlavaNextAdapter(VisionAdapter):
-    """``tensors`` of a picture: ``pixel_values``, float32 ``[1, tiles, 3, image_size, image_size]``, and
-    ``image_sizes``, int64 ``[1, 2]``: the height and width that the picture came with.
+    """Adapter for LLaVA-NeXT.
+
+    ``tensors`` of a picture: ``pixel_values``, float32 ``[1, tiles, 3, image_size, image_size]``, and
+    ``image_sizes``, int64 ``[1, 2]``: its original height and width.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
@@ -38,7 +40,7 @@ class LlavaNextAdapter(VisionAdapter):
         tensor_of(image, "pixel_values", np.float32, (1, tiles, vision.num_channels, edge, edge))
 
     def _grids(self, image: ImageInput) -> tuple[Grid, ...]:
-        """The whole picture, then its tiles joined, without their padding and with a newline token a row."""
+        """Return the grid of the whole picture and that of the joined tiles with a newline token per row."""
         vision = self._model.config.vision_config
         side = vision.image_size // vision.patch_size
         if image.tensors["pixel_values"].shape[1] == 1:
@@ -47,7 +49,7 @@ class LlavaNextAdapter(VisionAdapter):
         return ((side, side), (rows, columns + 1))
 
     def _unpadded(self, size: list[int], side: int) -> Grid:
-        """Patches of a tiled picture of this height and width, by transformers' own arithmetic."""
+        """Return the unpadded patch grid of a tiled picture of this (height, width), as in transformers."""
         config = self._model.config
         tiles = get_anyres_image_grid_shape(
             size, config.image_grid_pinpoints, config.vision_config.image_size

@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: a picture that is alone in its chat is tiled as in LLaVA-NeXT, one of several is not."""
+"""LLaVA-OneVision: the only picture of a chat is tiled as in LLaVA-NeXT; one of several pictures is not."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from processing.prompt import ImageInput
 
 
 class LlavaOnevisionAdapter(LlavaNextAdapter):
-    """``tensors`` as in LLaVA-NeXT. A picture that is not tiled is one tile; a tiled one has at least two,
-    since the whole picture comes first.
+    """Adapter for LLaVA-OneVision, with ``tensors`` as in LLaVA-NeXT.
+
+    A picture that is not tiled has one tile; a tiled one has at least two, since the whole picture comes
+    first.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)
@@ -25,14 +27,14 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
         self._check(image, tiled=pixels is None or pixels.ndim < 2 or pixels.shape[1] != 1)
 
     def _unpadded(self, size: list[int], side: int) -> Grid:
-        """As in LLaVA-NeXT, then shrunk to about as many tiles as ``vision_aspect_ratio`` names."""
+        """As in LLaVA-NeXT, then shrunk to about the number of tiles given by ``vision_aspect_ratio``."""
         rows, columns = super()._unpadded(size, side)
         most = int(self._model.config.vision_aspect_ratio.removeprefix("anyres_max_"))
         ratio = math.sqrt(rows * columns / (most * side**2))
         return (int(rows // ratio), int(columns // ratio)) if ratio > 1.1 else (rows, columns)
 
     def _encode(self, images: list[ImageInput]) -> list[torch.Tensor]:
-        """Tiled ones together, then the others: transformers takes one of the two for a whole chat."""
+        """Encode tiled pictures together, then the others: transformers decides once for a whole chat."""
         tiled = [image.tensors["pixel_values"].shape[1] > 1 for image in images]
         found: list[torch.Tensor] = [torch.empty(0)] * len(images)
         for wanted in (True, False):
@@ -40,7 +42,8 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
             if not chosen:
                 continue
             own = [images[i].tensors for i in chosen]
-            # A chat of one picture is tiled; two or more are not, and what exceeds the pictures is not read.
+            # transformers tiles a chat of one picture but not one of several; a count above the number of
+            # pictures does no harm.
             counts = None if wanted else [max(2, len(own))]
             encoded = self._model.get_image_features(
                 self._pixels([tensors["pixel_values"][0] for tensors in own]),

@@ -1,4 +1,4 @@
-"""Mistral 3: a Pixtral tower over pictures of their own sizes, a token for a few patches, rows that end."""
+"""Mistral 3: a Pixtral tower with variable picture sizes; one token per few patches, and row-end tokens."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from processing.prompt import ImageInput
 
 
 class Mistral3Adapter(VisionAdapter):
-    """``tensors`` of a picture: ``pixel_values``, float32 ``[1, 3, height, width]``, and ``image_sizes``,
-    int64 ``[1, 2]``: that height and width again. Both are multiples of a token's edge.
+    """Adapter for Mistral 3.
+
+    ``tensors`` of a picture: ``pixel_values``, float32 ``[1, 3, height, width]``, and ``image_sizes``, int64
+    ``[1, 2]``: the same height and width. Both are multiples of a token's edge length.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("mistral3",)
@@ -40,7 +42,7 @@ class Mistral3Adapter(VisionAdapter):
         return ((height // edge, width // edge),)
 
     def _encode(self, images: list[ImageInput]) -> list[torch.Tensor]:
-        """One by one: side by side they would be one sequence, whose mask is as large as its square."""
+        """Encode pictures one by one: together they would form one sequence with a quadratic mask."""
         found: list[torch.Tensor] = []
         for image in images:
             sizes = torch.from_numpy(image.tensors["image_sizes"])

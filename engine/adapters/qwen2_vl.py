@@ -14,8 +14,10 @@ from processing.prompt import ImageInput, Prompt
 
 
 class Qwen2VLAdapter(VisionAdapter):
-    """``tensors`` of a picture: ``image_grid_thw``, int64 ``[1, 3]``: 1, and the patches of its height and
-    width; ``pixel_values``, float32 ``[height * width, values of a patch]``.
+    """Adapter for Qwen2-VL and Qwen2.5-VL.
+
+    ``tensors`` of a picture: ``image_grid_thw``, int64 ``[1, 3]``: 1, and its height and width in patches;
+    ``pixel_values``, float32 ``[height * width, values per patch]``.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl")
@@ -23,7 +25,7 @@ class Qwen2VLAdapter(VisionAdapter):
 
     @property
     def _merge_size(self) -> int:
-        """Edge of the square of patches that becomes one token."""
+        """The side length of the square of patches that becomes one token."""
         return int(self._model.config.vision_config.spatial_merge_size)
 
     def check_image(self, image: ImageInput) -> None:
@@ -49,7 +51,7 @@ class Qwen2VLAdapter(VisionAdapter):
         return list(self._model.get_image_features(*self._batch(images)).pooler_output)
 
     def _batch(self, images: list[ImageInput]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Patches of all pictures, one after the other, and their grids ``[num_images, 3]``."""
+        """Return the patches of all pictures, one after the other, and their grids ``[num_images, 3]``."""
         grids = np.concatenate([image.tensors["image_grid_thw"] for image in images])
         pixels = self._pixels([image.tensors["pixel_values"] for image in images])
         return pixels, torch.from_numpy(grids).to(pixels.device)

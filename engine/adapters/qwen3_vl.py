@@ -1,5 +1,7 @@
-"""Qwen3-VL: as Qwen2-VL, and features of early layers of the tower are added after early layers of the text
-model, at the tokens of pictures (DeepStack, arXiv 2406.04334).
+"""Qwen3-VL: Qwen2-VL with DeepStack (arXiv 2406.04334).
+
+Features of early layers of the vision tower are added to the picture tokens after early layers of the text
+model.
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ from processing.prompt import ImageInput
 
 
 class Qwen3VLAdapter(Qwen2VLAdapter):
-    """What a picture is encoded to has ``hidden`` columns of embeddings, then as many for each layer of the
-    text model that gets more.
+    """Adapter for Qwen3-VL.
+
+    An encoded picture has ``hidden`` columns of embeddings, then as many for each layer of the text model
+    that gets additional features.
     """
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl",)

@@ -1,4 +1,4 @@
-"""What families with a vision tower, a projector and a plain decoder have in common."""
+"""The common part of adapters for families with a vision tower, a projector and a plain decoder."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from processing.prompt import ImageInput
 
 
 class VisionAdapter(Adapter):
-    """A family says what a picture's tensors are (``check_image``) and how they are encoded (``_encode``)."""
+    """Base adapter: a family defines picture tensors (``check_image``) and their encoding (``_encode``)."""
 
     model_types: ClassVar[tuple[str, ...]] = ()
     text_types: ClassVar[tuple[str, ...]] = CausalLMAdapter.model_types
-    """Language models that were run in it."""
+    """The supported language models."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
@@ -48,7 +48,7 @@ class VisionAdapter(Adapter):
 
     @property
     def attn_implementation(self) -> dict[str, str]:
-        # A bare name would reach the vision tower too.
+        # A plain name would affect the vision tower, too.
         return {"text_config": ATTENTION_NAME}
 
     @property
@@ -56,7 +56,7 @@ class VisionAdapter(Adapter):
         return int(self._model.config.image_token_id)
 
     def encode_images(self, images: list[ImageInput]) -> list[Encoded]:
-        """Raises ``ValueError`` if a picture has more or fewer embeddings than placeholders."""
+        """Encode pictures. Raises ``ValueError`` if a picture's embeddings do not match its placeholders."""
         values = self._encode(images)
         for image, own in zip(images, values, strict=True):
             if len(own) != image.num_tokens:
@@ -66,15 +66,16 @@ class VisionAdapter(Adapter):
         return [Encoded(own, scores) for own, scores in zip(values, self._scores(images), strict=True)]
 
     def grids(self, image: ImageInput) -> tuple[Grid, ...]:
-        """Those of the family, unless they do not add up to the picture's tokens. Of a strip's tiles nothing
-        may be left once their padding is off: no grid has a side of 0.
+        """Return the family's grids if they add up to the picture's tokens, else the default.
+
+        Removing the padding may leave nothing of a strip's tiles: such empty grids are left out.
         """
         found = tuple((rows, columns) for rows, columns in self._grids(image) if rows and columns)
         fits = sum(rows * columns for rows, columns in found) == image.num_tokens
         return found if fits else super().grids(image)
 
     def _grids(self, image: ImageInput) -> tuple[Grid, ...]:
-        """Tiles of equal squares, one a run of pixels: right for families that are no more than that."""
+        """Return one square grid per tile of ``pixel_values``: right for families with plain tiles."""
         tiles = len(image.tensors["pixel_values"])
         side = math.isqrt(image.num_tokens // tiles)
         return ((side, side),) * tiles
@@ -83,19 +84,20 @@ class VisionAdapter(Adapter):
         raise NotImplementedError
 
     def _scores(self, images: list[ImageInput]) -> list[torch.Tensor] | list[None]:
-        """What the tower attended to, of the pictures that were just encoded."""
+        """Return the tower's attention scores of the pictures that were just encoded."""
         return [None] * len(images)
 
     def _pixels(self, arrays: list[np.ndarray]) -> torch.Tensor:
-        """These arrays joined along their first axis, where and as the model wants them."""
+        """Concatenate arrays along their first axis, on the model's device and in its dtype."""
         return torch.from_numpy(np.concatenate(arrays)).to(self._model.device, self._model.dtype)
 
 
 def tensor_of(
     image: ImageInput, name: str, dtype: type[np.generic], shape: tuple[int | None, ...]
 ) -> np.ndarray:
-    """That tensor of a picture. ``None`` in the shape stands for any length but nothing. Raises
-    ``ValueError`` unless it has this type and shape.
+    """Return a tensor of a picture. Raises ``ValueError`` unless it has this dtype and shape.
+
+    ``None`` in the shape stands for any length except 0.
     """
     found = image.tensors.get(name)
     if (

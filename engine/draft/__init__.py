@@ -1,1 +1,1 @@
-"""Drafts: what proposes trees of tokens, and what it must see of the target for that."""
+"""Drafts, which propose trees of tokens, and the target state that they need."""

@@ -1,4 +1,4 @@
-"""What proposes trees: the seam between the step loop and any kind of draft."""
+"""The drafter interface between the step loop and any kind of draft."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from engine.sequence import Sequence
 
 
 class Drafter(Protocol):
-    """A draft may be wrong in any way and changes no output. ``pages``: of a draft that keeps KV;
-    ``compression``: what becomes of pictures in one that sees them.
+    """Proposes candidate trees. A draft may be wrong in any way without changing the output.
 
-    Where memory runs out it raises, and serves on: less the sequences of which it then lacks something.
+    ``pages``: the page pool of a draft with a KV cache. ``compression``: how a draft that sees pictures
+    compresses them.
+
+    If memory runs out, a drafter raises but stays usable; it stops drafting for the sequences whose state it
+    lost.
     """
 
     kind: str
@@ -27,31 +30,32 @@ class Drafter(Protocol):
 
     @property
     def lookup(self) -> NgramSource | None:
-        """Looks up beside it, to be merged into what it proposes."""
+        """An n-gram source whose candidates are to be merged with those of this drafter, if any."""
 
     def keep(self, spans: Seq[Span], outcome: Outcome) -> None:
-        """Take what it needs of a step's outcome, before tokens are committed."""
+        """Keep what the draft needs of a step's outcome, before tokens are committed."""
 
     def ready(self, sequence: Sequence, num_steps: int, topk: int) -> bool:
-        """Whether it can propose for this sequence now."""
+        """Whether the drafter can propose for this sequence now."""
 
     def num_behind(self, sequence: Sequence) -> int:
-        """Tokens of ``sequence`` that it has not seen and will look at before it proposes."""
+        """Return how many tokens of ``sequence`` the draft must process before it can propose."""
 
     def propose(self, sequences: Seq[Sequence], num_steps: int, topk: int) -> Candidates:
-        """Candidates at most ``num_steps`` deep and ``topk`` wide within each sequence's limits, which its
-        length limit cuts, too.
+        """Propose candidates at most ``num_steps`` deep and ``topk`` wide, within each sequence's limits.
+
+        A sequence's length limit reduces its depth, too.
         """
 
     def follow(self, running: Seq[Sequence]) -> None:
-        """Look at what piles up for sequences that no tree is grown for yet: long prompts."""
+        """Process what accumulates for sequences that get no tree yet, that is, long prompts."""
 
     def forget(self, sequence: Sequence) -> None:
-        """The sequence has ended; its ``finish_reason`` says how."""
+        """Drop the state of a sequence that has ended; its ``finish_reason`` says how."""
 
 
 class NgramSource:
-    """Look-up in prompt, output and recent outputs, as a ``Drafter``."""
+    """N-gram look-up in the prompt, the output and recent outputs, as a ``Drafter``."""
 
     kind = "ngram"
     pages: DraftPages | None = None
@@ -60,7 +64,7 @@ class NgramSource:
 
     def __init__(self, never: frozenset[int]) -> None:
         self._ngrams = NgramDrafter(never=never)
-        self._known: dict[str, int] = {}  # tokens of each request that were looked at
+        self._known: dict[str, int] = {}  # number of tokens read, by request
 
     def keep(self, spans: Seq[Span], outcome: Outcome) -> None:
         pass  # it reads the tokens themselves
@@ -82,14 +86,14 @@ class NgramSource:
 
     def forget(self, sequence: Sequence) -> None:
         if self._known.pop(sequence.request_id, None) is not None:
-            # An answer that was broken off is no worse a source than one that ended.
+            # An aborted answer is as good a source as a complete one.
             self._ngrams.end(sequence.request_id, remember=True)
 
     def _read(self, sequence: Sequence) -> None:
         known = self._known.get(sequence.request_id)
         if known is None:
             prompt = sequence.token_ids[: sequence.num_prompt_tokens]
-            # A trace lists what was proposed, which must not be words of somebody else's answer.
+            # A trace shows what was proposed, which must not be text of another request's answer.
             self._ngrams.begin(sequence.request_id, prompt, sequence.salt, only_own=sequence.trace)
             known = self._known[sequence.request_id] = sequence.num_prompt_tokens
         self._ngrams.extend(sequence.request_id, sequence.token_ids[known:])

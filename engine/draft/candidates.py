@@ -1,7 +1,7 @@
-"""What a draft proposes, and the trees that are picked from it. No torch.
+"""Draft candidates and the trees picked from them. No torch.
 
-A *candidate* is one token after one parent. Candidates of a sequence stand in the order in which they were
-made, so a parent is always before its children, and scores never rise from a parent to its child.
+A *candidate* is one token after one parent. The candidates of a sequence are in the order in which they were
+created, so a parent always precedes its children, and scores never increase from a parent to its child.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Candidates:
     ``token_ids`` int64 ``[S, C]``. ``parents`` int64 ``[S, C]``: index of the parent among the sequence's
     candidates, -1 for a child of the root (the sequence's last token). ``depths`` int64 ``[S, C]``: 1 for
     a child of the root. ``scores`` float32 ``[S, C]``: the draft's cumulative log-probability of the path
-    from the root, ``-inf`` where there is no candidate. ``source_scores`` float32 ``[S, C, 2]``: where a
-    draft and look-up were merged, the score that each of them gives, ``-inf`` for nothing.
+    from the root, ``-inf`` where there is no candidate. ``source_scores`` float32 ``[S, C, 2]``: if a draft
+    and look-up were merged, the score from each of them, ``-inf`` where it proposed nothing.
     """
 
     token_ids: npt.NDArray[np.int64]
@@ -38,7 +38,7 @@ class Candidates:
         return len(self.token_ids)
 
     def spread(self, rows: Seq[bool]) -> Candidates:
-        """These as the rows that are true, in their order; the other sequences have no candidates."""
+        """Spread these candidates over the true ``rows``, in order; the other rows have no candidates."""
         wide, here = nothing(len(rows), self.token_ids.shape[1]), np.asarray(rows)
         wide.token_ids[here], wide.parents[here] = self.token_ids, self.parents
         wide.depths[here], wide.scores[here] = self.depths, self.scores
@@ -49,7 +49,7 @@ class Candidates:
         return replace(wide, source_scores=source_scores)
 
     def check(self) -> None:
-        """Assert the order and the falling scores."""
+        """Assert that parents precede their children and that scores never increase along a path."""
         index = np.arange(self.parents.shape[1])
         real = np.isfinite(self.scores)
         assert (self.parents[real] < np.broadcast_to(index, self.parents.shape)[real]).all()
@@ -63,7 +63,7 @@ class Candidates:
 
 
 def nothing(num_sequences: int, width: int = 0) -> Candidates:
-    """No candidates for so many sequences."""
+    """Return an empty set of candidates for ``num_sequences`` sequences."""
     shape = num_sequences, width
     return Candidates(
         np.zeros(shape, np.int64),
@@ -78,8 +78,8 @@ class DraftTree:
     """The tree of one sequence, without its root. Row 0 of its span is the root, row ``i + 1`` node ``i``.
 
     ``token_ids``, ``parents`` (-1: the root), ``depths`` (from 1) int64 ``[M]``; ``masks`` uint64
-    ``[M + 1]``: bit ``j`` of row ``i``'s says that row ``j`` is row ``i`` or one of its ancestors.
-    ``scores`` float32 ``[M]`` and ``source_scores`` ``[M, 2]``, as candidates have them.
+    ``[M + 1]``: bit ``j`` of the mask of row ``i`` is set if row ``j`` is row ``i`` or one of its ancestors.
+    ``scores`` float32 ``[M]`` and ``source_scores`` ``[M, 2]``: as in ``Candidates``.
     """
 
     token_ids: npt.NDArray[np.int64]
@@ -94,15 +94,17 @@ class DraftTree:
 
 
 def pick(candidates: Candidates, chosen: npt.NDArray[np.bool_]) -> list[DraftTree | None]:
-    """The trees of the ``chosen`` candidates, bool ``[S, C]``, which must hold every parent of a chosen one;
-    ``None`` where nothing is chosen. Cost: a loop over the depth, none over nodes.
+    """Build the trees of the ``chosen`` candidates, ``None`` for a sequence without any.
+
+    ``chosen``: bool ``[S, C]``; it must include the parent of every chosen candidate. Loops over the depth,
+    not over nodes.
     """
     if not chosen.any():
         return [None] * candidates.num_sequences
     counts = chosen.sum(axis=1)
     width = int(counts.max())
-    order = np.argsort(~chosen, axis=1, kind="stable")[:, :width]  # chosen ones first, in their order
-    rank = np.cumsum(chosen, axis=1) - 1  # of a chosen candidate among the chosen
+    order = np.argsort(~chosen, axis=1, kind="stable")[:, :width]  # chosen ones first, in order
+    rank = np.cumsum(chosen, axis=1) - 1  # index of a chosen candidate among the chosen ones
     here = np.arange(width) < counts[:, None]
     old_parents = np.take_along_axis(candidates.parents, order, axis=1)
     parents = np.where(old_parents < 0, -1, np.take_along_axis(rank, old_parents.clip(0), axis=1))
@@ -129,7 +131,7 @@ def pick(candidates: Candidates, chosen: npt.NDArray[np.bool_]) -> list[DraftTre
 
 
 def _masks(parents: npt.NDArray[np.int64], depths: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-    """Ancestor masks uint64 ``[S, M + 1]`` of nodes with these parents; the root is row 0."""
+    """Return the ancestor masks, uint64 ``[S, M + 1]``, of nodes with these parents; the root is row 0."""
     own = np.uint64(1) << np.arange(1, parents.shape[1] + 1, dtype=np.uint64)
     masks = np.zeros((parents.shape[0], parents.shape[1] + 1), dtype=np.uint64)
     masks[:, 0] = 1
@@ -140,10 +142,11 @@ def _masks(parents: npt.NDArray[np.int64], depths: npt.NDArray[np.int64]) -> npt
 
 
 def best_first(scores: npt.NDArray[np.float32], width: int) -> npt.NDArray[np.int64]:
-    """Indices ``[S, min(C, width)]`` of each sequence's best candidates, ties in the order they were made, so
-    that a parent is always before its child.
+    """Return the indices ``[S, min(C, width)]`` of each sequence's best candidates, best first.
+
+    Ties keep the order of creation, so that a parent always precedes its child.
     """
-    # One integer a candidate, sorted without looking elsewhere: its distance from 0, then its index.
+    # Pack each candidate into one integer that sorts by its score's distance from 0, then by its index.
     distance = np.abs(np.minimum(scores, 0)).view(np.uint32).astype(np.uint64) << INDEX_BITS
     keys = np.sort(distance | np.arange(scores.shape[1], dtype=np.uint64), axis=1)[:, :width]
     found: npt.NDArray[np.int64] = (keys & INDEX_MASK).astype(np.int64)

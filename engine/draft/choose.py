@@ -1,4 +1,4 @@
-"""Chooses what drafts for a target: ``--draft``."""
+"""Selection of the drafter for a target: the ``--draft`` option."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from engine.target import TargetModel
 log = logging.getLogger(__name__)
 
 OWN_DRAFT = "draft"
-"""Folder inside a model's folder that holds the draft made for it."""
+"""The folder inside a model's folder that holds the draft trained for it."""
 
 MakeDrafter = Callable[[EngineConfig, TargetModel, Sizes], Drafter | None]
 
 
 def no_drafter(config: EngineConfig, target: TargetModel, sizes: Sizes) -> None:
-    """Plain decoding."""
+    """Choose no drafter, for plain decoding."""
 
 
 def choose_drafter(config: EngineConfig, target: TargetModel, sizes: Sizes) -> Drafter | None:
-    """The drafter that ``config.draft`` names. Raises ``ModelLoadError`` if it cannot be had."""
+    """Return the drafter that ``config.draft`` names. Raises ``ModelLoadError`` if it cannot be loaded."""
     if config.draft == "none" or not config.speculative.enabled:
         return None
     own = Path(config.model) / OWN_DRAFT
@@ -54,12 +54,12 @@ def choose_drafter(config: EngineConfig, target: TargetModel, sizes: Sizes) -> D
 
 
 def _find(name: str) -> Path:
-    """A folder as it is, anything else as a hub id."""
+    """Return the folder ``name``, or download it as a hub id if there is no such folder."""
     if Path(name).is_dir():
         return Path(name)
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "pytorch_model.bin"]))
     except (OSError, ValueError) as error:
         raise ModelLoadError(
-            f"--draft {name!r} is neither a folder nor a hub id that can be fetched: {error}"
+            f"--draft {name!r} is neither a folder nor a hub id that can be downloaded: {error}"
         ) from error

@@ -1,8 +1,8 @@
-"""Which compressors a draft can use, and which of them a picture goes through.
+"""Visual compression for drafts: the available compressor branches, and the branch of each picture.
 
-Branches are known by name (``pool``) to clients and by tag (``pool-5``, the ratio in it) to pages and
-reports. Those without weights serve any draft; learned ones, and a gate that chooses by question, come with
-the draft.
+Clients refer to a branch by name (``pool``), pages and reports by tag (``pool-5``, which includes the ratio).
+Branches without weights work with any draft; learned branches, and a gate that chooses one by the question,
+are part of the draft.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from engine.messages import Detail, GenerateRequest
 from engine.visual_compression import grids_of
 
 RATIO = 5.0
-"""Of branches that need no training, where neither settings nor draft name one."""
+"""Default ratio of training-free branches, if neither the settings nor the draft specify one."""
 
 
 class Compression:
-    """``trained``: the compressor that came with the draft, where its tensors are. ``knows_attention``:
-    whether pictures have scores. Raises ``ModelLoadError`` for settings that it cannot honour.
+    """Resolves the compressor branches of a draft.
+
+    ``trained``: the compressor that is part of the draft, if any, on the draft's device. ``knows_attention``:
+    whether pictures come with attention scores. Raises ``ModelLoadError`` for unsupported settings.
     """
 
     def __init__(
@@ -50,11 +52,11 @@ class Compression:
 
     @property
     def names(self) -> tuple[CompressorName, ...]:
-        """What a request may ask for."""
+        """The compressors that a request may ask for."""
         return ("auto", *self._branches)
 
     def views(self, request: GenerateRequest, adapter: Adapter) -> list[View]:
-        """How a request, which was checked, wants the draft to see its pictures."""
+        """Return how the draft is to see each picture of a validated request."""
         asked, images, root = request.speculative, request.prompt.images, root_hash(request.cache_salt)
         found = []
         details: list[Detail] = asked.details or ["auto"] * len(images)
@@ -71,12 +73,13 @@ class Compression:
         return self.branch(tag).num_kept(picture_of(view))
 
     def strongest(self, view: View) -> str:
-        """The branch that keeps least of a picture, but something."""
+        """Return the tag of the branch that keeps the fewest tokens of a picture, but at least some."""
         return self._strongest(picture_of(view)).tag
 
     def choose(self, pictures: torch.Tensor, questions: torch.Tensor) -> list[str]:
-        """The gate's branches of P pictures, both ``[P, size]``, as :class:`compressors.gate.Gate` takes
-        them.
+        """Return the tags of the branches that the gate chooses for P pictures.
+
+        Both arguments are ``[P, size]``, as for :class:`compressors.gate.Gate`.
         """
         assert self._trained is not None
         ways = [self._at_ratio(way) for way in self._trained.decide(pictures, questions)]
@@ -88,20 +91,25 @@ class Compression:
         trained = {} if self._trained is None else {way.name: way for way in self._trained.ways}
         blind = [way.name for way in trained.values() if way.needs_scores and not knows_attention]
         if blind:
-            raise ModelLoadError(f"{blind[0]} needs what the vision tower attends to, which is not known")
+            raise ModelLoadError(
+                f"{blind[0]} needs the vision tower's attention scores, which are not available"
+            )
         free = {name: training_free(name, RATIO) for name in TRAINING_FREE}
         known = {name: way for name, way in free.items() if knows_attention or not way.needs_scores} | trained
         return {name: self._at_ratio(known[name]) for name in get_args(CompressorName) if name in known}
 
     def _at_ratio(self, branch: Compressor) -> Compressor:
-        """At the ratio of the settings, if they name one for this branch."""
+        """Return ``branch`` at the ratio in the settings, if they specify one for it."""
         for name, ratio in self._ratios.items():
             if name == branch.name and ratio != branch.ratio:
                 return branch.at(ratio)
         return branch
 
     def _tag(self, asked: CompressorName, detail: Detail, picture: Picture) -> str | None:
-        """``None`` leaves the choice to the gate. A branch asked for by name stands above ``detail``."""
+        """Return the tag of the branch to use; ``None`` leaves the choice to the gate.
+
+        A branch requested by name takes precedence over ``detail``.
+        """
         if asked == "auto" and detail != "auto":
             return WHOLE if detail == "high" else self._strongest(picture).tag
         name = self._default if asked == "auto" else asked
@@ -110,7 +118,7 @@ class Compression:
         return WHOLE if self._trained is None else None
 
     def _strongest(self, picture: Picture) -> Compressor:
-        """That keeps least, but something; what was trained comes before what was not."""
+        """Return the branch that keeps the fewest tokens, but at least some, preferring trained branches."""
         ways = [] if self._trained is None else [self._at_ratio(way) for way in self._trained.ways]
         keeping = [way for way in ways if way.name not in (WHOLE, "text_only")]
         keeping = keeping or [self._branches["pool"], self._branches["prune"]]

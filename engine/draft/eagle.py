@@ -1,4 +1,4 @@
-"""The EAGLE draft: one decoder layer of the target's kind over (target feature, next embedding) pairs.
+"""The EAGLE draft module: one decoder layer of the target's type over (target feature, next embedding) pairs.
 
 EagleVLM (SpecVLM, arXiv 2509.11815, section 3.1) after EAGLE-2 (arXiv 2406.16858). At slot ``i`` of a
 sequence the draft reads the embedding of token ``i`` and the target's feature of token ``i - 1``, its hidden
@@ -22,10 +22,10 @@ from engine.errors import ModelLoadError
 
 
 class EagleDraft(nn.Module):
-    """``fc([norm(embedding); norm(state)])``, then one decoder layer; its output is the next state.
+    """``fc([norm(embedding); norm(state)])``, then one decoder layer, whose output is the next state.
 
-    With ``input_norm`` false the parts go into ``fc`` as they are and the layer has no norm before its
-    attention: the layout of the published EAGLE-1 and EAGLE-2 drafts. ``bias`` is that of ``fc``.
+    If ``input_norm`` is false, ``fc`` takes its inputs without norms and the layer has no norm before its
+    attention: the layout of the published EAGLE-1 and EAGLE-2 drafts. ``bias``: whether ``fc`` has a bias.
     """
 
     def __init__(
@@ -47,16 +47,18 @@ class EagleDraft(nn.Module):
 
     @property
     def feature_size(self) -> int:
-        """Width of the target's features that ``fuse`` takes."""
+        """The width of the target features that ``fuse`` takes."""
         return int(self.config.hidden_size)
 
     def fuse(self, features: Tensor) -> Tensor:
-        """Target features ``[..., feature_size]`` as states ``[..., hidden]``: the same here."""
+        """Turn target features ``[..., feature_size]`` into states ``[..., hidden]``: here the identity."""
         return features
 
     def join(self, states: Tensor, embeddings: Tensor) -> Tensor:
-        """What the layer reads at each slot, ``[..., hidden]``: the states of tokens ``i - 1`` beside the
-        embeddings of tokens ``i``, both ``[..., hidden]``. Pictures are compressed in this form.
+        """Return the input of the layer at each slot, ``[..., hidden]``.
+
+        It combines the states of tokens ``i - 1`` and the embeddings of tokens ``i``, both ``[..., hidden]``.
+        Pictures are compressed in this form.
         """
         return cast(
             Tensor, self.fc(torch.cat([self.embed_norm(embeddings), self.state_norm(states)], dim=-1))
@@ -65,10 +67,10 @@ class EagleDraft(nn.Module):
     def run(
         self, joined: Tensor, positions: Tensor, attention_mask: Tensor | None = None, **attention: Any
     ) -> Tensor:
-        """Predicted features ``[B, N, hidden]`` of slots ``[B, N, hidden]`` as ``join`` makes them;
-        ``positions`` int64 ``[B, N]`` or ``[3, B, N]``.
+        """Return the predicted features ``[B, N, hidden]`` of slots ``[B, N, hidden]`` made by ``join``.
 
-        ``attention_mask`` and ``attention`` go to the attention implementation.
+        ``positions``: int64 ``[B, N]`` or ``[3, B, N]``. ``attention_mask`` and ``attention`` are passed to
+        the attention implementation.
         """
         out = self.layer(
             joined,
@@ -87,29 +89,29 @@ class EagleDraft(nn.Module):
         attention_mask: Tensor | None = None,
         **attention: Any,
     ) -> Tensor:
-        """``join`` and ``run``: predicted features ``[B, N, hidden]`` of tokens ``i``."""
+        """``join`` and ``run``: return the predicted features ``[B, N, hidden]`` of tokens ``i``."""
         return self.run(self.join(states, embeddings), positions, attention_mask, **attention)
 
     def read_out(self, states: Tensor) -> Tensor:
-        """What the head takes, ``[..., hidden]``: the states as they are."""
+        """Return the input of the head, ``[..., hidden]``: here the states themselves."""
         return states
 
 
 def decoder_layer(
     text_config: PretrainedConfig, attn_implementation: str
 ) -> tuple[PretrainedConfig, nn.Module, nn.Module]:
-    """A layer of this kind, float32 and not initialised, with its configuration and its rotary embedding.
+    """Create one layer of the target's type, with its configuration and its rotary embedding.
 
-    Raises ``ModelLoadError`` where the kind allows no such sizes.
+    The layer is float32 and uninitialised. Raises ``ModelLoadError`` if the type does not allow these sizes.
     """
     config = one_layer_config(text_config)
-    # float32 is said, because the configuration of a half precision target asks for half precision.
+    # float32 is explicit because the configuration of a half-precision target asks for half precision.
     how: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": attn_implementation}
     try:
-        with torch.device("meta"):  # only the layer is wanted of this model; its embeddings cost nothing here
+        with torch.device("meta"):  # only the layer of this model is needed; its embeddings cost nothing here
             model = cast(Any, AutoModel.from_config(config, **how))
     except ValueError as error:
-        raise ModelLoadError(f"no layer of the kind {config.model_type} for this draft: {error}") from error
+        raise ModelLoadError(f"no {config.model_type} layer can be built for this draft: {error}") from error
     rotary = type(model.rotary_emb)(config=model.config)
     if "layer_type" in inspect.signature(rotary.forward).parameters:
         rotary = _FullAttentionRotary(rotary)
@@ -117,7 +119,7 @@ def decoder_layer(
 
 
 class _FullAttentionRotary(nn.Module):
-    """Of a rotary embedding whose frequencies differ by the type of layer, those of full attention."""
+    """Full-attention view of a rotary embedding whose frequencies depend on the layer type."""
 
     def __init__(self, by_type: nn.Module) -> None:
         super().__init__()
@@ -129,7 +131,7 @@ class _FullAttentionRotary(nn.Module):
 
 
 def one_layer_config(text_config: PretrainedConfig) -> PretrainedConfig:
-    """The target's text configuration with one layer of full attention."""
+    """Return the target's text configuration reduced to one layer with full attention."""
     config = deepcopy(text_config)
     config.num_hidden_layers = 1
     if getattr(config, "layer_types", None):

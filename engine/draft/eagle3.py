@@ -1,9 +1,9 @@
-"""The EAGLE-3 draft: attention over ``[embedding; state]`` pairs, features from several target layers.
+"""The EAGLE-3 draft module: attention over ``[embedding; state]`` pairs, features from several target layers.
 
-EAGLE-3 (arXiv 2503.01840), by the formulas of its public code (SafeAILab/EAGLE, SGLang and vLLM agree on
-them): a token's features, one from each tapped target layer, are fused into a state by one linear layer; a
-decoder layer whose attention reads ``[norm(embedding); norm(state)]`` makes the next state; a norm stands
-before the head. Same interface as :class:`engine.draft.eagle.EagleDraft`. Knows no files, pages or trees.
+EAGLE-3 (arXiv 2503.01840), following its public code (SafeAILab/EAGLE, SGLang and vLLM agree on the
+formulas): one linear layer fuses a token's features, one from each tapped target layer, into a state; a
+decoder layer whose attention reads ``[norm(embedding); norm(state)]`` computes the next state; a norm
+precedes the head. Same interface as :class:`engine.draft.eagle.EagleDraft`. Knows no files, pages or trees.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 @dataclass(frozen=True, slots=True)
 class AttentionParts:
-    """What a published draft's attention has, which need not be what the target's has.
+    """The optional parts of a published draft's attention, which may differ from the target's.
 
     ``head_norms``: norms of queries and keys (``q_norm``, ``k_norm``).
     """
@@ -35,9 +35,12 @@ class AttentionParts:
 
 
 class Eagle3Draft(nn.Module):
-    """``text_config`` is the target's text configuration with the draft's own sizes; its kind decides rotary
-    and attention. ``num_features``: tapped target layers. ``bias``: that of ``fc``. ``norm_before_residual``:
-    the residual stream goes on from the normed state, as some trainers have it.
+    """The layers of an EAGLE-3 draft.
+
+    ``text_config``: the target's text configuration with the draft's own sizes; its type determines the
+    rotary embedding and the attention. ``num_features``: the number of tapped target layers. ``bias``:
+    whether ``fc`` has a bias. ``norm_before_residual``: the residual stream continues from the normalised
+    state, as in some trainers.
     """
 
     def __init__(
@@ -62,26 +65,28 @@ class Eagle3Draft(nn.Module):
 
     @property
     def feature_size(self) -> int:
-        """Width of the target's features that ``fuse`` takes: those of its tapped layers, joined."""
+        """The width of the target features that ``fuse`` takes: those of all tapped layers, concatenated."""
         return self.fc.in_features
 
     def fuse(self, features: Tensor) -> Tensor:
-        """Target features ``[..., feature_size]``, lowest layer first, as states ``[..., hidden]``."""
+        """Fuse target features ``[..., feature_size]``, lowest layer first, into states ``[..., hidden]``."""
         return cast(Tensor, self.fc(features))
 
     def join(self, states: Tensor, embeddings: Tensor) -> Tensor:
-        """What the layer reads at each slot, ``[..., 2 * hidden]``: the embeddings of tokens ``i`` and the
-        states of tokens ``i - 1``, both ``[..., hidden]``. Pictures are compressed in this form.
+        """Return the input of the layer at each slot, ``[..., 2 * hidden]``.
+
+        It concatenates the embeddings of tokens ``i`` and the states of tokens ``i - 1``, both
+        ``[..., hidden]``. Pictures are compressed in this form.
         """
         return torch.cat([embeddings, states], dim=-1)
 
     def run(
         self, joined: Tensor, positions: Tensor, attention_mask: Tensor | None = None, **attention: Any
     ) -> Tensor:
-        """Next states ``[B, N, hidden]`` of slots ``[B, N, 2 * hidden]`` as ``join`` makes them;
-        ``positions`` int64 ``[B, N]`` or ``[3, B, N]``.
+        """Return the next states ``[B, N, hidden]`` of slots ``[B, N, 2 * hidden]`` made by ``join``.
 
-        ``attention_mask`` and ``attention`` go to the attention implementation.
+        ``positions``: int64 ``[B, N]`` or ``[3, B, N]``. ``attention_mask`` and ``attention`` are passed to
+        the attention implementation.
         """
         layer = cast(Any, self.layer)
         embeddings, states = joined.chunk(2, dim=-1)
@@ -104,18 +109,18 @@ class Eagle3Draft(nn.Module):
         attention_mask: Tensor | None = None,
         **attention: Any,
     ) -> Tensor:
-        """``join`` and ``run``: next states ``[B, N, hidden]``, of tokens ``i``."""
+        """``join`` and ``run``: return the next states ``[B, N, hidden]``, those of tokens ``i``."""
         return self.run(self.join(states, embeddings), positions, attention_mask, **attention)
 
     def read_out(self, states: Tensor) -> Tensor:
-        """What the head takes, ``[..., hidden]``: the normed states."""
+        """Return the input of the head, ``[..., hidden]``: the normalised states."""
         return cast(Tensor, self.norm(states))
 
 
 def fit_layer(layer: nn.Module, width: int, parts: AttentionParts) -> None:
-    """Give the attention of ``layer`` projections of ``width`` inputs, and the ``parts`` that it is to have.
+    """Give the attention of ``layer`` projections with ``width`` inputs and exactly the given ``parts``.
 
-    Raises ``ModelLoadError`` for a kind of layer that the published layouts cannot describe.
+    Raises ``ModelLoadError`` for a type of layer that the published layouts cannot describe.
     """
     found = {name for name, _ in layer.named_children()}
     attention = cast(Any, layer).self_attn if "self_attn" in found else nn.Module()

@@ -1,10 +1,10 @@
 """Grows draft trees for many sequences at once with an EAGLE draft (EAGLE-2, arXiv 2406.16858, section 4).
 
-A round first lets the draft see what the target has computed since, with the target's true features, which
-also rebuilds the KV of accepted drafts; what a tree had written behind is overwritten. The last state of
-each sequence gives the children of its root. Then, level by level, the best nodes of every sequence run in
-one batched forward and give their children. One copy to the host, at the end; or, where a draft runs on our
-CPU kernels, all of it in one call of theirs; or from CUDA graphs.
+In each round the draft first catches up with what the target has computed since, using the target's true
+features; this also rebuilds the KV of accepted drafts and overwrites what the last tree had written. The last
+state of each sequence gives the children of its root. Then, level by level, the best nodes of every sequence
+run in one batched forward pass and give their children, with a single copy to the host at the end.
+Alternatively the CPU kernels do all of this in one call, or the levels run as CUDA graphs.
 """
 
 from __future__ import annotations
@@ -40,10 +40,12 @@ from engine.sequence import Sequence
 
 
 class EagleDrafter:
-    """``embed``: the target's embeddings ``[N, hidden]`` of token ids ``[N]``. ``num_pages``: the target's.
+    """Drafter with an EAGLE draft and its own KV cache.
 
-    The draft has as many and room for the trees of ``max_num_seqs`` sequences, so that there are pages for it
-    wherever there were for the target: nothing that it skips or does not share can make it need more.
+    ``embed`` returns the target's embeddings ``[N, hidden]`` of token ids ``[N]``. ``num_pages``: the number
+    of the target's pages. The draft has as many, plus room for the trees of ``max_num_seqs`` sequences, so
+    that whenever the target has pages, the draft has them, too: nothing that it skips or does not share can
+    make it need more.
     """
 
     kind = "eagle"
@@ -86,8 +88,9 @@ class EagleDrafter:
     def capture(
         self, max_num_seqs: int, max_pages: int, axes: int, settings: SpeculativeConfig, capture: Capture
     ) -> None:
-        """On CUDA: launch what is small as graphs from here on. ``max_pages``: of a sequence; ``axes``: of
-        positions.
+        """Capture CUDA graphs that run small batches from now on.
+
+        ``max_pages``: the most pages of a sequence. ``axes``: the number of position axes.
         """
 
         def make() -> LevelGraphs:
@@ -115,7 +118,7 @@ class EagleDrafter:
             )
 
     def num_behind(self, sequence: Sequence) -> int:
-        """In slots: what the draft has to run."""
+        """Return how many slots the draft has to run before it can propose."""
         return num_behind(sequence)
 
     def ready(self, sequence: Sequence, num_steps: int, topk: int) -> bool:
@@ -127,15 +130,16 @@ class EagleDrafter:
                 self._follower.follow(sequence)
 
     def forget(self, sequence: Sequence) -> None:
-        if self.lookup is not None:  # all else goes with the sequence's ``DraftKV``
+        if self.lookup is not None:  # all other state is dropped with the sequence's ``DraftKV``
             self.lookup.forget(sequence)
 
     @torch.inference_mode()
     def propose(self, sequences: Seq[Sequence], num_steps: int, topk: int) -> Candidates:
-        """Candidates at most ``num_steps`` deep, ``topk`` children a node, within each sequence's limits.
+        """Propose candidates at most ``num_steps`` deep with ``topk`` children per node, within each
+        sequence's limits.
 
-        One that finds no page by now, since others took them, gets none. Cost: one forward over what waits,
-        then one of ``S * topk`` rows a level.
+        A sequence that gets no pages, since others have taken them, gets no candidates. Costs one forward
+        pass over the waiting tokens, then one of ``S * topk`` rows per level.
         """
         granted = [reserve(sequence, (num_steps - 1) * topk) for sequence in sequences]
         served = [sequence for sequence, has_room in zip(sequences, granted, strict=True) if has_room]
@@ -155,7 +159,7 @@ class EagleDrafter:
             grow = self._in_one_call
         elif self.graphs is not None:
             grow = self._by_graphs
-        with _at_stake(sequences):  # they would want as much in every step
+        with _at_stake(sequences):  # otherwise they would need as much memory again in every step
             token_ids, parents, scores, width = grow(sequences, states, num_steps, topk)
         depths = np.repeat(np.arange(1, num_steps + 1), [width, *[width * width] * (num_steps - 1)])
         deepest = np.array([s.tree_limits(num_steps, topk).num_steps for s in sequences])
@@ -167,8 +171,10 @@ class EagleDrafter:
         )
 
     def _catch_up(self, sequences: Seq[Sequence]) -> torch.Tensor:
-        """The last state of each ``[S, hidden]``. Who is far behind is read alone: if memory does not suffice
-        for a long prompt, that costs nobody else the draft.
+        """Catch up with all sequences; return the last state of each, ``[S, hidden]``.
+
+        A sequence that is far behind runs alone: if memory does not suffice for a long prompt, no other
+        sequence loses its draft.
         """
         groups: list[list[Sequence]] = []
         for is_far, group in groupby(sequences, lambda sequence: num_behind(sequence) > CATCH_UP_TOKENS):
@@ -229,7 +235,7 @@ class EagleDrafter:
         return to_host(levels, len(sequences))
 
     def _level_batch(self, sequences: Seq[Sequence], run: int, masks: torch.Tensor) -> Batch:
-        """Rows of one frontier. Its masks are on the device and stay there."""
+        """Build the batch of one frontier. Its masks are on the device and stay there."""
         width = masks.shape[1]
         parts = []
         for sequence in sequences:
@@ -250,8 +256,10 @@ class EagleDrafter:
 
 @contextmanager
 def _at_stake(sequences: Seq[Sequence]) -> Iterator[None]:
-    """If memory runs out in here, features are lost that the drafts of these have not seen. They go on
-    without, which frees pages and all that waits.
+    """Context in which running out of memory ends drafting for these sequences.
+
+    Features that their drafts have not seen are then lost. The sequences continue without a draft, which
+    frees its pages and all waiting features.
     """
     try:
         yield
@@ -265,6 +273,6 @@ def _at_stake(sequences: Seq[Sequence]) -> Iterator[None]:
 
 
 def _positions(sequences: Seq[Sequence], num_steps: int) -> Ints:
-    """Of the levels that run, ``[num_steps - 1, S]`` or ``[3, num_steps - 1, S]``."""
+    """Return the positions of the levels that run, ``[num_steps - 1, S]`` or ``[3, num_steps - 1, S]``."""
     ahead = [s.positions(s.num_tokens, s.num_tokens + num_steps - 1) for s in sequences]
     return np.stack(ahead, axis=-1)

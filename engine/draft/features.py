@@ -1,9 +1,9 @@
-"""Target features and embeddings that the draft has not seen yet, and those at page ends that stay.
+"""Storage for target features and embeddings that the draft has not seen yet, and for those at page ends.
 
-Every step leaves here the features (hidden states after the final norm) of the tokens that it computed. A
-sequence's wait until the draft catches up with it, in one pass; the feature of the last token of each full
-page stays beside the page, so that a sequence that starts from cached pages has the one it needs. Knows
-tensors and positions; nothing of the draft's weights or of trees.
+Every step stores here the features (hidden states after the final norm) of the tokens that it computed. Those
+of a sequence wait until the draft catches up, in one pass. The feature of the last token of each full page is
+kept with the page, so that a sequence that starts from cached pages has the one it needs. Works on tensors
+and positions; knows nothing of the draft's weights or of trees.
 """
 
 from __future__ import annotations
@@ -21,19 +21,23 @@ from engine.plan import Span
 from engine.sequence import Sequence
 
 MAX_WAITING = 8192
-"""Tokens of one sequence whose features are kept for a draft that could see them and has not; as many again
-that it cannot see yet, as a gate has not chosen. Pictures of 2,880 tokens, which a compressor takes whole,
-must have room.
+"""Maximum number of tokens of one sequence whose features wait although the draft could see them.
+
+As many more may wait that it cannot see yet, because the gate has not chosen. There must be room for pictures
+of 2,880 tokens, which a compressor takes as a whole.
 """
 MAX_WAITING_IN_ALL = 32768
-"""Of all sequences together. A GPU has memory set aside for as many (:mod:`engine.memory`)."""
+"""The same limit for all sequences together. On a GPU, memory is reserved for it (:mod:`engine.memory`)."""
 
 
 @dataclass(slots=True)
 class _Waiting:
-    """Features of tokens ``first - 1 .. num_computed``, in pieces ``[*, size]``, and the embeddings of prompt
-    tokens among them as (first token, ``[*, hidden]``): a picture's cannot be looked up by token id.
-    ``image_scores``: of the pictures among them, by key, where the encoder gave any.
+    """The waiting features of one sequence.
+
+    ``features``: those of tokens ``first - 1 .. num_computed``, in pieces ``[*, size]``. ``embeddings``:
+    those of the prompt tokens among them, as (first token, ``[*, hidden]``), since those of pictures cannot
+    be looked up by token id. ``image_scores``: those of the pictures among them, by key, if the encoder gave
+    any.
     """
 
     first: int
@@ -46,7 +50,7 @@ class _Waiting:
         self.num_tokens = sum(map(len, self.features))
 
     def add(self, features: torch.Tensor) -> None:
-        """Of the next tokens: a piece a step, hundreds of them where decoding is plain."""
+        """Add the features of the next tokens. Plain decoding adds hundreds of pieces, one per step."""
         self.features.append(features)
         self.num_tokens += len(features)
 
@@ -58,9 +62,10 @@ class _Waiting:
 
 @dataclass(slots=True, frozen=True)
 class CatchUp:
-    """What the draft is to see of one sequence: tokens ``start .. end``.
+    """The tokens ``start .. end`` of one sequence, which the draft is to process next.
 
-    ``features``: ``[end - start, size]``, of the tokens before each; the rest: see ``_Waiting``.
+    ``features``: ``[end - start, size]``, each that of the preceding token. For the other fields see
+    ``_Waiting``.
     """
 
     sequence: Sequence
@@ -76,7 +81,10 @@ class CatchUp:
 
 
 class FeatureStore:
-    """``page_ends``: ``[num_pages, size]``, the feature of the last token of each of the target's pages."""
+    """Holds the features that wait for the draft.
+
+    ``page_ends``: ``[num_pages, size]``, the feature of the last token of each of the target's pages.
+    """
 
     def __init__(
         self, num_pages: int, page_size: int, size: int, dtype: torch.dtype, device: torch.device
@@ -99,10 +107,10 @@ class FeatureStore:
         embeddings: torch.Tensor,
         image_scores: Mapping[bytes, torch.Tensor],
     ) -> None:
-        """Take what a step computed, before its tokens are committed.
+        """Store what a step computed, before its tokens are committed.
 
-        ``features`` ``[N, size]`` and ``embeddings`` ``[N, hidden]`` are the row's; ``paths``: the accepted
-        nodes of each span's tree. One gather and one scatter for all spans.
+        ``features`` ``[N, size]`` and ``embeddings`` ``[N, hidden]`` are those of the row; ``paths``: the
+        accepted nodes of each span's tree. Takes one gather and one scatter for all spans.
         """
         rows, positions, pages = _accepted_rows(spans, paths, self.page_size)
         kept = (
@@ -116,12 +124,12 @@ class FeatureStore:
             own = embeddings[row : row + span.length]
             self._wait(span, kept[first : first + count], own, image_scores)
             first, row = first + count, row + span.num_rows
-        if len(ends):  # after the sequences took what they need of older page ends
+        if len(ends):  # after the sequences have read what they need of the old page ends
             index = torch.from_numpy(ends).to(features.device)
             self.page_ends.index_copy_(0, torch.from_numpy(pages[ends]).to(features.device), kept[index])
 
     def take(self, sequence: Sequence) -> CatchUp:
-        """Hand out what the draft of ``sequence`` can see, which then must see all of it."""
+        """Remove and return what the draft of ``sequence`` can process now, all of which it must process."""
         draft = sequence.draft
         assert draft is not None
         start, end = draft.num_seen, sequence.draft_reach
@@ -129,7 +137,7 @@ class FeatureStore:
         features = waiting.joined()
         rest = features[end - waiting.first :]
         later = [(first, piece) for first, piece in waiting.embeddings if first + len(piece) > end]
-        # A view would keep what was taken in memory.
+        # A view would keep the removed features in memory.
         own = [rest.clone()] if len(rest) else []
         self._waiting[draft] = _Waiting(end, own, later, waiting.image_scores)
         self._room += len(features) - len(rest)
@@ -137,11 +145,11 @@ class FeatureStore:
         return CatchUp(sequence, start, end, taken, waiting.embeddings, waiting.image_scores)
 
     def is_full(self, sequence: Sequence) -> bool:
-        """Whether so much waits behind a picture that is not decided about that its draft must go on."""
+        """Whether so much waits behind an undecided picture that the draft must proceed."""
         return sequence.num_computed - sequence.draft_reach > MAX_WAITING
 
     def features_of(self, sequence: Sequence, start: int, end: int) -> torch.Tensor:
-        """Features ``[end - start, size]`` of computed tokens that the draft has not seen."""
+        """Return the features ``[end - start, size]`` of computed tokens that the draft has not seen."""
         assert sequence.draft is not None
         waiting = self._waiting[sequence.draft]
         first = waiting.first - 1
@@ -154,7 +162,7 @@ class FeatureStore:
         embeddings: torch.Tensor,
         image_scores: Mapping[bytes, torch.Tensor],
     ) -> None:
-        """Keep what a span computed for its draft, or let that give up where there is no room."""
+        """Keep what a span computed for its draft, or give up the draft if there is no room."""
         draft = span.sequence.draft
         if draft is None or draft.given_up:
             return
@@ -168,14 +176,15 @@ class FeatureStore:
             waiting.embeddings.append((span.start, embeddings.clone()))
             keys = [key for key, _ in span.sequence.images_in(span.start, span.end)]
             waiting.image_scores |= {key: image_scores[key] for key in keys if key in image_scores}
-        # Behind an undecided picture it waits for the gate, which gives way in time: see ``is_full``.
+        # Tokens behind an undecided picture wait for the gate. They do not count here, since ``is_full`` ends
+        # that wait in time.
         end = draft.reach(span.end) if draft.undecided else span.end
         if end - draft.num_seen > MAX_WAITING or self._room < 0:
             draft.given_up = True
             self._room += self._waiting.pop(draft).num_tokens
 
     def _before(self, span: Span) -> torch.Tensor:
-        """The feature of the token before a sequence's first span ``[1, size]``; zeros at the beginning."""
+        """Return the feature ``[1, size]`` of the token before a sequence's first span; zeros if none."""
         if span.start == 0:
             return self.page_ends.new_zeros(1, self.page_ends.shape[1])
         assert span.start % self.page_size == 0, "a sequence starts at a page's end"
@@ -186,7 +195,7 @@ class FeatureStore:
 def _accepted_rows(
     spans: Seq[Span], paths: Seq[Seq[int]], page_size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of the step that count, their positions in their sequences, and the pages that hold them."""
+    """Return the accepted rows of the step, their positions in their sequences, and the pages of these."""
     rows, positions, pages, first = [], [], [], 0
     for span, path in zip(spans, paths, strict=True):
         own = np.arange(span.length + len(path))

@@ -1,6 +1,6 @@
-"""Draft folders: ``config.json`` and ``model.safetensors``, written by training and read at start.
+"""Draft folders: ``config.json`` and ``model.safetensors``, written by training and read at startup.
 
-Knows files, names and shapes; nothing of how a draft is run or trained.
+Handles files, names and shapes only, not how a draft is run or trained.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
 class DraftConfig(msgspec.Struct, frozen=True, kw_only=True):
     """``config.json`` of a draft folder.
 
-    ``target`` and ``target_fingerprint`` name the model it was trained for (:func:`fingerprint`).
-    ``hidden_size`` and ``model_type`` are the target's text model's. ``compressor``: what the weights under
-    ``compressor.`` are, if there are any.
+    ``target`` and ``target_fingerprint`` identify the model it was trained for (:func:`fingerprint`).
+    ``hidden_size`` and ``model_type`` are those of the target's text model. ``compressor``: the configuration
+    of the weights under ``compressor.``, if there are any.
     """
 
     format: Literal["specvlm-eagle"] = "specvlm-eagle"
@@ -48,8 +48,10 @@ class DraftConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class OwnDraft:
-    """``vocabulary``: int64 ``[V]``, the token ids that it can propose in the order of its head's rows;
-    ``None`` for all of the target's. ``compressor``: trained with it, if one was.
+    """A draft in SpecVLM's own format.
+
+    ``vocabulary``: int64 ``[V]``, the token ids that it can propose, in the order of its head's rows;
+    ``None`` for all of the target's. ``compressor``: the compressor trained with it, if any.
     """
 
     module: EagleDraft
@@ -65,7 +67,7 @@ def save_draft(
     vocabulary: Tensor | None,
     compressor: Elastic | None = None,
 ) -> None:
-    """Write an :class:`OwnDraft` in half precision; the compressor's configuration goes into ``config``."""
+    """Write an :class:`OwnDraft` in half precision, with the compressor's configuration in ``config``."""
     folder.mkdir(parents=True, exist_ok=True)
     state = dict(draft.state_dict())
     if compressor is not None:
@@ -79,9 +81,9 @@ def save_draft(
 
 
 def load_draft(folder: Path, text_config: PretrainedConfig, *, attn_implementation: str) -> OwnDraft:
-    """The draft in ``folder`` for a target with this text configuration, float32 on the CPU.
+    """Load the draft in ``folder`` for a target with this text configuration, as float32 on the CPU.
 
-    Raises ``ModelLoadError`` where config, names or shapes do not fit the target.
+    Raises ``ModelLoadError`` if config, names or shapes do not match the target.
     """
     try:
         config = msgspec.json.decode((folder / CONFIG).read_bytes(), type=DraftConfig)
@@ -117,21 +119,21 @@ def _compressor(config: DraftConfig, draft: EagleDraft, folder: Path) -> Elastic
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file."""
+    """Read all tensors of a safetensors file."""
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
 
 
 def fill(module: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Copy ``tensors`` into ``module``: all of them, nothing else, shapes equal; else ``ModelLoadError``."""
+    """Copy ``tensors`` into ``module``. Raises ``ModelLoadError`` unless names and shapes match exactly."""
     own = module.state_dict()
     check_shapes({name: tuple(value.shape) for name, value in own.items()}, tensors, folder)
     for name, value in own.items():
-        value.copy_(tensors[name])  # into the module's own memory, in its precision
+        value.copy_(tensors[name])  # in place, converted to the module's dtype
 
 
 def check_shapes(wanted: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """``ModelLoadError`` that lists every difference, unless ``tensors`` has just these names and shapes."""
+    """Raise a ``ModelLoadError`` that lists every difference if names or shapes do not match exactly."""
     missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     wrong = [
         f"{name} {list(tensors[name].shape)} instead of {list(wanted[name])}"
@@ -146,7 +148,7 @@ def check_shapes(wanted: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Te
 
 
 def check_vocabulary(vocabulary: Tensor | None, size: int, folder: Path) -> Tensor | None:
-    """``vocabulary`` as int64, after a look at its range; ``ModelLoadError`` where it names no token."""
+    """Return ``vocabulary`` as int64. Raises ``ModelLoadError`` if it holds anything but valid token ids."""
     if vocabulary is None:
         return None
     ids = vocabulary.long()
@@ -158,10 +160,10 @@ def check_vocabulary(vocabulary: Tensor | None, size: int, folder: Path) -> Tens
 
 
 def fingerprint(folder: Path) -> str:
-    """Hex name of a model folder's weights, quick for any size: its safetensors files' names, sizes and
-    evenly spaced samples (the head of a file, which lists names and shapes, is one of them).
+    """Return a hex digest that identifies the weights in a model folder, quick for any size.
 
-    Raises ``FileNotFoundError`` if there is no such file.
+    It covers the names and sizes of the safetensors files and evenly spaced samples of each, among them its
+    header, which lists names and shapes. Raises ``FileNotFoundError`` if there is no such file.
     """
     files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -180,7 +182,7 @@ def fingerprint(folder: Path) -> str:
 def draft_config(
     text_config: PretrainedConfig, target: str, target_folder: Path, **layout: Any
 ) -> DraftConfig:
-    """The config of a draft of this target; ``layout``: ``input_norm``, ``bias``."""
+    """Return the config of a draft for this target; ``layout``: ``input_norm``, ``bias``."""
     return DraftConfig(
         target=target,
         target_fingerprint=fingerprint(target_folder),

@@ -1,8 +1,8 @@
-"""Lets the draft see what the target computes: every token once, with true features, pictures compressed.
+"""Runs the draft over what the target computed: every token once, with true features, pictures compressed.
 
-What is known waits in the feature store, until a tree is to be grown or a long prompt has piled up. Where the
-gate is to choose what becomes of a picture, it waits for the end of the prompt, if that is not too far off:
-the question is behind it.
+Features wait in the feature store until a tree is to be grown or a long prompt has accumulated. A picture
+whose branch the gate is to choose waits for the end of the prompt, if that is not too far off, because the
+question usually follows the picture.
 """
 
 from __future__ import annotations
@@ -26,11 +26,15 @@ from engine.kv_cache import KVCache
 from engine.sequence import Sequence
 
 CATCH_UP_TOKENS = 256
-"""Tokens that may wait for the draft of a prompt that the target is not through with, or where many wait."""
+"""Number of tokens that may wait for the draft of an unfinished prompt, or of any sequence under pressure."""
 
 
 class Follower:
-    """``embed``: the target's embeddings ``[N, hidden]`` of token ids ``[N]``. ``cache``: KV of ``pages``."""
+    """Keeps the draft's KV up to date with the target.
+
+    ``embed`` returns the target's embeddings ``[N, hidden]`` of token ids ``[N]``. ``cache``: the KV cache
+    behind ``pages``.
+    """
 
     def __init__(
         self,
@@ -49,9 +53,10 @@ class Follower:
         self._rows = DraftRows(model, compression, embed, pages.page_size)
 
     def follow(self, sequence: Sequence) -> None:
-        """Catch up with a prompt that is not through, so that little is left when it is, and with answers
-        that are decoded plainly, before so much waits that drafts give up. Takes pages that the next
-        sequence may count on.
+        """Catch up with an unfinished prompt, so that little is left at its end. Also catch up with answers
+        that are decoded plainly, before so many features wait that drafts have to be given up.
+
+        This may take pages that the next sequence counted on.
         """
         draft = sequence.draft
         if draft is None:
@@ -64,7 +69,7 @@ class Follower:
 
     @torch.inference_mode()
     def catch_up(self, sequences: Seq[Sequence]) -> torch.Tensor:
-        """See everything that waits; the last states ``[S, hidden]``, of those for whom there was a slot."""
+        """Process all waiting tokens; return the last states ``[S, hidden]`` of sequences that had any."""
         for sequence in sequences:
             draft_of(sequence).table.reserve(draft_of(sequence).num_slots + num_behind(sequence))
             self._copy_loan(draft_of(sequence))
@@ -83,7 +88,7 @@ class Follower:
         return states
 
     def _copy_loan(self, draft: DraftKV) -> None:
-        """Copy the slots that are in another's page, before the first use of them."""
+        """Copy the slots borrowed from a shared page before they are first used."""
         if not draft.loan.pages:
             return
         size, count = self._pages.page_size, draft.num_slots % self._pages.page_size
@@ -93,15 +98,16 @@ class Follower:
         draft.loan.release()
 
     def _decide(self, sequence: Sequence, draft: DraftKV) -> None:
-        """Choose the branches of pictures that are left to the gate, if the whole prompt is computed. If that
-        is too long to wait for, those that have begun take the strongest branch.
+        """Choose the branches of pictures that are left to the gate, once the whole prompt is computed.
+
+        If too much is waiting before that, the pictures that have begun take the strongest branch.
         """
         if not draft.undecided or draft.given_up:
             return
         through = sequence.num_computed >= sequence.num_prompt_tokens
         if not through and not self.features.is_full(sequence):
             return
-        self._pages.decide(sequence)  # another may have asked about the same picture
+        self._pages.decide(sequence)  # the gate may have chosen for the same picture in another request
         if through and draft.undecided:
             self._pages.decide(sequence, self._choose(sequence))
         elif not through:
@@ -109,7 +115,7 @@ class Follower:
             self._pages.decide(sequence, [self._compression.strongest(view) for view in begun])
 
     def _choose(self, sequence: Sequence) -> list[str]:
-        """The gate's choice for each undecided picture, from the target's features of it and the question."""
+        """Return the gate's choice for each undecided picture, from the features of it and the question."""
         undecided = draft_of(sequence).undecided
         first, end = undecided[0].image.start, sequence.num_prompt_tokens
         features = self.features.features_of(sequence, first, end)
@@ -129,12 +135,12 @@ def draft_of(sequence: Sequence) -> DraftKV:
 
 
 def num_behind(sequence: Sequence) -> int:
-    """Slots that the draft could fill now."""
+    """Return how many slots the draft could fill now."""
     return draft_of(sequence).slots_to(sequence.draft_reach) if sequence.draft is not None else 0
 
 
 def can_follow(sequence: Sequence, num_nodes: int = 0) -> bool:
-    """Whether nothing that the draft is to see is lost or undecided, and there are pages, for a tree too."""
+    """Whether the draft can catch up: nothing is lost or undecided, and there are pages, also for a tree."""
     draft = sequence.draft
     if draft is None or draft.given_up or (sequence.can_draft and draft.undecided):
         return False
@@ -142,7 +148,7 @@ def can_follow(sequence: Sequence, num_nodes: int = 0) -> bool:
 
 
 def reserve(sequence: Sequence, num_nodes: int) -> bool:
-    """Take the pages that ``can_follow`` found, if they are there still."""
+    """Reserve the pages that ``can_follow`` requires; return ``False`` if they are no longer available."""
     if not can_follow(sequence, num_nodes):
         return False
     draft = draft_of(sequence)
@@ -151,7 +157,7 @@ def reserve(sequence: Sequence, num_nodes: int) -> bool:
 
 
 def _mean(features: torch.Tensor, rows: npt.NDArray[np.int64]) -> torch.Tensor:
-    """Of some rows; zeros of none."""
+    """Return the mean of these rows; zeros if there are none."""
     if not len(rows):
         return features.new_zeros(features.shape[1])
     return features[torch.from_numpy(rows).to(features.device)].mean(dim=0)

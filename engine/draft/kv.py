@@ -1,7 +1,7 @@
-"""What the draft has seen of one sequence, and where its keys and values are. No torch.
+"""The draft's KV state of one sequence: what it has seen and where its keys and values are. No torch.
 
-Where nothing was skipped, slots are those of :mod:`engine.draft.slots`, and pages are shared under hashes of
-their own. How a sequence starts from cached pages is told in :mod:`engine.draft.pages`.
+If nothing was skipped, slots are laid out as in :mod:`engine.draft.slots`, and pages are shared under hashes
+of their own. :mod:`engine.draft.pages` describes how a sequence starts from cached pages.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from engine.pages import PageTable
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class DraftKV:
-    """The first ``num_seen`` tokens are in ``num_slots`` slots of the draft's KV, less the skipped ones.
+    """The first ``num_seen`` tokens, without skipped ones, take ``num_slots`` slots of the draft's KV.
 
-    ``undecided``: pictures whose branch the gate is to choose, or that are behind one. ``loan``: the page
-    that holds the last slots, where they are another's, until they are copied. ``aligned``: nothing was
-    skipped. ``given_up``: features of tokens that it has not seen were dropped, so it cannot go on.
+    ``undecided``: pictures whose branch the gate is still to choose, or that follow such a picture. ``loan``:
+    the page that holds the last slots if it belongs to another sequence, until they are copied. ``aligned``:
+    nothing was skipped. ``given_up``: features of unseen tokens were dropped, so the draft cannot continue.
     """
 
     table: PageTable
@@ -33,26 +33,27 @@ class DraftKV:
     given_up: bool = False
 
     def reach(self, num_tokens: int) -> int:
-        """Up to which of ``num_tokens`` tokens it may see: a compressed picture is not cut, and one that is
-        not decided about is not begun.
+        """Return how many of ``num_tokens`` tokens the draft may see.
+
+        It never splits a compressed picture and does not start one whose branch is undecided.
         """
         if self.undecided:
             num_tokens = min(num_tokens, self.undecided[0].image.start)
         return max(self.num_seen, self.slots.before_cut(num_tokens))
 
     def slots_to(self, token: int) -> int:
-        """How many slots the tokens from the seen ones to ``token`` will take."""
+        """Return how many slots the unseen tokens up to ``token`` will take."""
         return self.slots.slot_of(token) - self.slots.slot_of(self.num_seen)
 
     def blocks_to(self, token: int) -> list[Block]:
-        """Pictures that begin among the tokens from the seen ones to ``token``."""
+        """Return the pictures that begin among the unseen tokens up to ``token``."""
         blocks = self.slots.blocks
-        if not blocks or blocks[-1].start < self.num_seen:  # most rounds are behind the last picture
+        if not blocks or blocks[-1].start < self.num_seen:  # most rounds are past the last picture
             return []
         return [block for block in blocks if self.num_seen <= block.start < token]
 
     def saw(self, token: int, token_ids: Sequence[int], *, caching: bool) -> None:
-        """Account for the tokens up to ``token``, which are in place; share the pages that they fill."""
+        """Record that the tokens up to ``token`` are in place, and publish the pages that they fill."""
         self.num_slots += self.slots_to(token)
         self.num_seen = token
         if caching and self.aligned:
@@ -65,7 +66,7 @@ class DraftKV:
         self.loan.release()
 
     def _mark(self, token_ids: Sequence[int]) -> None:
-        """Name the slots where a page of the target ends: who starts there will look for them."""
+        """Publish the slots where a page of the target ends: sequences that start there look for them."""
         page_size = self.table.page_size
         while (end := self.slots.behind_cut((self.num_marked + 1) * page_size)) <= self.num_seen:
             self.num_marked += 1

@@ -1,7 +1,8 @@
-"""All levels of a draft's trees from CUDA graphs, one a level and number of sequences, in one chain.
+"""Draft trees grown by a chain of CUDA graphs, one per level and number of sequences.
 
-Each graph reads what the one before it left in fixed memory, so that between the roots and the last level the
-host only launches. What :meth:`EagleDrafter._level_by_level` plans on the host is reckoned on the device.
+Each graph reads what the previous one left in fixed memory, so that between the roots and the last level the
+host only launches graphs. What :meth:`EagleDrafter._level_by_level` plans on the host is computed on the
+device.
 """
 
 from __future__ import annotations
@@ -38,14 +39,16 @@ log = logging.getLogger(__name__)
 
 SEQUENCES = (1, 2, 4, 8, 16, 32, 64)
 
-_NO_ROOT = -1  # start of a tree that only pads
+_NO_ROOT = -1  # start of a padding tree
 
 
 @dataclass(slots=True, frozen=True)
 class Trees:
-    """Where S trees grow. ``states`` ``[S, hidden]`` on the device; on the host ``limits`` int64 ``[S]``:
-    children of a node, ``starts`` int64 ``[S]``: the logical slot of node 0, ``table`` int64 ``[S, pages]``,
-    ``positions`` int64 ``[levels that run, S]`` or ``[3, levels that run, S]``.
+    """The starting points of S trees.
+
+    On the device: ``states`` ``[S, hidden]``. On the host: ``limits`` int64 ``[S]``: children per node;
+    ``starts`` int64 ``[S]``: the logical slot of node 0; ``table`` int64 ``[S, pages]``; ``positions`` int64
+    ``[levels that run, S]`` or ``[3, levels that run, S]``.
     """
 
     states: Tensor
@@ -57,7 +60,7 @@ class Trees:
 
 @dataclass(slots=True)
 class _Chain:
-    """For so many sequences: what runs each level, and where the levels are then."""
+    """The graphs for one number of sequences: what runs each level, and the levels that they write."""
 
     replays: list[Callable[[], None]]
     levels: list[Level]
@@ -65,7 +68,7 @@ class _Chain:
 
 @dataclass(slots=True)
 class _LevelTiles:
-    """The frontier's rows as the kernel reads them, from tensors that the device reckoned."""
+    """The tiles of the frontier's rows for the attention kernel, from tensors computed on the device."""
 
     tiles: Tensor
     limit: Tensor
@@ -78,13 +81,15 @@ class _LevelTiles:
 
     def visible(self, window: int | None) -> Seen:
         if window is not None:
-            raise RuntimeError("a sliding window over a tree that is partly in KV")
+            raise RuntimeError("sliding windows are not supported for a tree that is partly in KV")
         return Seen(torch.zeros_like(self.limit), self.masks)
 
 
 class LevelGraphs:
-    """``embed``: the target's embeddings ``[N, hidden]`` of token ids ``[N]``. ``axes``: of positions.
-    ``num_steps`` and ``topk``: at most so deep, exactly so wide.
+    """Captures and replays the graphs that grow draft trees.
+
+    ``embed`` returns the target's embeddings ``[N, hidden]`` of token ids ``[N]``. ``axes``: the number of
+    position axes. ``num_steps``: the maximum depth; ``topk``: the exact width.
     """
 
     def __init__(
@@ -120,13 +125,13 @@ class LevelGraphs:
         log.info("captured the levels of a draft as CUDA graphs in %.1f s", time.monotonic() - started)
 
     def takes(self, trees: Trees, num_steps: int, topk: int) -> bool:
-        """Whether such trees have graphs."""
+        """Whether there are graphs for such trees."""
         few = len(trees.starts) <= self.most and trees.table.shape[1] <= self._table.shape[1]
         return few and num_steps <= self._num_steps and topk == self._topk
 
     @torch.inference_mode()
     def grow(self, trees: Trees, num_steps: int) -> Grown:
-        """Cost: one copy up, a launch a level, one copy down."""
+        """Grow the trees. Costs one copy to the device, one launch per level and one copy to the host."""
         count, pages = trees.table.shape
         size = next(n for n in self._sizes if n >= count)
         integers = (trees.starts, trees.limits, trees.table, trees.positions)
@@ -141,7 +146,7 @@ class LevelGraphs:
 
     @torch.inference_mode()
     def pretend(self, count: int) -> None:
-        """Grow two levels of ``count`` trees that only pad, at most ``most``: it takes as long."""
+        """Grow two levels of ``count`` padding trees, at most ``most``, to measure the time of real ones."""
         size = next(n for n in self._sizes if n >= count)
         self._starts.fill_(_NO_ROOT)
         self._replayed(size, size, 2)
@@ -171,7 +176,7 @@ class LevelGraphs:
         return chain
 
     def _level(self, frontier: Frontier, levels: Seq[Level], run: int, size: int) -> Seq[Tensor]:
-        """The level, and the frontier after it unless it is the last."""
+        """Run one level; return it and, unless it is the last, the frontier after it."""
         joined = self._model.join(frontier.states.flatten(0, 1), self._embed(frontier.token_ids.flatten()))
         out = self._model.run(self._context(frontier, run, size), joined)
         out = out.unflatten(0, (size, -1))
@@ -181,8 +186,9 @@ class LevelGraphs:
         return *found, *next_frontier(frontier, out, [*levels, found], run)
 
     def _context(self, frontier: Frontier, run: int, size: int) -> AttentionContext:
-        """Of rows that are the ``run``-th level of each tree that has KV; those that pad write into the spare
-        slot and see nothing.
+        """Return the attention context of the ``run``-th level of each tree.
+
+        Rows of padding trees write into the spare slot and attend to nothing.
         """
         page_size, width = self._cache.page_size, frontier.token_ids.shape[1]
         table, starts = self._table[:size], self._starts[:size]

@@ -1,6 +1,7 @@
 """The levels of draft trees as tensors: EAGLE-2's expansion (arXiv 2406.16858, section 4.1) for S sequences.
 
-All on the device, without a copy to the host before the last level; nothing of sequences, pages or KV.
+Everything runs on the device, without a copy to the host before the last level. Knows nothing of sequences,
+pages or KV.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from engine.draft.model import DraftModel
 
 Ints = npt.NDArray[np.int64]
 Grown = tuple[Ints, Ints, npt.NDArray[np.float32], int]
-"""Token ids, parents and scores of candidates ``[S, C]``, level by level, and the children of a root."""
+"""Token ids, parents and scores of candidates ``[S, C]``, level by level, and the number of root children."""
 
 
 class Level(NamedTuple):
@@ -32,10 +33,11 @@ class Level(NamedTuple):
 
 
 class Frontier(NamedTuple):
-    """The K best candidates of the last level, about to run: all ``[S, K]``, ``states`` ``[S, K, hidden]``.
+    """The K best candidates of the last level, to be run next: ``[S, K]``, ``states`` ``[S, K, hidden]``.
 
-    ``states`` are their parents'; ``indices``: which candidates they are; ``masks``: their ancestors among
-    the nodes that have run, themselves included (their own bit: K times the runs before, plus their column).
+    ``states``: those of their parents; ``indices``: their indices among the candidates; ``masks``: their
+    ancestors among the nodes that have run, themselves included (own bit: K times the runs before, plus the
+    column).
     """
 
     token_ids: Tensor
@@ -48,8 +50,9 @@ class Frontier(NamedTuple):
 def first_level(
     model: DraftModel, states: Tensor, topk: int, rank_limits: Tensor
 ) -> tuple[list[Level], Frontier]:
-    """The children of the roots, from their ``states`` ``[S, hidden]``. ``rank_limits`` int64 ``[S]``: how
-    many a node may have.
+    """Return the children of the roots, from their ``states`` ``[S, hidden]``, and the first frontier.
+
+    ``rank_limits`` int64 ``[S]``: the most children per node.
     """
     scores, indices = _best(model, states, topk, rank_limits)
     token_ids = model.token_ids(indices)
@@ -65,7 +68,7 @@ def first_level(
 
 
 def children(model: DraftModel, frontier: Frontier, out: Tensor, rank_limits: Tensor) -> Level:
-    """Of a frontier that ran and gave ``out`` ``[S, K, hidden]``."""
+    """Return the children of a frontier that ran and gave ``out`` ``[S, K, hidden]``."""
     width = frontier.token_ids.shape[1]
     scores, indices = _best(model, out.flatten(0, 1), width, repeated(rank_limits, width))
     scores = scores.unflatten(0, (-1, width)) + frontier.scores[:, :, None]
@@ -77,10 +80,10 @@ def children(model: DraftModel, frontier: Frontier, out: Tensor, rank_limits: Te
 
 
 def next_frontier(frontier: Frontier, out: Tensor, levels: Seq[Level], run: int) -> Frontier:
-    """The K best of the newest level, whichever parents they have."""
+    """Return the K best candidates of the newest level, whatever their parents."""
     newest, width = levels[-1], frontier.token_ids.shape[1]
     best = newest.scores.topk(width, dim=1)
-    row = best.indices // width  # of the parent in the frontier that just ran
+    row = best.indices // width  # row of the parent in the frontier that just ran
     first = sum(level.scores.shape[1] for level in levels[:-1])
     own = torch.arange(width, device=row.device) + run * width
     return Frontier(
@@ -93,12 +96,12 @@ def next_frontier(frontier: Frontier, out: Tensor, levels: Seq[Level], run: int)
 
 
 def repeated(tensor: Tensor, times: int) -> Tensor:
-    """Each number of the last dimension so often in a row, as one dimension, dense."""
+    """Repeat each element of the last dimension ``times`` times in a row; the result is contiguous."""
     return tensor[..., None].expand(*tensor.shape, times).flatten(-2).contiguous()
 
 
 def to_host(levels: Seq[Level], count: int) -> Grown:
-    """All levels of the first ``count`` sequences, in one copy. Floats travel as the bits of integers."""
+    """Copy all levels of the first ``count`` sequences to the host at once, viewing floats as integers."""
     scores = torch.cat([level.scores for level in levels], dim=1)[:count].contiguous()
     token_ids = torch.cat([level.token_ids for level in levels], dim=1)[:count].int()
     parents = torch.cat([level.parents for level in levels], dim=1)[:count].int()
@@ -108,8 +111,9 @@ def to_host(levels: Seq[Level], count: int) -> Grown:
 
 
 def _best(model: DraftModel, states: Tensor, topk: int, rank_limits: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and head rows of the likeliest continuations ``[R, K]``; -inf beyond a row's
-    limit, and where a broken draft gives no number.
+    """Return log-probabilities and head rows of the likeliest continuations, ``[R, K]``.
+
+    The log-probability is -inf beyond a row's limit and where a broken draft gives NaN.
     """
     log_probs = model.log_probs(states)
     best = torch.nan_to_num(log_probs, nan=float("-inf")).topk(min(topk, log_probs.shape[1]), dim=1)

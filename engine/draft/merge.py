@@ -1,4 +1,4 @@
-"""Joins what a draft proposes with what look-up finds: one tree of both. No torch."""
+"""Merges the candidates of a draft and of n-gram look-up into one tree. No torch."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from engine.draft.candidates import Candidates
 
 Scores = npt.NDArray[np.float32]
 DRAFT, LOOKUP = 0, 1
-"""Columns of ``source_scores``."""
+"""Column indices of ``source_scores``."""
 Number = TypeVar("Number", np.int64, np.float32)
 
 
 def merge(drafted: Candidates, found: Candidates, translate: Callable[[Scores], Scores]) -> Candidates:
-    """All candidates of ``drafted``, and after them those of ``found`` that are not among them.
+    """Return all candidates of ``drafted``, followed by those of ``found`` that are not among them.
 
-    ``translate``: what a look-up score is worth as a score of the draft. A candidate of both has the better
-    of the two, and no child passes its parent. Cost: a loop over what was found, some nodes a sequence.
+    ``translate`` converts look-up scores to equivalent draft scores. A candidate of both gets the better of
+    the two, and no child scores above its parent. Loops over what was found, a few nodes per sequence.
     """
     width = found.scores.shape[1]
     scores = _wider(drafted.scores, width, -np.inf)
@@ -40,7 +40,7 @@ def merge(drafted: Candidates, found: Candidates, translate: Callable[[Scores], 
 
 
 def _wider(values: npt.NDArray[Number], width: int, fill: float) -> npt.NDArray[Number]:
-    """``width`` more columns."""
+    """Append ``width`` columns with the value ``fill``."""
     rows, before = values.shape
     wider = np.full((rows, before + width), fill, values.dtype)
     wider[:, :before] = values
@@ -48,11 +48,11 @@ def _wider(values: npt.NDArray[Number], width: int, fill: float) -> npt.NDArray[
 
 
 def _add(merged: Candidates, end: int, found: Candidates, worth: Scores, sequence: int) -> None:
-    """Write the candidates found for one sequence into its row, new ones from column ``end`` on."""
+    """Write the candidates found for one sequence into its row, adding new ones from column ``end`` on."""
     assert merged.source_scores is not None
     tokens, parents = merged.token_ids[sequence], merged.parents[sequence]
     scores, source_scores = merged.scores[sequence], merged.source_scores[sequence, :, LOOKUP]
-    places: list[int] = []  # of what was found, in the merged row
+    places: list[int] = []  # columns of the found candidates in the merged row
     for index in np.flatnonzero(np.isfinite(found.scores[sequence])).tolist():
         above = int(found.parents[sequence, index])
         parent = -1 if above < 0 else places[above]

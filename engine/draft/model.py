@@ -1,6 +1,6 @@
-"""The draft as the engine runs it: weights on the target's device, its own paged KV, its head.
+"""The draft model at run time: its weights on the target's device, and its head.
 
-Knows how to run a packed row and to score continuations; nothing of trees, sequences or pages.
+Runs packed rows over a paged KV cache and scores continuations; knows nothing of trees, sequences or pages.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ _SAMPLES = 64
 
 
 class DraftModel:
-    """An EAGLE draft beside its target.
+    """An EAGLE draft together with its target.
 
     ``vocabulary``: int64 ``[V]``, the token ids of the head's rows; ``None`` if they are the target's own.
-    ``compressor``: of pictures, where one was trained with it. ``version``: names the weights of both.
+    ``compressor``: the picture compressor trained with it, if any. ``version``: identifies the weights of
+    both.
     """
 
     def __init__(
@@ -53,7 +54,8 @@ class DraftModel:
         self.feature_size, self.state_size = int(module.feature_size), int(module.config.hidden_size)
         self.vocabulary = None if vocabulary is None else vocabulary.to(self.device)
         self._module = module.to(self.device).eval().requires_grad_(False)
-        # Weights alone: a rotary embedding's frequencies in half precision are whole turns off far behind.
+        # Convert only the weights: with rotary frequencies in half precision, the angles of distant positions
+        # would be off by whole turns.
         for parameter in self._module.parameters():
             parameter.data = parameter.data.to(self.dtype)
         self.compressor = None if compressor is None else compressor.to(self.device, self.dtype).eval()
@@ -75,10 +77,10 @@ class DraftModel:
 
     @classmethod
     def load(cls, folder: Path, target: TargetModel, target_folder: Path) -> DraftModel:
-        """Load any layout that :mod:`engine.draft.published` knows. ``ModelLoadError`` if it does not fit.
+        """Load a draft in any layout that :mod:`engine.draft.published` supports.
 
-        One that was trained for other weights of the same shape is loaded with a warning: it may be slow, its
-        output is right all the same.
+        Raises ``ModelLoadError`` if it does not match the target. A draft trained for other weights of the
+        same shape is loaded with a warning: it may be slow, but the output is still correct.
         """
         loaded = load_any_draft(folder, target.adapter.text_config, attn_implementation=ATTENTION_NAME)
         if loaded.config is not None and target_folder.is_dir():
@@ -100,20 +102,23 @@ class DraftModel:
 
     @torch.inference_mode()
     def fuse(self, features: torch.Tensor) -> torch.Tensor:
-        """States ``[N, hidden]`` of target features ``[N, feature_size]``."""
+        """Turn target features ``[N, feature_size]`` into states ``[N, hidden]``."""
         states: torch.Tensor = self._module.fuse(features)
         return states
 
     @torch.inference_mode()
     def join(self, states: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-        """What the layer reads, ``[N, D]``, of states of tokens ``i - 1`` and embeddings of ``i``, both
-        ``[N, hidden]``.
+        """Return the input of the layer, ``[N, D]``, from states of tokens ``i - 1`` and embeddings of tokens
+        ``i``, both ``[N, hidden]``.
         """
         joined: torch.Tensor = self._module.join(states, embeddings)
         return joined
 
     def capture(self, cache: KVCache, max_num_seqs: int, max_pages: int, axes: int, capture: Capture) -> None:
-        """Run few rows over ``cache`` as CUDA graphs from here on. Raises ``RuntimeError``."""
+        """Capture CUDA graphs over ``cache`` that run small batches from now on.
+
+        Raises ``RuntimeError`` if that fails.
+        """
         nothing = torch.zeros(1, self.state_size, device=self.device, dtype=self.dtype)
         graphs = RowGraphs(
             lambda joined, context: [self.run(context, joined)],
@@ -129,13 +134,13 @@ class DraftModel:
 
     @torch.inference_mode()
     def forward(self, context: AttentionContext, joined: torch.Tensor) -> torch.Tensor:
-        """Next states ``[N, hidden]`` of a row; writes its KV."""
+        """Return the next states ``[N, hidden]`` of a row; writes its KV."""
         found = None if self._graphs is None else self._graphs.forward(context, joined)
         return self.run(context, joined) if found is None else found[0]
 
     @torch.inference_mode()
     def run(self, context: AttentionContext, joined: torch.Tensor) -> torch.Tensor:
-        """``forward``, launched kernel by kernel."""
+        """``forward`` without CUDA graphs."""
         positions = context.batch.positions.unsqueeze(-2)
         with torch_threads(self._num_threads) if context.groups else nullcontext():
             out: torch.Tensor = self._module.run(joined[None], positions, context=context)
@@ -143,24 +148,27 @@ class DraftModel:
 
     @torch.inference_mode()
     def angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines ``[N, dim]`` of positions, int64 ``[N]`` or ``[3, N]``."""
+        """Return the rotary cosines and sines ``[N, dim]`` of positions, int64 ``[N]`` or ``[3, N]``."""
         like = torch.empty(0, device=self.device, dtype=self.dtype)
         cos, sin = self._module.rotary(like, positions.unsqueeze(-2))
         return cos[0], sin[0]
 
     @torch.inference_mode()
     def log_probs(self, states: torch.Tensor) -> torch.Tensor:
-        """float32 ``[R, V]`` over the draft's vocabulary."""
+        """Return log-probabilities over the draft's vocabulary, float32 ``[R, V]``."""
         logits: torch.Tensor = self._head(self._module.read_out(states))
         return logits.float().log_softmax(dim=-1)
 
     def token_ids(self, indices: torch.Tensor) -> torch.Tensor:
-        """The target's token ids of head rows."""
+        """Return the target's token ids for indices of head rows."""
         return indices if self.vocabulary is None else self.vocabulary[indices]
 
 
 def _version(*modules: nn.Module | None) -> bytes:
-    """Names, shapes and some numbers of every tensor: enough to tell drafts apart, quick for any size."""
+    """Return a digest of the names, shapes and some elements of all tensors.
+
+    That is enough to tell drafts apart, and quick for any size.
+    """
     digest = hashlib.blake2b(digest_size=16)
     for module in modules:
         for name, tensor in () if module is None else module.state_dict().items():

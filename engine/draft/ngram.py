@@ -1,13 +1,13 @@
-"""Training-free drafting: what followed the same few tokens before is proposed again. No torch.
+"""Training-free drafting by n-gram look-up: proposes what followed the same few tokens before. No torch.
 
-Looks in two places: the request's own prompt and output, and a bounded memory of recent outputs of other
+There are two sources: the request's own prompt and output, and a bounded memory of recent outputs of other
 requests with the same cache salt. Text of one salt is never proposed to another.
 
-A match is an earlier place where the last n tokens occur, n from ``max_ngram`` down to ``min_ngram``. What
-followed the latest few matches is merged into a tree. With matches of weight 2 ** (length - min_ngram), of
-which W agree on a token and T pass through its parent, the token has probability W / (T + 1): longer matches
-and more of them that agree make it likelier, and a single one of two tokens is an even bet. Going down a path
-lengthens the matches that follow it.
+A match is an earlier occurrence of the last n tokens, for n from ``max_ngram`` down to ``min_ngram``. The
+continuations of the latest few matches are merged into a tree. A match has the weight
+2 ** (length - min_ngram). If the matches that agree on a token have the total weight W, and those that pass
+through its parent T, the token has probability W / (T + 1): longer matches and more agreement make it
+likelier, and a single match of two tokens is an even bet. Going down a path lengthens the matches along it.
 
     drafter = NgramDrafter(never=frozenset({image_token_id}))
     drafter.begin("a", prompt_token_ids, salt="")
@@ -30,7 +30,7 @@ from engine.config import SpeculativeConfig
 from engine.draft.candidates import Candidates
 from engine.draft.ngram_index import NgramIndex
 
-SEPARATOR = -1  # between remembered outputs; no token, so that no match and no path crosses it
+SEPARATOR = -1  # between remembered outputs; not a token, so that no match and no path crosses it
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ class _Request:
 
 @dataclass(slots=True, frozen=True)
 class _Match:
-    """``length`` tokens agree; ``continuation`` is what followed, cut where nothing may be proposed."""
+    """A match of ``length`` tokens; ``continuation``: what followed, up to a token never proposed."""
 
     length: int
     continuation: list[int]
@@ -58,11 +58,11 @@ class _Node:
 
 
 class NgramDrafter:
-    """Drafts for running requests. Costs a few microseconds a node, and about 0.6 KB a token of context.
+    """Drafts for running requests. Costs a few microseconds per node and about 0.6 KB per token of context.
 
-    ``never``: tokens that are not proposed (image placeholders); a path ends before them. ``memory_tokens``
-    bounds what is remembered of ended requests, over all salts. ``max_matches``: earlier places looked at.
-    ``min_probability``: paths less likely than this are not proposed.
+    ``never``: tokens that are never proposed (image placeholders); a path ends before them.
+    ``memory_tokens``: the most tokens remembered of ended requests, over all salts. ``max_matches``: the most
+    matches considered. ``min_probability``: paths less likely than this are not proposed.
     """
 
     def __init__(
@@ -89,31 +89,32 @@ class NgramDrafter:
 
     @property
     def num_remembered_tokens(self) -> int:
-        """Tokens held in memory, separators and the few prompt tokens before an output included."""
+        """The number of tokens in memory, including separators and the last prompt tokens of each output."""
         return self._num_remembered
 
     def begin(self, request_id: str, token_ids: Sequence[int], salt: str, *, only_own: bool = False) -> None:
-        """A request starts with this prompt; with ``only_own`` no other request's text is proposed to it.
-        Raises ``ValueError`` if the id is running.
+        """Start a request with this prompt; with ``only_own``, text of other requests is not proposed to it.
+
+        Raises ``ValueError`` if the id is already running.
         """
         if request_id in self._requests:
-            raise ValueError(f"request {request_id!r} has begun already")
+            raise ValueError(f"request {request_id!r} has already begun")
         own = NgramIndex(self._min, self._max)
         own.extend(token_ids)
         self._requests[request_id] = _Request(salt, len(token_ids), own, only_own)
 
     def extend(self, request_id: str, token_ids: Sequence[int]) -> None:
-        """The request's output grew. Raises ``KeyError`` for an id that is not running."""
+        """Append to a request's output. Raises ``KeyError`` for an id that is not running."""
         self._requests[request_id].own.extend(token_ids)
 
     def end(self, request_id: str, remember: bool) -> None:
-        """The request ended; with ``remember`` its output serves later ones of its salt."""
+        """End a request; with ``remember``, keep its output for later requests with the same salt."""
         request = self._requests.pop(request_id)
         if remember:
             self._remember(request)
 
     def propose(self, request_ids: Sequence[str], limits: Sequence[SpeculativeConfig]) -> Candidates:
-        """Candidates of each request, best first; C is the most that any of them got, possibly 0.
+        """Return the candidates of each request, best first; C is the most that any of them has, possibly 0.
 
         Raises ``KeyError`` for an id that is not running.
         """
@@ -132,7 +133,7 @@ class NgramDrafter:
         return Candidates(token_ids, parents, depths, scores)
 
     def _matches(self, request: _Request, num_steps: int) -> list[_Match]:
-        """Longest first, then own text before memory, then latest first; at most ``max_matches``."""
+        """Return at most ``max_matches``: longest first, then own text before memory, then latest first."""
         own = request.own
         memory = None if request.only_own else self._memory.get(request.salt)
         found: list[_Match] = []
@@ -158,9 +159,9 @@ class NgramDrafter:
         return continuation[: next(i for i, token in enumerate(continuation) if token in self._stops)]
 
     def _grow(self, matches: list[_Match], limit: SpeculativeConfig) -> list[_Node]:
-        """The likeliest nodes first, so a parent comes before its children."""
+        """Grow a tree, likeliest nodes first, so that a parent comes before its children."""
         nodes: list[_Node] = []
-        waiting: list[tuple[float, int, _Node, list[_Match]]] = []  # a heap; the number decides ties
+        waiting: list[tuple[float, int, _Node, list[_Match]]] = []  # a heap; the number breaks ties
         number = 0
 
         def add_children(parent: int, depth: int, score: float, matches: list[_Match]) -> None:
@@ -182,7 +183,7 @@ class NgramDrafter:
     def _children(
         self, matches: list[_Match], depth: int, topk: int
     ) -> list[tuple[int, float, list[_Match]]]:
-        """(token, log-probability after the parent, matches that agree) of a node's likeliest children."""
+        """Return a node's likeliest children: (token, log-probability given the parent, agreeing matches)."""
         agreeing: dict[int, list[_Match]] = {}
         weights: dict[int, int] = {}
         for match in matches:
@@ -196,11 +197,11 @@ class NgramDrafter:
         return [(token_id, math.log(weights[token_id] / total), agreeing[token_id]) for token_id in best]
 
     def _remember(self, request: _Request) -> None:
-        """Keep the output, led by the prompt's last tokens, which find an answer's beginning again.
+        """Keep the output, preceded by the prompt's last tokens, so that an answer's start can be matched.
 
-        SEPARATOR …  p p p p  o o o o o o       ``max_ngram`` places for the lead, padded if it is shorter;
-                           ^ from here on       only n-grams that end here or later are indexed, so the
-                                                lead itself is never proposed
+        SEPARATOR …  p p p p  o o o o o o       ``max_ngram`` places for these tokens, padded if there are
+                           ^ from here on       fewer; only n-grams that end here or later are indexed, so
+                                                the prompt tokens themselves are never proposed
         """
         token_ids = request.own.token_ids
         start = max(request.num_prompt, len(token_ids) - (self._capacity - self._max - 1))
@@ -225,7 +226,7 @@ class NgramDrafter:
 
 
 def _run_on(following: list[int], num_steps: int) -> list[int]:
-    """What followed a match up to the end of the text goes on with itself: text that repeats, repeats."""
+    """Extend a continuation that reaches the end of the text by repeating it: repetitive text repeats."""
     if len(following) == num_steps:
         return following
     return (following * -(-num_steps // len(following)))[:num_steps]

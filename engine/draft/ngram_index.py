@@ -1,8 +1,8 @@
-"""Where every short run of tokens occurs in a text that grows at its end and is forgotten from its start.
+"""Index of all n-gram occurrences in a text that grows at its end and is dropped from its start.
 
-For each order n, ``heads`` names the last place where an n-gram ends and ``earlier`` links each place to the
-one before it with the same n-gram, as in LZ77. A new token costs one dictionary entry an order, forgetting it
-as much. Knows no requests. No torch.
+For each order n, ``heads`` maps an n-gram to the last place where it ends, and ``earlier`` links each place
+to the previous one with the same n-gram, as in LZ77. Adding or dropping a token costs one dictionary access
+per order. Knows nothing of requests. No torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ NONE = -1
 
 
 class NgramIndex:
-    """N-grams of the orders ``shortest`` to ``longest``. Places count from the first token ever added."""
+    """Index of n-grams of the orders ``shortest`` to ``longest``. Places count from the first token added."""
 
     def __init__(self, shortest: int, longest: int) -> None:
         self.token_ids: list[int] = []
@@ -28,24 +28,24 @@ class NgramIndex:
 
     @property
     def last(self) -> int:
-        """Place of the last token."""
+        """The place of the last token."""
         return self._first + len(self.token_ids) - 1
 
     @property
     def num_entries(self) -> int:
-        """Distinct n-grams held, over all orders."""
+        """The number of distinct n-grams in the index, over all orders."""
         return sum(map(len, self._heads.values()))
 
     def tail(self, length: int) -> NGram:
         return tuple(self.token_ids[-length:])
 
     def extend(self, token_ids: Sequence[int], skip: int = 0) -> None:
-        """Add tokens. No n-gram that ends in the first ``skip`` of them will be found."""
+        """Append tokens. N-grams that end in the first ``skip`` of them are not indexed."""
         old = len(self.token_ids)
         self.token_ids.extend(token_ids)
         for n, heads in self._heads.items():
             earlier = self._earlier[n]
-            begin = max(old + skip, n - 1)  # index of the first end of an n-gram to note
+            begin = max(old + skip, n - 1)  # index where the first n-gram to add ends
             earlier.extend([NONE] * (min(begin, len(self.token_ids)) - len(earlier)))
             window = self.token_ids[begin - n + 1 :]
             grams = zip(*(window[i:] for i in range(n)), strict=False)
@@ -56,7 +56,7 @@ class NgramIndex:
     def forget(self, count: int) -> None:
         """Drop the first ``count`` tokens and every n-gram that ends in them.
 
-        N-grams that begin in them and end later must not have been noted (``skip``).
+        N-grams that begin in them and end later must not have been indexed (``skip``).
         """
         for n, heads in self._heads.items():
             for end in range(n - 1, count):
@@ -68,7 +68,7 @@ class NgramIndex:
         self._first += count
 
     def occurrences(self, gram: NGram) -> Iterator[int]:
-        """Places where ``gram`` ends, latest first."""
+        """Yield the places where ``gram`` ends, latest first."""
         earlier, first = self._earlier[len(gram)], self._first
         place = self._heads[len(gram)].get(gram, NONE)
         while place >= first:
@@ -76,6 +76,6 @@ class NgramIndex:
             place = earlier[place - first]
 
     def following(self, place: int, count: int) -> list[int]:
-        """At most ``count`` tokens after ``place``."""
+        """Return at most ``count`` tokens after ``place``."""
         start = place - self._first + 1
         return self.token_ids[start : start + count]

@@ -1,9 +1,9 @@
-"""The draft's page pool, how a sequence starts in it, and what is remembered of pictures. No torch.
+"""The draft's page pool: how sequences start from cached pages, and the record of past pictures. No torch.
 
-A sequence that starts from the target's prefix cache starts with what the draft has of the same tokens. Since
-pictures may be compressed, that need not end where a page does: the part of a page that is wanted is
-borrowed, and copied before it is first read. Where the draft has less, the tokens between are skipped: it
-works on less context, and its pages are not shared from there on.
+A sequence that starts from the target's prefix cache starts with the draft's cached KV of the same tokens.
+Since pictures may be compressed, that KV need not end at a page boundary: the needed part of a page is
+borrowed, and copied before it is first read. If the draft has less KV, the tokens in between are skipped: the
+draft works with less context, and its pages are not shared from there on.
 """
 
 from __future__ import annotations
@@ -20,26 +20,30 @@ from engine.pages import PagePool, PageTable
 from engine.sequence import Sequence
 
 MAX_REMEMBERED = 4096
-"""Pictures whose branch is remembered."""
+"""Maximum number of pictures whose branches are remembered."""
 
 
 def spare_pages(max_num_seqs: int, page_size: int) -> int:
-    """How many pages more than the target a draft needs, so that it has one wherever the target has: for each
-    sequence a tree, the pages that it begins and ends within, and one to copy from.
+    """Return how many more pages than the target a draft needs to have one whenever the target does.
+
+    For each sequence these are the pages of a tree, the partial pages at its start and end, and one to copy
+    from.
     """
     return max_num_seqs * (-(-MAX_TREE_NODES // page_size) + 3)
 
 
 def keep_all(tag: str, view: View) -> int:
-    """Without a compressor."""
+    """Return the number of visual tokens kept without a compressor: all of them."""
     assert tag == WHOLE
     return view.image.num_tokens
 
 
 @dataclass(slots=True)
 class _Remembered:
-    """``chosen``: by the gate; ``stored``: the last branch that slots were made with. ``sources``: of the
-    branches that slots were made with, less the one that keeps everything.
+    """The record of a picture, by tag of the branch.
+
+    ``chosen``: the branch chosen by the gate. ``stored``: the branch last used to make slots. ``sources``:
+    the sources of all branches used to make slots, except the one that keeps everything.
     """
 
     chosen: str | None = None
@@ -49,8 +53,10 @@ class _Remembered:
 
 @dataclass(slots=True, frozen=True)
 class _Found:
-    """``part``: the page, if any, that begins with the last of the ``num_slots`` slots. ``complete``: nothing
-    is missing.
+    """The cached KV found for a sequence.
+
+    ``part``: the page, if any, whose first slots are the last, partial page of the ``num_slots`` slots.
+    ``complete``: nothing is missing.
     """
 
     slots: SlotMap
@@ -62,8 +68,9 @@ class _Found:
 
 @dataclass(slots=True)
 class PictureCounts:
-    """Pictures that the draft took in: their visual tokens, what was kept of them, how often each branch.
-    ``slot_bytes``: of one slot's keys and values.
+    """Counts of the pictures that the draft has processed: visual tokens, kept tokens, uses of each branch.
+
+    ``slot_bytes``: the size of the keys and values of one slot.
     """
 
     slot_bytes: int = 0
@@ -77,10 +84,10 @@ class PictureCounts:
 
 
 class DraftPages:
-    """Pages of a draft with KV, and how a sequence starts in them.
+    """The pages of a draft with a KV cache.
 
-    ``num_kept``: visual tokens that a branch keeps of a picture. ``version``: of all that makes slots of
-    tokens.
+    ``num_kept`` returns how many visual tokens of a picture a branch keeps. ``version`` identifies everything
+    that determines the contents of slots.
     """
 
     def __init__(
@@ -98,11 +105,10 @@ class DraftPages:
         self._remembered: OrderedDict[bytes, _Remembered] = OrderedDict()  # last used last
 
     def open(self, sequence: Sequence) -> None:
-        """Begin the draft of a sequence that starts with ``num_computed`` tokens from the target's prefix
-        cache.
+        """Start the draft of a sequence whose first ``num_computed`` tokens come from the prefix cache.
 
-        Features of those tokens are not to be had, so a picture among them is seen as somebody's draft has
-        seen it, or not at all.
+        The features of those tokens are not available, so the draft sees a picture among them as it was
+        stored for an earlier sequence, or not at all.
         """
         assert len(sequence.views) == len(sequence.images), "pictures would pass for text"
         hit = [view for view in sequence.views if view.image.start < sequence.num_computed]
@@ -119,8 +125,10 @@ class DraftPages:
         self.decide(sequence)
 
     def decide(self, sequence: Sequence, chosen: Seq[str] = ()) -> None:
-        """Fix the branches of ``undecided`` pictures, in order and as far as they are known: asked for, or
-        chosen by the gate before, or now: ``chosen``, one for each of them.
+        """Fix the branches of the ``undecided`` pictures, in order and as far as they are known.
+
+        A branch was requested, or the gate chose it for the same picture earlier, or it is given by
+        ``chosen``, which has one entry per picture.
         """
         draft, choices = sequence.draft, iter(chosen)
         assert draft is not None
@@ -136,7 +144,7 @@ class DraftPages:
             del draft.undecided[0]
 
     def took_in(self, block: Block) -> None:
-        """The slots of a picture were made."""
+        """Record that the slots of a picture have been computed."""
         assert block.tag is not None
         memory = self._memory(block.view.key)
         memory.stored = block.tag
@@ -147,11 +155,11 @@ class DraftPages:
         self.counts.by_branch[block.tag] = self.counts.by_branch.get(block.tag, 0) + 1
 
     def check(self, drafts: Iterable[DraftKV]) -> None:
-        """Assert the integrity of the pool, whose pages these hold."""
+        """Assert that the pool is consistent with the pages that ``drafts`` hold."""
         self.pool.check(table for draft in drafts for table in (draft.table, draft.loan))
 
     def _find(self, sequence: Sequence, views: Seq[View], tags: Seq[str | None]) -> _Found:
-        """What there is of the computed tokens if these pictures among them went through these branches."""
+        """Find the cached KV of the computed tokens if their pictures went through the branches ``tags``."""
         token_ids, num_computed = sequence.token_ids, sequence.num_computed
         slots = SlotMap(draft_root(sequence.root, self._version), self.page_size)
         for view, tag in zip(views, tags, strict=True):
@@ -194,7 +202,7 @@ class DraftPages:
         return draft
 
     def _memory(self, key: bytes) -> _Remembered:
-        """To write to."""
+        """Return the record of a picture for writing, creating it if necessary."""
         memory = self._remembered.setdefault(key, _Remembered())
         self._remembered.move_to_end(key)
         if len(self._remembered) > MAX_REMEMBERED:

@@ -1,4 +1,4 @@
-"""Draft folders of any layout that is known: our own, and those in which EAGLE drafts are published.
+"""Loads draft folders in all supported layouts: SpecVLM's own, and those of published EAGLE drafts.
 
 - EAGLE-1 and EAGLE-2: ``fc.weight`` [H, 2H], ``fc.bias`` unless the config says ``"bias": false``, and
   ``layers.0.*`` without an input norm; no final norm, no head.
@@ -6,15 +6,15 @@
   ``hidden_norm``, ``norm.weight``, ``lm_head.weight`` [D, H], and the D draft tokens as ``d2t`` (target id
   minus draft id) and ``t2d`` (which target ids there are).
 
-``embed_tokens.weight``, where a file has it, is a copy of the target's, maybe from before its vocabulary was
-padded: its width is checked, the target's is used. Weights are in ``model.safetensors`` or
-``pytorch_model.bin``. The draft's ``config.json`` decides its heads, sizes, norms and rotary frequencies
-(base 10,000 where it names none, as in the public code), the target its kind of layer. A draft that says
-nothing of M-RoPE follows an M-RoPE target's sections.
+``embed_tokens.weight``, if present, is a copy of the target's, maybe from before its vocabulary was padded:
+its width is checked, but the target's is used. Weights are in ``model.safetensors`` or
+``pytorch_model.bin``. The draft's ``config.json`` determines its heads, sizes, norms and rotary frequencies
+(base 10,000 if unspecified, as in the public code), the target its layer type. A draft whose config does not
+mention M-RoPE uses the sections of an M-RoPE target.
 
-Tried on tiny files in these layouts only, never on published weights: no hub was reachable. MSD drafts use
-EAGLE-2's names as far as we know and load as such, without the way around ``fc`` that MSD gives to picture
-tokens, so fewer drafts will be accepted. ViSpec's image adaptor is not supported and refused.
+Tested only with tiny files in these layouts, never with published weights: no hub was reachable. As far as we
+know, MSD drafts use EAGLE-2's names; they load as such, without MSD's bypass of ``fc`` for picture tokens, so
+fewer drafts will be accepted. ViSpec's image adaptor is not supported, and such drafts are refused.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ _VISPEC = ("imadpt.", "img_fc.")
 
 @dataclass(frozen=True, slots=True)
 class LoadedDraft:
-    """A draft and what it needs of its target, float32 on the CPU.
+    """A loaded draft, float32 on the CPU, and what it requires of its target.
 
     ``vocabulary``: int64 ``[D]``, target token ids in the order of the head's rows; ``None`` for all of them.
-    ``head_weight``: ``[D, H]``; ``None``: the target's head, its rows of ``vocabulary``.
-    ``config`` and ``compressor``: of a draft in our own format. ``feature_layers``: the features are the
-    hidden states that *enter* these target layers, joined in this order (0: the embeddings; the number of
-    layers: what leaves the last one, before the final norm); ``None``: the one after the final norm.
+    ``head_weight``: ``[D, H]``; ``None``: the ``vocabulary`` rows of the target's head. ``config`` and
+    ``compressor``: those of a draft in SpecVLM's own format. ``feature_layers``: the features are the hidden
+    states that *enter* these target layers, concatenated in this order (0: the embeddings; the number of
+    layers: the output of the last one, before the final norm); ``None``: the state after the final norm.
     """
 
     module: EagleDraft | Eagle3Draft
@@ -62,9 +62,9 @@ class LoadedDraft:
 
 
 def load_any_draft(folder: Path, text_config: PretrainedConfig, *, attn_implementation: str) -> LoadedDraft:
-    """The draft in ``folder``, whatever its layout, for a target with this text configuration.
+    """Load the draft in ``folder``, in any supported layout, for a target with this text configuration.
 
-    Raises ``ModelLoadError`` where it does not fit, with every difference found.
+    Raises ``ModelLoadError`` with every difference found if it does not match the target.
     """
     if _is_ours(folder):
         own = load_draft(folder, text_config, attn_implementation=attn_implementation)
@@ -83,7 +83,7 @@ def load_any_draft(folder: Path, text_config: PretrainedConfig, *, attn_implemen
     if any(name.startswith("layers.0.") for name in tensors):
         return _eagle(folder, config, tensors, text_config, attn_implementation)
     raise ModelLoadError(
-        f"the draft in {str(folder)!r} has no layout that is known (layers.0.* or midlayer.*); it has "
+        f"the draft in {str(folder)!r} has no known layout (layers.0.* or midlayer.*); it has "
         f"{sorted(tensors)[:12]}"
     )
 
@@ -134,7 +134,7 @@ def _eagle3(
 
 
 def _attention_parts(config: PublishedConfig, tensors: Iterable[str]) -> AttentionParts:
-    """A tensor that the file has is used, one that the config announces must be there."""
+    """Return the attention's optional parts: those in the file, and those that the config requires."""
 
     def has(*ends: str) -> bool:
         return any(name.endswith(tuple(f".self_attn.{end}" for end in ends)) for name in tensors)
@@ -155,8 +155,9 @@ def _fill(
     layer: str,
     others: dict[str, tuple[int, ...]],
 ) -> None:
-    """Copy ``tensors`` into ``draft``, whose layer has the prefix ``layer`` in the file; ``others``: names
-    and shapes that must be there, too.
+    """Copy ``tensors`` into ``draft``, whose layer has the prefix ``layer`` in the file.
+
+    ``others``: names and shapes that must be present as well.
     """
     own = {
         layer + name.removeprefix("layer.") if name.startswith("layer.") else name: value
@@ -177,8 +178,10 @@ def _embeddings(tensors: dict[str, Tensor], text_config: PretrainedConfig) -> di
 def _head_shapes(
     config: PublishedConfig, tensors: dict[str, Tensor], text_config: PretrainedConfig
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes of head and vocabulary map. A head that the config does not size may be left out, and the map
-    where the draft has the whole vocabulary.
+    """Return the required shapes of head and vocabulary map.
+
+    The head may be missing if the config does not specify its size, and the map if the draft has the whole
+    vocabulary.
     """
     vocab_size = int(text_config.vocab_size)
     counted = [len(tensors[name]) for name in (HEAD, TO_TARGET) if name in tensors and tensors[name].dim()]
@@ -194,7 +197,7 @@ def _head_shapes(
 
 
 def _vocabulary(tensors: dict[str, Tensor], vocab_size: int, folder: Path) -> Tensor:
-    """int64 ``[D]``: draft token ``i`` is target token ``i + d2t[i]``."""
+    """Return the vocabulary, int64 ``[D]``: draft token ``i`` is target token ``i + d2t[i]``."""
     offsets = tensors[TO_TARGET]
     if offsets.is_floating_point() or offsets.dtype == torch.bool:
         raise ModelLoadError(f"d2t in {str(folder)!r} must hold integers, not {offsets.dtype}")
@@ -224,7 +227,7 @@ def _is_ours(folder: Path) -> bool:
         config: Any = json.loads((folder / CONFIG).read_bytes())
     except (OSError, ValueError) as error:
         raise ModelLoadError(f"{str(folder)!r} is not a folder with a readable draft: {error}") from error
-    return isinstance(config, dict) and "format" in config  # which published ones do not have
+    return isinstance(config, dict) and "format" in config  # published configs do not have this key
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
@@ -237,8 +240,8 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         tensors = torch.load(binary, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError) as error:
         raise ModelLoadError(f"the draft weights in {str(folder)!r} cannot be read: {error}") from error
-    except Exception as error:  # whatever an unpickler may raise for bytes that are no plain tensors
-        raise ModelLoadError(f"{str(binary)!r} does not hold tensors alone: {error}") from error
+    except Exception as error:  # the unpickler may raise anything for bytes that are not plain tensors
+        raise ModelLoadError(f"{str(binary)!r} does not contain only tensors: {error}") from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise ModelLoadError(f"{str(binary)!r} is not a table of tensors by name")
+        raise ModelLoadError(f"{str(binary)!r} is not a dictionary of tensors by name")
     return tensors

@@ -1,6 +1,6 @@
-"""``config.json`` of a published EAGLE draft: what counts in it, and what it makes of the target's own.
+"""``config.json`` of a published EAGLE draft: its relevant fields, and merging it with the target's config.
 
-Knows no weights. Defaults are those that the public code falls back to (Llama's).
+Does not handle weights. The defaults are those of the public code (Llama's).
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from transformers import PretrainedConfig
 from engine.draft.files import CONFIG
 from engine.errors import ModelLoadError
 
-_ROTARY_KINDS = ("default", "linear", "llama3", "yarn")  # the others depend on the longest position in a row
+_ROTARY_KINDS = ("default", "linear", "llama3", "yarn")  # others depend on the largest position in a batch
 _SIZED_BY_DRAFT = (
     *("num_attention_heads", "num_key_value_heads", "intermediate_size"),
     *("hidden_act", "rms_norm_eps", "rope_parameters"),
 )
-# Options of newer trainers that change the formulas and leave no trace in names or shapes.
+# Options of newer trainers that change the formulas but do not show in names or shapes.
 _UNSUPPORTED = ("fc_norm", "norm_before_fc", "norm_output", "parallel_drafting", "use_sliding_window")
 
 
 class EagleConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The part that EAGLE-3 trainers (SpecForge) add."""
+    """The section that EAGLE-3 trainers (SpecForge) add."""
 
     eagle_aux_hidden_state_layer_ids: list[int] | None = None
     use_aux_hidden_state: bool | None = None
@@ -36,7 +36,7 @@ class EagleConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PublishedConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The fields that decide how a draft computes; a published config has many more that do not."""
+    """The fields that affect what a draft computes; published configs have many more."""
 
     hidden_size: int
     num_attention_heads: int
@@ -69,7 +69,9 @@ class PublishedConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def rotary(self) -> dict[str, Any]:
-        """As transformers' ``rope_parameters``, M-RoPE by its sections alone."""
+        """The rotary settings in the form of transformers' ``rope_parameters``; M-RoPE is given by its
+        sections only.
+        """
         given = self.rope_parameters or self.rope_scaling or {}
         kind = given.get("rope_type", given.get("type", "default"))
         rotary = {"rope_theta": self.rope_theta, **given, "rope_type": "default" if kind == "mrope" else kind}
@@ -79,11 +81,11 @@ class PublishedConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_config(folder: Path) -> PublishedConfig:
-    """Raises ``ModelLoadError`` if the folder's config cannot be read, or asks for what we do not have."""
+    """Read a folder's config. Raises ``ModelLoadError`` if it cannot be read or has unsupported options."""
     try:
         raw = (folder / CONFIG).read_bytes()
         if "transformer_layer_config" in msgspec.json.decode(raw, type=dict[str, Any]):
-            raise ModelLoadError(f"the draft in {str(folder)!r} has the speculators layout: not supported")
+            raise ModelLoadError(f"the draft in {str(folder)!r} has the unsupported speculators layout")
         config = msgspec.json.decode(raw, type=PublishedConfig)
     except (OSError, msgspec.MsgspecError) as error:
         raise ModelLoadError(f"the config of the draft in {str(folder)!r} is not usable: {error}") from error
@@ -92,14 +94,14 @@ def read_config(folder: Path) -> PublishedConfig:
     if config.eagle_config is not None and config.eagle_config.use_aux_hidden_state is False:
         refused.append("use_aux_hidden_state false")
     if refused:
-        raise ModelLoadError(f"the draft in {str(folder)!r} asks for what is not supported: {refused}")
+        raise ModelLoadError(f"the draft in {str(folder)!r} needs unsupported features: {refused}")
     return config
 
 
 def merged_config(config: PublishedConfig, text_config: PretrainedConfig, folder: Path) -> PretrainedConfig:
-    """The target's text configuration with the draft's sizes: the kind of the one, the numbers of the other.
+    """Return the target's text configuration with the sizes of the draft.
 
-    Raises ``ModelLoadError`` with every reason why the draft is for another target.
+    Raises ``ModelLoadError`` with every reason why the draft does not fit this target.
     """
     merged = deepcopy(text_config)
     kv_heads = config.num_key_value_heads or config.num_attention_heads
@@ -110,7 +112,7 @@ def merged_config(config: PublishedConfig, text_config: PretrainedConfig, folder
     reasons = _differences(config, text_config, rotary, of_target)
     if config.num_attention_heads % kv_heads:
         reasons.append(
-            f"num_attention_heads {config.num_attention_heads} is no multiple of {kv_heads} kv heads"
+            f"num_attention_heads {config.num_attention_heads} is not a multiple of {kv_heads} kv heads"
         )
     if "mrope_section" in rotary and sum(rotary["mrope_section"]) * 2 != head_dim:
         reasons.append(f"mrope_section {rotary['mrope_section']} does not fill half of head_dim {head_dim}")
@@ -144,19 +146,19 @@ def _differences(
     if lacking:
         reasons.append(f"a {text_config.model_type} target has no {lacking}")
     if any(isinstance(value, dict) for value in of_target.values()):
-        reasons.append("the target's layers differ in their rotary embedding")
+        reasons.append("the target's layers have different rotary embeddings")
     if rotary["rope_type"] not in _ROTARY_KINDS:
         reasons.append(f"rotary scaling {rotary['rope_type']!r} is not one of {list(_ROTARY_KINDS)}")
     if "mrope_section" in rotary and "mrope_section" not in of_target:
-        reasons.append("it has M-RoPE positions, the target has not")
+        reasons.append("it has M-RoPE positions, the target does not")
     return reasons
 
 
 def feature_layers(config: PublishedConfig, num_layers: int, folder: Path) -> tuple[int, ...]:
-    """Target layers whose *inputs* an EAGLE-3 draft takes, ascending (see ``LoadedDraft``).
+    """Return the target layers whose *inputs* an EAGLE-3 draft takes, ascending (see ``LoadedDraft``).
 
-    Without a word in the config 2, n // 2, n - 3, as in the public code. ``eagle_config`` names layers whose
-    *outputs* are taken (SpecForge, SGLang), one less each; a list at the top counts as we do (vLLM).
+    The default is 2, n // 2, n - 3, as in the public code. ``eagle_config`` lists the layers whose *outputs*
+    are taken (SpecForge, SGLang), each one less; a top-level list counts as here (vLLM).
     """
     nested = config.eagle_config.eagle_aux_hidden_state_layer_ids if config.eagle_config else None
     if nested:
@@ -168,7 +170,7 @@ def feature_layers(config: PublishedConfig, num_layers: int, folder: Path) -> tu
     rising = all(low < high for low, high in pairwise(layers))
     if not rising or layers[0] < 0 or layers[-1] > num_layers:
         raise ModelLoadError(
-            f"the draft in {str(folder)!r} takes what enters layers {list(layers)} of the target: these "
-            f"must rise within 0..{num_layers}"
+            f"the draft in {str(folder)!r} takes the inputs of layers {list(layers)} of the target: these "
+            f"must be ascending within 0..{num_layers}"
         )
     return layers

@@ -1,7 +1,7 @@
-"""What the draft's layer reads when it catches up: one packed row, pictures compressed.
+"""Builds the packed row that the draft runs to catch up, with pictures compressed.
 
-Tokens first become inputs of the layer, one each: the features of the tokens before, joined with their own
-embeddings. Then the visual tokens of compressed pictures give way to fewer. Knows no trees.
+Each token first becomes one input of the layer: the feature of the preceding token joined with the token's
+own embedding. Then the visual tokens of compressed pictures are replaced by fewer. Knows no trees.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(slots=True, frozen=True)
 class _Cut:
-    """A picture that is compressed. ``rows``: of its visual tokens among all tokens, ``[N]``. ``scores``
-    float ``[N]``: what the encoder attended to, where it told.
+    """A picture to compress.
+
+    ``rows``: the rows of its visual tokens among all tokens, ``[N]``. ``scores`` float ``[N]``: the encoder's
+    attention scores, if available.
     """
 
     block: Block
@@ -40,14 +42,20 @@ class _Cut:
 
 @dataclass(slots=True)
 class _Slots:
-    """Slots of one catch-up. ``tokens``: whose place each takes; ``rows``: of what it reads, both ``[K]``."""
+    """The slots of one catch-up.
+
+    ``tokens``: the token whose place each slot takes; ``rows``: the input row that it reads, both ``[K]``.
+    """
 
     tokens: Indices
     rows: Indices
 
 
 class DraftRows:
-    """Makes rows for one draft. ``embed``: the target's embeddings ``[N, hidden]`` of token ids ``[N]``."""
+    """Builds rows for a draft.
+
+    ``embed`` returns the target's embeddings ``[N, hidden]`` of token ids ``[N]``.
+    """
 
     def __init__(
         self,
@@ -61,8 +69,9 @@ class DraftRows:
 
     @torch.inference_mode()
     def build(self, taken: Seq[CatchUp]) -> tuple[Batch, torch.Tensor] | None:
-        """The row, and what the layer reads there, ``[num_rows, D]``. Sequences without a slot are left out;
-        ``None`` if none has one.
+        """Return the batch and the layer's inputs, ``[num_rows, D]``; ``None`` if no sequence has a slot.
+
+        Sequences without a slot are left out.
         """
         inputs, slots = self._joined(taken), _whole(taken)
         cuts = _cuts(taken)
@@ -78,7 +87,7 @@ class DraftRows:
         return (build_batch(parts, self._page_size, self._model.device), inputs) if parts else None
 
     def _joined(self, taken: Seq[CatchUp]) -> torch.Tensor:
-        """One input of the layer for each token, ``[N, D]``."""
+        """Return one input of the layer for each token, ``[N, D]``."""
         ids = [np.asarray(one.sequence.token_ids[one.start : one.end], dtype=np.int64) for one in taken]
         embeddings = self._embed(*to_device([np.concatenate(ids)], self._model.device))
         first = 0
@@ -93,7 +102,7 @@ class DraftRows:
         return self._model.join(self._model.fuse(features), embeddings)
 
     def _compressed(self, inputs: torch.Tensor, cuts: Seq[_Cut]) -> list[Compressed]:
-        """Each picture's, with sources on the host; one call a branch."""
+        """Compress each picture, with one call per branch; the returned sources are on the host."""
         found: dict[int, Compressed] = {}
         for tag in dict.fromkeys(cut.block.tag for cut in cuts):
             assert tag is not None
@@ -113,7 +122,7 @@ def _draft_of(one: CatchUp) -> DraftKV:
 
 
 def _whole(taken: Seq[CatchUp]) -> list[_Slots]:
-    """A slot for each token."""
+    """Return one slot for each token."""
     ends = np.cumsum([one.count for one in taken]).tolist()
     return [
         _Slots(np.arange(one.start, one.end), np.arange(end - one.count, end))
@@ -133,7 +142,7 @@ def _cuts(taken: Seq[CatchUp]) -> list[_Cut]:
 
 
 def _place(slots: Seq[_Slots], cuts: Seq[_Cut], found: Seq[Compressed], first: int) -> None:
-    """Put compressed tokens, whose rows are from ``first`` on, where those stand whose place they take."""
+    """Replace the visual tokens of ``cuts`` by compressed ones, whose rows start at ``first``."""
     for cut, done in zip(cuts, found, strict=True):
         assert len(done.values) == cut.block.num_kept, "pages were reserved for another number of slots"
         own = slots[cut.member]

@@ -1,14 +1,14 @@
-"""Which slots of the draft's KV the tokens of a sequence take, and what full pages of them hold. No torch.
+"""Maps the tokens of a sequence to slots of the draft's KV, and hashes full pages of slots. No torch.
 
-A token of text takes one slot. A picture is a block, from its first placeholder to its last: compressed it
-takes one slot for each visual token that is kept, and one for each token of text between its placeholders.
-With a picture of six tokens kept as two:
+A text token takes one slot. A picture is a block, from its first placeholder to its last. If compressed, it
+takes one slot for each visual token that is kept, and one for each text token between its placeholders. With
+a picture of six tokens compressed to two:
 
     token   0 1 [2 3 4 5 6 7] 8 9
     slot    0 1 [   2 3     ] 4 5
 
-Slots are in the order of positions, so a slot depends on tokens up to its own only, except inside of a
-compressed block, which depends on all of the block: it is seen whole or not at all.
+Slots are in the order of positions, so a slot depends only on the tokens up to its own. The exception is a
+compressed block, whose slots depend on the whole block: it is processed as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from processing.prompt import ImageInput
 Sources = npt.NDArray[np.int32]
 
 WHOLE = "none"
-"""Tag of the branch that keeps every visual token."""
+"""The tag of the branch that keeps every visual token."""
 
 
 @dataclass(slots=True, frozen=True)
 class View:
-    """How a request wants the draft to see one picture. ``key``: what it is remembered by, its hash with the
-    cache salt. ``tag``: the branch; ``None`` leaves it to the gate. ``grids``: (rows, columns) of its visual
-    tokens.
+    """How the draft is to see one picture of a request.
+
+    ``key``: the key under which the picture is remembered, its hash with the cache salt. ``tag``: the branch;
+    ``None`` leaves the choice to the gate. ``grids``: (rows, columns) of its visual tokens.
     """
 
     image: ImageInput
@@ -48,10 +49,11 @@ class View:
 class Block:
     """A picture in the draft: tokens ``start .. end`` in ``num_slots`` slots from ``first_slot`` on.
 
-    ``tag``: the branch that its visual tokens went through, which kept ``num_kept``; ``None`` where the draft
-    goes without the picture, as its features were not to be had. ``digest``: of all that decides, with what
-    is before, what the slots hold. ``sources`` int32 ``[num_kept]``: the visual tokens whose places its slots
-    take, as far as that is known; it is once they are made.
+    ``tag``: the branch that its visual tokens went through, which kept ``num_kept``; ``None`` if the draft
+    does without the picture because its features were not available. ``digest``: a hash of everything that,
+    together with what precedes the block, determines the contents of its slots. ``sources`` int32
+    ``[num_kept]``: the visual tokens whose places its slots take; ``None`` until known, at the latest when
+    the slots are made.
     """
 
     view: View
@@ -74,21 +76,25 @@ class Block:
 
     @property
     def is_cut(self) -> bool:
-        """Whether a part of the tokens has no slots of its own."""
+        """Whether some of the tokens have no slot of their own."""
         return self.tag != WHOLE
 
 
 def draft_root(root: bytes, version: bytes) -> bytes:
-    """Parent of a draft's first page; ``root``: of the target's. ``version``: that of everything that makes
-    slots out of tokens.
+    """Return the parent hash of a draft's first page.
+
+    ``root``: that of the target's first page. ``version`` identifies everything that determines the contents
+    of slots.
     """
     return blake2b(root + version, digest_size=DIGEST_SIZE, person=b"draft").digest()
 
 
 @dataclass(slots=True)
 class SlotMap:
-    """Slots of a sequence none of whose tokens is skipped. ``blocks``: its pictures, in order, as far as it
-    is decided how the draft sees them. ``hashes``: of full pages of slots, a chain rooted in ``root``.
+    """The slots of a sequence without skipped tokens.
+
+    ``blocks``: its pictures, in order, as far as their branches are decided. ``hashes``: the hashes of full
+    pages of slots, a chain that starts from ``root``.
     """
 
     root: bytes
@@ -104,13 +110,13 @@ class SlotMap:
         num_kept: int = 0,
         sources: Sources | None = None,
     ) -> None:
-        """Decide about the next picture of the prompt ``token_ids``."""
+        """Add the next picture of the prompt ``token_ids``, whose branch is now decided."""
         image = view.image
         first, digest = self.slot_of(image.start), _digest(image, token_ids, tag, num_kept)
         self.blocks.append(Block(view, image.start, image.end, first, tag, num_kept, digest, sources))
 
     def slot_of(self, token: int) -> int:
-        """How many slots the first ``token`` tokens take; not asked for the inside of a cut block."""
+        """Return how many slots the first ``token`` tokens take; ``token`` must not be inside a cut block."""
         index = bisect_left(self.blocks, token, key=_start)
         if not index:
             return token
@@ -121,23 +127,23 @@ class SlotMap:
         return block.first_slot + token - block.start
 
     def before_cut(self, token: int) -> int:
-        """``token``, or the start of the cut block that it is inside of."""
+        """Return ``token``, or the start of the cut block that it is inside of."""
         block = self._cut_around(token)
         return token if block is None else block.start
 
     def behind_cut(self, token: int) -> int:
-        """``token``, or the end of the cut block that it is inside of."""
+        """Return ``token``, or the end of the cut block that it is inside of."""
         block = self._cut_around(token)
         return token if block is None else block.end
 
     def extend_hashes(self, token_ids: Seq[int], num_slots: int) -> None:
-        """Hash the full pages of the first ``num_slots`` slots, no block of which may be missing."""
+        """Hash the full pages of the first ``num_slots`` slots; no block among them may be missing."""
         for page in range(len(self.hashes), num_slots // self.page_size):
             first = page * self.page_size
             self.hashes.append(self._hash(token_ids, first, first + self.page_size, b"page"))
 
     def part_hash(self, token_ids: Seq[int], num_slots: int) -> bytes:
-        """Names the slots of the last, not full page of ``num_slots``, and all that is before them."""
+        """Return a hash of the slots in the last, partial page of ``num_slots`` and of all before them."""
         self.extend_hashes(token_ids, num_slots)
         first = num_slots // self.page_size * self.page_size
         return self._hash(token_ids, first, num_slots, b"part")
@@ -148,16 +154,18 @@ class SlotMap:
         return block if block is not None and block.is_cut and token < block.end else None
 
     def _hash(self, token_ids: Seq[int], first: int, end: int, person: bytes) -> bytes:
-        """Of slots ``first .. end`` of one page. A block goes in where it starts, with all that it is, one
-        without slots, too; tokens of text go in as they are.
+        """Hash slots ``first .. end`` of one page.
+
+        A block, even one without slots, contributes its digest where it starts; text tokens contribute their
+        ids.
         """
         page = first // self.page_size
         digest = blake2b(self.hashes[page - 1] if page else self.root, digest_size=DIGEST_SIZE, person=person)
         digest.update((end - first).to_bytes(8))
-        at = first  # up to which slot everything is in
+        at = first  # everything up to this slot has been hashed
         index = bisect_left(self.blocks, first, key=_end_slot)
         before = self.blocks[index - 1] if index else None
-        ahead = 0 if before is None else before.end - before.end_slot  # by how much tokens are ahead of slots
+        ahead = 0 if before is None else before.end - before.end_slot  # offset of token indices from slots
         for block in self.blocks[index:]:
             if block.first_slot >= end:
                 break

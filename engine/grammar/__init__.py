@@ -1,1 +1,1 @@
-"""Grammars: which tokens may come next."""
+"""Grammars, which constrain the tokens that may come next."""

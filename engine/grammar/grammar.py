@@ -1,9 +1,9 @@
-"""Grammars: which tokens may come next, as one bit for each token of the vocabulary. No torch.
+"""Grammars that constrain the next token, as bit masks over the vocabulary. No torch.
 
-A grammar is a text in the language of llguidance (Lark's syntax with JSON schemas and regular expressions in
-it). Its parser works on prefixes: after any tokens it says which may follow, and it can go back, which is
-what a tree of drafts needs. Whatever a grammar asks for, compiling it and every mask cost a bounded time and
-memory (``LIMITS``); beyond them it is refused.
+A grammar is a text in the format of llguidance (Lark's syntax with embedded JSON schemas and regular
+expressions). Its parser works on prefixes: after any tokens it tells which may follow, and it can roll back,
+as draft trees require. Compiling a grammar and computing a mask take bounded time and memory (``LIMITS``);
+grammars beyond these limits are refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ MAX_GRAMMAR_CHARS = 1 << 18
 MAX_CACHED = 64
 MAX_REASON_LEN = 300
 
-# Below the library's own, far above what real schemas need; tests/engine/test_grammar.py has hostile ones.
+# Below the library's defaults, but far above what real schemas need; tests/engine/test_grammar.py has hostile
+# schemas.
 LIMITS = LLParserLimits(
     max_items_in_row=1000,
     initial_lexer_fuel=500_000,
@@ -39,18 +40,18 @@ LIMITS = LLParserLimits(
 
 
 class GrammarError(ValueError):
-    """The grammar cannot be used. The message is for the client."""
+    """The grammar cannot be used. The message is sent to the client."""
 
 
 class Grammar:
-    """A compiled grammar, shared by the requests that ask for it.
+    """A compiled grammar, shared by the requests that use it.
 
-    Copies of a matcher, deep ones too, share the lexer's tables: once those are full, no copy goes on. So
-    drafts have a matcher that was compiled apart, and take nothing of what answers may use.
+    Copies of a matcher, even deep ones, share the lexer's tables: once those are full, no copy can continue.
+    Drafts therefore have a separately compiled matcher, so that they do not fill the tables of the answers.
     """
 
     def __init__(self, tokenizer: LLTokenizer, text: str) -> None:
-        """Takes milliseconds, or up to two seconds for the largest, most of it without Python's lock."""
+        """Compile ``text``: takes milliseconds, up to two seconds for the largest, mostly without the GIL."""
         self._matcher = LLMatcher(tokenizer, text, log_level=0, limits=LIMITS)
         self._ahead = LLMatcher(tokenizer, text, log_level=0, limits=LIMITS)
         self._num_words = (tokenizer.vocab_size + 31) // 32
@@ -64,17 +65,19 @@ class Grammar:
 
     @property
     def is_spent(self) -> bool:
-        """Whether the tables are full. Nothing says so but that what was allowed no longer is."""
+        """Whether the tables are full. The only sign is that a token that was allowed no longer is."""
         return not all(matcher.validate_tokens([self._first_id]) for matcher in (self._matcher, self._ahead))
 
     def begin(self) -> GrammarState:
-        """For one more answer."""
+        """Return the initial state for another answer."""
         return GrammarState(self._matcher.deep_copy(), self._ahead.deep_copy(), self._num_words)
 
 
 class GrammarState:
-    """A grammar after the output of one request so far. ``error``: why it cannot go on any more, if so.
-    ``ahead``: the matcher that drafts ask; once it gives up, the answer goes on without them.
+    """The state of a grammar after the output of one request so far.
+
+    ``error``: why it cannot continue, or ``None``. ``ahead``: the matcher for drafts; once it fails, the
+    answer continues without drafts.
     """
 
     def __init__(self, matcher: LLMatcher, ahead: LLMatcher, num_words: int) -> None:
@@ -86,18 +89,21 @@ class GrammarState:
 
     @property
     def is_through(self) -> bool:
-        """Whether nothing but the end may follow, or it came."""
+        """Whether the grammar is complete: only the end may follow, or it has been reached."""
         return self.error is None and self._matcher.is_stopped()
 
     def consume(self, token_id: int) -> None:
-        """Go on by one token of output."""
+        """Advance by one token of output."""
         self._masks.clear()
         self._ahead.consume_token(token_id)
         self._matcher.consume_token(token_id)
         self.error = self.error or reason_of(self._matcher)
 
     def mask(self, path: Seq[int] = ()) -> Mask:
-        """What may follow the output and ``path``, which the grammar allows. All forbidden after an error."""
+        """Return the tokens that may follow the output and ``path``, which the grammar must allow.
+
+        After an error all tokens are forbidden.
+        """
         key = tuple(path)
         if key not in self._masks:
             filled = None if self.error is not None else self._fill(self._matcher, key)
@@ -108,14 +114,15 @@ class GrammarState:
         return self._masks[key]
 
     def look_ahead(self, path: Seq[int]) -> None:
-        """Have a mask ready that may be asked for."""
+        """Compute a mask in advance that may be needed later."""
         key = tuple(path)
         if key not in self._masks and (filled := self._fill(self._ahead, key)) is not None:
             self._masks[key] = filled
 
     def allowed(self, token_ids: Seq[int], parents: Seq[int]) -> list[bool]:
-        """Which nodes of a tree may follow the output along their path. ``parents`` come before their
-        children, -1 is the root.
+        """Return which nodes of a tree may follow the output along their path.
+
+        ``parents``: parent indices, each before its children; -1 is the root.
         """
         children: dict[int, list[int]] = {}
         for node, parent in enumerate(parents):
@@ -135,7 +142,7 @@ class GrammarState:
 
     @staticmethod
     def allows_besides(mask: Mask, token_ids: Seq[int] | frozenset[int]) -> bool:
-        """Whether ``mask`` allows any token but these."""
+        """Whether ``mask`` allows any token other than these."""
         left = mask.view(np.uint32).copy()
         for token_id in token_ids:
             if token_id // 32 < len(left):
@@ -143,7 +150,10 @@ class GrammarState:
         return bool(left.any())
 
     def _fill(self, matcher: LLMatcher, path: tuple[int, ...]) -> Mask | None:
-        """``None`` if ``matcher`` gave up. With full tables it takes no token, but calls that no error."""
+        """Return the mask after ``path``, or ``None`` if ``matcher`` failed.
+
+        With full tables, a matcher accepts no token but does not report an error.
+        """
         mask = np.zeros(self._num_words, np.int32)
         num_taken = matcher.try_consume_tokens(list(path))
         if num_taken == len(path):
@@ -153,19 +163,19 @@ class GrammarState:
 
 
 class GrammarCompiler:
-    """Compiles in a thread of its own, one at a time, and keeps the last few.
+    """Compiles grammars in a separate thread, one at a time, and caches the last few.
 
-    The tokenizer is loaded for the first grammar: who never asks for one pays nothing. Loading holds
-    Python's lock once, for a quarter of a second with 49k tokens.
+    The tokenizer is loaded with the first grammar, so that there is no cost without grammars. Loading it
+    holds the GIL once, for a quarter of a second with 49k tokens.
     """
 
     def __init__(self, load_tokenizer: Callable[[], LLTokenizer]) -> None:
         self._thread = ThreadPoolExecutor(1, "grammar")
-        self._tokenizer = cache(load_tokenizer)  # by that thread alone
+        self._tokenizer = cache(load_tokenizer)  # called only in that thread
         self._compiled: OrderedDict[str, Future[Grammar]] = OrderedDict()
 
     def compile(self, text: str) -> Future[Grammar]:
-        """A future whose exception is a ``GrammarError``. Called by one thread."""
+        """Return a future of the grammar, whose exception is a ``GrammarError``. Not thread-safe."""
         known = self._compiled.get(text)
         if known is None or known.cancelled() or _is_spent(known):
             self._compiled[text] = self._thread.submit(self._compile, text)
@@ -183,7 +193,7 @@ def _is_spent(known: Future[Grammar]) -> bool:
 
 
 def reason_of(matcher: LLMatcher) -> str | None:
-    """Why ``matcher`` gave up, in one line: of the grammar itself only the name of the rule."""
+    """Return in one line why ``matcher`` failed; of the grammar it mentions only the name of the rule."""
     if not matcher.is_error():
         return None
     error = matcher.get_error()

@@ -1,4 +1,4 @@
-"""Requests whose grammars are being compiled: the step loop goes on without them. No torch."""
+"""Holds requests while their grammars are compiled, so that the step loop continues. No torch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from engine.grammar.grammar import Grammar, GrammarCompiler, GrammarError, Gramm
 from engine.messages import GenerateRequest
 
 IDLE_SECONDS = 0.01
-"""How long an engine that has nothing else to do waits for a grammar before it hears new messages."""
+"""How long an otherwise idle engine waits for a grammar before it looks for new messages."""
 
 log = logging.getLogger(__name__)
 
 
 class GrammarQueue:
-    """In the order of arrival, as far as compiling allows."""
+    """Requests with grammars, released in order of arrival as far as compilation allows."""
 
     def __init__(self, compiler: GrammarCompiler) -> None:
         self._compiler = compiler
@@ -30,16 +30,17 @@ class GrammarQueue:
         self._waiting[request.request_id] = request, self._compiler.compile(request.sampling.grammar)
 
     def remove(self, request_ids: Iterable[str]) -> list[str]:
-        """Forget those of the requests that wait here, and what is not compiled for anybody else yet; returns
-        them.
+        """Remove those of the requests that are in the queue, and return them.
+
+        Compilations that have not started and that no other request needs are cancelled.
         """
         gone = {name: self._waiting.pop(name)[1] for name in request_ids if name in self._waiting}
         for future in set(gone.values()).difference(future for _, future in self._waiting.values()):
-            future.cancel()  # one that is at work goes on
+            future.cancel()  # has no effect on one that is already running
         return list(gone)
 
     def take(self, *, idle: bool) -> list[tuple[GenerateRequest, GrammarState | GrammarError]]:
-        """Those that can start, or never will. If ``idle``, waits a moment for the first."""
+        """Remove and return the requests that can start or have failed. If ``idle``, wait briefly for one."""
         if idle and self._waiting:
             wait([future for _, future in self._waiting.values()], IDLE_SECONDS, FIRST_COMPLETED)
         done = [name for name, (_, future) in self._waiting.items() if future.done()]
@@ -47,8 +48,10 @@ class GrammarQueue:
 
 
 def _outcome(future: Future[Grammar]) -> GrammarState | GrammarError:
-    """The error of a grammar is looked at, not raised: it is kept with the grammar for others who ask for it,
-    and each raise would add the frames of that moment, and all that they hold, to its traceback.
+    """Return the state of a compiled grammar, or its error.
+
+    The error is not raised: it is cached with the grammar for other requests, and each raise would add the
+    current frames, and everything that they keep alive, to its traceback.
     """
     error = future.exception()
     if error is None:

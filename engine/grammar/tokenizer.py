@@ -1,4 +1,4 @@
-"""What a grammar's parser knows of a model's vocabulary: the bytes of each token, and which end an answer."""
+"""The tokenizer for grammar parsers: the bytes of each token, and the tokens that end an answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from engine.config import EngineConfig
 
 
 def load_grammar_tokenizer(config: EngineConfig, eos_token_ids: frozenset[int]) -> LLTokenizer:
-    """Takes a second with the largest vocabularies. Raises where the model has no tokenizer.json."""
+    """Load the tokenizer, which takes a second for the largest vocabularies.
+
+    Raises if the model has no tokenizer.json.
+    """
     tokenizer = AutoTokenizer.from_pretrained(
         config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
     )

@@ -1,4 +1,4 @@
-"""Grammars over trees of drafts: which drafts are worth verifying, and masks ahead of the walk. No torch."""
+"""Grammars over draft trees: pruning of candidates, and computing masks ahead of the walk. No torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.plan import Span
 
 
 def prune(candidates: Candidates, grammars: Seq[GrammarState | None]) -> Candidates:
-    """Without the candidates that a sequence's grammar forbids, and so without all below them."""
+    """Remove the candidates that a sequence's grammar forbids, and with them all their descendants."""
     scores = candidates.scores.copy()
     for row, grammar in enumerate(grammars):
         if grammar is None:
@@ -28,8 +28,9 @@ def prune(candidates: Candidates, grammars: Seq[GrammarState | None]) -> Candida
 
 
 def fill_ahead(spans: Seq[Span], done: Callable[[], bool]) -> None:
-    """Compute masks that the walk may ask for, until ``done``: those of all roots, then of the trees' nodes.
-    What is missing then is computed when a walk comes there.
+    """Compute masks that the walk may need, until ``done``: those of all roots, then of the trees' nodes.
+
+    Masks that are still missing are computed when a walk needs them.
     """
     grammars = [(span, span.sequence.grammar) for span in spans if span.samples]
     root: tuple[int, ...] = ()
@@ -44,7 +45,7 @@ def fill_ahead(spans: Seq[Span], done: Callable[[], bool]) -> None:
 
 
 def paths_of(tree: DraftTree) -> list[tuple[int, ...]]:
-    """For each node the tokens from the root to it, its own last."""
+    """Return, for each node, the tokens on the path from the root to it, its own last."""
     paths: list[tuple[int, ...]] = []
     for token_id, parent in zip(tree.token_ids.tolist(), tree.parents.tolist(), strict=True):
         paths.append((*(paths[parent] if parent >= 0 else ()), token_id))

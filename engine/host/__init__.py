@@ -1,1 +1,1 @@
-"""The machine around the engine: processors, memory, folders, logs."""
+"""The host environment of the engine: processors, memory, folders, logs."""

@@ -1,4 +1,4 @@
-"""Where the engine keeps what it measured or built for this machine."""
+"""The cache folder for what the engine has measured or built for this machine."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/specvlm``, by default ``~/.cache/specvlm``."""
+    """Return ``$XDG_CACHE_HOME/specvlm``, by default ``~/.cache/specvlm``."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "specvlm"

@@ -1,4 +1,4 @@
-"""How many processors' worth of time this process may take, and threads to match."""
+"""The CPU quota of this process, and setting the number of threads to match."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from engine.host.cgroups import CGROUPS, OWN_CGROUP, own_groups
 
 
 def set_num_threads(wanted: int | None) -> None:
-    """Torch's, of which the CPU kernels have as many. ``None``: torch's own choice, but no more than there is
-    time for.
+    """Set the number of torch's threads, which is also that of the CPU kernels.
+
+    ``None``: torch's own choice, but no more than the CPU quota allows.
     """
     if wanted is None:
         own = torch.get_num_threads()
@@ -24,8 +25,10 @@ def set_num_threads(wanted: int | None) -> None:
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """So many of torch's own threads meanwhile. One alone is quicker at what a step of few rows leaves to
-    torch: a draw from 49,152 words took 1.55 ms with one, and 2.0 with two, which it has to wake each time.
+    """Context that runs torch with ``count`` threads.
+
+    A single thread is faster at what a step of few rows leaves to torch: a draw from 49,152 tokens took
+    1.55 ms with one thread and 2.0 ms with two, which have to be woken each time.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(count)
@@ -36,9 +39,9 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def cpu_quota(cgroups: Path = CGROUPS, own_cgroup: Path = OWN_CGROUP) -> int | None:
-    """Processors, rounded up, that a container or a service is limited to (cgroup v2); ``None``: no limit.
+    """Return the CPU limit of the container or service (cgroup v2), rounded up; ``None`` if there is none.
 
-    More threads than that would use up the quota early in each period, and all stand still until its end.
+    More threads than that would use up the quota early in each period and then stall until its end.
     """
     groups = own_groups(cgroups, own_cgroup)
     quotas = [quota for group in groups if (quota := _quota(group)) is not None]
@@ -46,9 +49,9 @@ def cpu_quota(cgroups: Path = CGROUPS, own_cgroup: Path = OWN_CGROUP) -> int | N
 
 
 def _quota(group: Path) -> float | None:
-    """``cpu.max`` holds microseconds of a period, or ``max``, and the period."""
+    """Read ``cpu.max``: the quota in microseconds per period, or ``max``, and the period."""
     try:
         most, period = (group / "cpu.max").read_text().split()
         return None if most == "max" else int(most) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):  # not a group of v2, or not ours to read
+    except (OSError, ValueError, ZeroDivisionError):  # not a v2 group, or not readable
         return None

@@ -1,4 +1,4 @@
-"""How the engine process logs: as the front end does, to the same stderr."""
+"""Logging setup of the engine process: the same format as the front end's, to the same stderr."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.config import LogFormat
 
 
 def renderers(log_format: LogFormat, stream: TextIO) -> list[structlog.typing.Processor]:
-    """What makes a line of an event, in that order."""
+    """Return the processors that render an event as a line, in order."""
     for_people = stream.isatty() if log_format == "auto" else log_format == "console"
     if for_people:
         return [structlog.dev.ConsoleRenderer(colors=stream.isatty())]
@@ -20,7 +20,7 @@ def renderers(log_format: LogFormat, stream: TextIO) -> list[structlog.typing.Pr
 
 
 def configure_logging(level: int, log_format: LogFormat) -> None:
-    """For the standard library's loggers."""
+    """Configure the standard library's loggers."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

@@ -1,1 +1,1 @@
-"""The engine in a process of its own, and the client that starts, feeds and watches it."""
+"""The engine in a separate process, and the client that starts, feeds and monitors it."""

@@ -1,5 +1,7 @@
-"""One engine process with its sockets and its folder, from start to reaping. Never restarts anything, and
-knows nothing of requests: a new process gets a new object, so nothing stale can reach it.
+"""The lifetime of one engine process with its sockets and folder, from start to reaping.
+
+It never restarts anything and knows nothing of requests: a new process gets a new object, so nothing stale
+can reach it.
 """
 
 from __future__ import annotations
@@ -27,29 +29,32 @@ from engine.ipc.worker import WorkerSpec
 from engine.messages import ClientMessage, EngineMessage
 
 LAST_WORDS_SECONDS = 0.2
-"""After the process has ended, what it sent may still be on its way for a moment."""
+"""How long to wait for messages that are still in flight after the process has ended."""
 
 TERMINATE_SECONDS = 5.0
-"""From the signal that asks a process to end to the one that ends it."""
+"""Time between SIGTERM and SIGKILL."""
 
 RECONNECT_MS = 20
-"""How long a first request may wait at most because we connected before the worker was there."""
+"""The longest delay of a first request that is due to connecting before the worker has bound its socket."""
 
 STDERR = 2
 
 
 def module_command(module: str) -> list[str]:
-    """Runs ``module`` as a program with our search path. (``-m`` would look into the current folder first,
-    and run whatever is called ``engine`` there.)"""
+    """Return a command that runs ``module`` as a program with this process's search path.
+
+    (``-m`` would search the current folder first and run whatever is called ``engine`` there.)
+    """
     boot = f"import runpy, sys; sys.path[:] = {sys.path!r}; runpy.run_module({module!r}, run_name='__main__')"
     return [sys.executable, "-c", boot]
 
 
 def engine_environment(own: Mapping[str, str]) -> dict[str, str]:
-    """Ours, and how long GNU's OpenMP spins after parallel work: microseconds rather than milliseconds.
+    """Return the environment of the engine: ``own``, with a short spin time for GNU OpenMP threads.
 
-    Torch's threads and those of the CPU kernels take turns on the same cores; a first token took 1.6 times as
-    long while they spun against each other. Who has set how they wait is left alone.
+    After parallel work they then spin for microseconds instead of milliseconds. Torch's threads and those of
+    the CPU kernels take turns on the same cores; a first token took 1.6 times as long while they spun against
+    each other. Existing settings of the wait policy are respected.
     """
     if own.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
         return dict(own)
@@ -57,7 +62,7 @@ def engine_environment(own: Mapping[str, str]) -> dict[str, str]:
 
 
 class EngineChild:
-    """Made by ``start``. Whoever has one closes it."""
+    """A running engine process. Created by ``start``; the owner must call ``close``."""
 
     _process: asyncio.subprocess.Process
     _exited: asyncio.Task[int]
@@ -78,14 +83,14 @@ class EngineChild:
 
     @classmethod
     async def start(cls, command: Sequence[str], config: EngineConfig, log_format: LogFormat) -> EngineChild:
-        """Raises ``OSError`` if the process cannot be started."""
+        """Start the process. Raises ``OSError`` if it cannot be started."""
         child = cls()
         try:
             await child._start(command, config, log_format)
         except BaseException as error:
             child._resources.close()
             if isinstance(error, zmq.ZMQError):
-                raise OSError(error.errno, f"no sockets for the engine: {error}") from error
+                raise OSError(error.errno, f"cannot open sockets for the engine: {error}") from error
             raise
         return child
 
@@ -99,17 +104,17 @@ class EngineChild:
             log_level=logging.getLogger().getEffectiveLevel(),
             log_format=log_format,
         )
-        # Whoever receives binds. A connecting sender has its queue from the start, so (without a high-water
-        # mark) sending neither waits nor fails, and needs no asyncio.
+        # The receiving side binds. A connecting sender has its queue from the start, so (without a high-water
+        # mark) sending neither blocks nor fails, and needs no asyncio.
         self._inbox.bind(spec.reports_address)
         self._outbox.connect(spec.requests_address)
         self._incoming = self._receive_frames()
 
         stdin, life_line = os.pipe()
-        self._resources.callback(os.close, life_line)  # held open until then: the worker ends when it closes
+        self._resources.callback(os.close, life_line)  # kept open until then: the worker ends when it closes
         try:
             os.write(life_line, msgspec.json.encode(spec) + b"\n")
-            # Stdout belongs to whoever started us (a benchmark's JSON, say).
+            # Stdout belongs to the caller of this process (for a benchmark's JSON, for example).
             self._process = await asyncio.create_subprocess_exec(
                 *command, stdin=stdin, stdout=STDERR, env=engine_environment(os.environ)
             )
@@ -134,13 +139,13 @@ class EngineChild:
         return float(times.user + times.system)
 
     def send(self, message: ClientMessage) -> None:
-        """Raises ``WireError`` for a message that cannot travel. What a dead process gets is lost."""
+        """Send a message; it is lost if the process is dead. Raises ``WireError`` if it cannot be encoded."""
         self._outbox.send_multipart(to_engine.encode(message), copy=False)
 
     async def receive(self, timeout: float | None) -> EngineMessage | None:
-        """The next message; ``None`` when the process has ended and all it said was read.
+        """Return the next message; ``None`` once the process has ended and all its messages were read.
 
-        Raises ``TimeoutError`` after ``timeout`` seconds of silence, ``WireError`` for what is no message.
+        Raises ``TimeoutError`` after ``timeout`` seconds of silence, ``WireError`` for an invalid message.
         """
         either: set[asyncio.Future[Any]] = {self._incoming, self._exited}
         await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -155,8 +160,8 @@ class EngineChild:
         raise TimeoutError
 
     async def close(self) -> None:
-        """End the process if it has not ended, reap it, and leave nothing behind."""
-        # Not ``_exited``: an event loop that is torn down cancels it while the process still runs.
+        """End the process if it is still running, reap it, and free all resources."""
+        # Not ``_exited``: the teardown of an event loop cancels it while the process still runs.
         ended = asyncio.create_task(self._process.wait())
         try:
             if self.returncode is None:
@@ -173,10 +178,10 @@ class EngineChild:
 
 
 def _private_folder() -> Path:
-    """A fresh folder that nobody else can enter: the sockets in it have no other protection."""
+    """Create a folder that only this user can enter: the sockets in it have no other protection."""
     folder = Path(tempfile.mkdtemp(prefix="specvlm-"))
     found = folder.lstat()
     if stat.S_IMODE(found.st_mode) != stat.S_IRWXU or found.st_uid != os.getuid():
         folder.rmdir()
-        raise PermissionError(f"{folder} is not private; engine sockets need a private folder")
+        raise PermissionError(f"{folder} is not private; engine sockets require a private folder")
     return folder

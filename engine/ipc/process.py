@@ -1,7 +1,7 @@
-"""The client of an engine in a process of its own: starts it, watches it, and starts it again if it dies.
+"""The client of an engine in a separate process: starts it, watches it, and restarts it if it dies.
 
-The state goes loading → ready → restarting → ready …, and ends with failed or stopped. What was open when
-an engine died is told so and not run again: the next engine knows nothing of it.
+The state goes loading → ready → restarting → ready …, and ends with failed or stopped. Requests that were
+open when an engine died fail and are not run again: the next engine knows nothing of them.
 """
 
 from __future__ import annotations
@@ -28,23 +28,30 @@ from engine.messages import (
 )
 
 HANG_SECONDS = 120.0
-"""An idle engine sends a report every second. One that is silent for this long hangs, unless it computes on
-a CPU: there a large picture or prompt may keep a single step busy for minutes. Loading has no limit."""
+"""How long the engine may be silent before it counts as hung, unless it is computing on a CPU, where a single
+step with a large picture or prompt may take minutes. An idle engine sends a heartbeat every second; while
+loading there is no limit.
+"""
 LONGEST_STEP_SECONDS = 1800.0
-"""After so much silence an engine is replaced even if it computes."""
+"""How long a computing engine may be silent before it is replaced after all."""
 
 LAST_STEP_SECONDS = 4.0
-"""For an engine that is told to stop to end its step and its requests; then they end without it."""
+"""How long an engine that is shutting down may take to finish its step and end its requests; after that they
+are failed on its behalf.
+"""
 SHUTDOWN_SECONDS = 4.0
-"""And for the engine then to end by itself, before it is terminated."""
+"""How long the engine may then take to exit by itself before it is terminated."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
-    """Seconds between death and restart double from ``first_delay`` on, until an engine has run well for
-    ``healthy_seconds``. After ``max_failed_loads`` in a row nothing is tried any more."""
+    """How often and how quickly to restart an engine.
+
+    The seconds between death and restart double from ``first_delay`` on, until an engine has run for
+    ``healthy_seconds``. After ``max_failed_loads`` in a row the client gives up.
+    """
 
     first_delay: float = 0.5
     max_delay: float = 30.0
@@ -54,7 +61,7 @@ class RestartPolicy:
 
 @dataclass(slots=True)
 class Run:
-    """How one engine process went."""
+    """The record of one engine process."""
 
     ready_at: float | None = None
     ended_at: float = 0.0
@@ -69,7 +76,7 @@ class Backoff:
         self._failed_loads = 0
 
     def after(self, run: Run) -> float | None:
-        """Seconds to wait before the next start; ``None``: give up."""
+        """Return the seconds to wait before the next start; ``None`` to give up."""
         if run.ready_at is None:
             self._failed_loads += 1
             if self._failed_loads >= self._policy.max_failed_loads:
@@ -84,7 +91,7 @@ class Backoff:
 
 
 class ProcessClient(StreamingClient):
-    """``EngineClient`` over ``python -m engine``, or over another ``command`` that speaks as it does."""
+    """``EngineClient`` for ``python -m engine``, or for another ``command`` with the same protocol."""
 
     def __init__(
         self,
@@ -108,7 +115,7 @@ class ProcessClient(StreamingClient):
 
     @property
     def pid(self) -> int | None:
-        """Of the engine process, while there is one."""
+        """The process id of the engine, while there is one."""
         return None if self._child is None else self._child.pid
 
     async def start(self) -> None:
@@ -151,22 +158,22 @@ class ProcessClient(StreamingClient):
         self._changed = asyncio.Event()
 
     async def _supervise(self) -> None:
-        """One engine after the other, until stopped or beyond hope."""
+        """Run one engine after another, until stopped or restarting is pointless."""
         try:
             while True:
                 run = await self._run_engine()
                 if self._state == "stopped":
                     return
                 delay = self._backoff.after(run)
-                # A model that was loaded before may well be again, once memory is free or a disk is back.
+                # A model that was loaded before may load again, once memory is free or a disk is back.
                 if delay is None or (run.load_failed and self._info is None):
                     self._give_up(run.reason)
                     return
-                log.error("%s; starting again in %.1f s", run.reason, delay)
+                log.error("%s; restarting in %.1f s", run.reason, delay)
                 await asyncio.sleep(delay)
-        except Exception as error:  # a mistake of ours must not leave clients waiting
-            log.exception("the engine is not watched any more")
-            self._give_up(f"the engine is not watched any more: {error}")
+        except Exception as error:  # a bug in the supervisor must not leave clients waiting
+            log.exception("the engine supervisor failed")
+            self._give_up(f"the engine supervisor failed: {error}")
 
     def _give_up(self, reason: str) -> None:
         log.error("giving up: %s", reason)
@@ -174,7 +181,7 @@ class ProcessClient(StreamingClient):
         self._set_state("failed")
 
     async def _run_engine(self) -> Run:
-        """One engine process from start to end. When this returns, nothing of it is left."""
+        """Run one engine process from start to end. When this returns, nothing of it is left."""
         run = Run()
         try:
             child = await EngineChild.start(self._command, self._config, self._log_format)
@@ -190,13 +197,13 @@ class ProcessClient(StreamingClient):
             if self._state == "ready":
                 self._set_state("restarting")
             self._streams.fail_all("the engine process ended")
-            self._on_report(StepReport(outputs=[], stats=EngineStats()))  # nothing runs any more
+            self._on_report(StepReport(outputs=[], stats=EngineStats()))  # reset the statistics
             await child.close()
         return run
 
     async def _next(self, child: EngineChild, *, ready: bool) -> EngineMessage | None:
-        """The next message; ``None`` when the process has ended. Raises ``TimeoutError`` with the seconds of
-        silence if it hangs.
+        """Return the next message, or ``None`` when the process has ended. Raises ``TimeoutError`` with the
+        seconds of silence if it hangs.
         """
         if not ready:
             return await child.receive(None)
@@ -207,7 +214,7 @@ class ProcessClient(StreamingClient):
                 return await child.receive(part)
             except TimeoutError:
                 silent, spent = silent + part, child.cpu_seconds()
-                computes = on_cpu and spent - before > part / 10  # what hangs takes next to no time
+                computes = on_cpu and spent - before > part / 10  # a hung process uses next to none
                 before = spent
                 if silent >= self._hang_timeout and (not computes or silent >= LONGEST_STEP_SECONDS):
                     raise TimeoutError(f"{silent:.1f}") from None
@@ -219,14 +226,14 @@ class ProcessClient(StreamingClient):
                     )
 
     async def _follow(self, child: EngineChild, run: Run) -> str:
-        """Pass on what the engine says until it ends or cannot be trusted any more. Returns why."""
+        """Handle the engine's messages until it ends or can no longer be trusted; return the reason."""
         while True:
             try:
                 message = await self._next(child, ready=run.ready_at is not None)
             except TimeoutError as error:
                 return f"the engine process was silent for {error} s"
             except WireError as error:
-                return f"the engine process sent nonsense: {error}"
+                return f"the engine process sent an invalid message: {error}"
             match message:
                 case None:
                     return f"the engine process ended with code {child.returncode}"

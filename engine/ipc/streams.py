@@ -1,7 +1,7 @@
-"""The half of a client that does not depend on where the engine is: open requests, statistics, listeners.
+"""The part of a client that does not depend on where the engine runs: open requests, statistics, listeners.
 
-Belongs to one event loop. An id is open until the engine has ended it, even if nobody listens
-any more: a new request under that id could otherwise receive the last words of the old one.
+Belongs to one event loop. An id stays open until the engine has ended it, even if nobody listens any more: a
+new request with that id could otherwise receive the last outputs of the old one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class _Died:
-    """Stands in a queue for the end of the engine; every stream raises an exception of its own."""
+    """Queue item that marks the end of the engine; every stream raises its own exception."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -39,15 +39,18 @@ class _Died:
 
 @dataclass(slots=True)
 class _Goodbye:
-    """Of what stands for several requests: how many the engine has still to end, and whom to tell then."""
+    """A callback for a group of requests, and how many of them the engine has yet to end."""
 
     num_left: int
     callback: Callable[[], None]
 
 
 class RequestStreams:
-    """One queue for each request that has a listener. ``abort`` tells the engine that one has left; ``ended``
-    hears of each that has none any more."""
+    """One queue for each request that has a listener.
+
+    ``abort`` is called with the id of a request whose listener left early, ``ended`` with the id of every
+    request that no longer has a listener.
+    """
 
     def __init__(self, abort: Callable[[str], None], ended: Callable[[str], None]) -> None:
         self._abort, self._ended = abort, ended
@@ -80,14 +83,14 @@ class RequestStreams:
                 if item.finish_reason is not None:
                     return
         finally:
-            # Whoever ends a request takes its queue away. If ours is still there, the engine is at work.
+            # Ending a request removes its queue. If it is still there, the engine is still working on it.
             if self._queues.get(request_id) is queue:
                 self._leaving.add(request_id)
                 self._drop_queue(request_id)
                 self._abort(request_id)
 
     def dispatch(self, report: StepReport) -> None:
-        """Hand out the outputs of one step. Those of requests without a listener are dropped."""
+        """Distribute the outputs of one step. Those of requests without a listener are dropped."""
         for output in report.outputs:
             queue = self._queues.get(output.request_id)
             if queue is not None:
@@ -97,7 +100,7 @@ class RequestStreams:
                 self._drop_queue(output.request_id)
 
     def fail_all(self, reason: str) -> None:
-        """The engine is gone and ends nothing any more: every open request raises ``EngineDeadError``."""
+        """Make every open request raise ``EngineDeadError``, because the engine is gone."""
         for request_id in list(self._leaving):
             self._leave(request_id)
         for request_id, queue in list(self._queues.items()):
@@ -105,7 +108,7 @@ class RequestStreams:
             self._drop_queue(request_id)
 
     def when_ended(self, request_ids: Iterable[str], callback: Callable[[], None]) -> None:
-        """``callback`` once the engine has ended those of the requests that nobody listens to any more."""
+        """Call ``callback`` once the engine has ended those of the requests that have no listener."""
         left = self._leaving.intersection(request_ids)
         if left:
             self._goodbyes |= dict.fromkeys(left, _Goodbye(len(left), callback))
@@ -113,7 +116,7 @@ class RequestStreams:
             callback()
 
     async def wait_empty(self, timeout: float) -> None:
-        """Until no request has a listener any more, for up to ``timeout`` seconds."""
+        """Wait until no request has a listener any more, for up to ``timeout`` seconds."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._empty.wait(), timeout)
 
@@ -133,7 +136,7 @@ class RequestStreams:
 
 
 class StreamingClient(ABC):
-    """An ``EngineClient`` without its engine: subclasses start one, send to it and pass on its reports."""
+    """Base of ``EngineClient`` implementations; subclasses start an engine and exchange messages with it."""
 
     def __init__(self) -> None:
         self._state: EngineState = "loading"
@@ -146,11 +149,11 @@ class StreamingClient(ABC):
 
     @abstractmethod
     async def _stop(self, timeout: float) -> None:
-        """Become ``stopped`` at once, give open requests ``timeout`` seconds, end the engine."""
+        """Set the state to ``stopped``, give open requests ``timeout`` seconds, then end the engine."""
 
     @abstractmethod
     def _send(self, message: ClientMessage) -> None:
-        """Hand ``message`` to the engine without waiting. Raises ``EngineDeadError`` if none takes it."""
+        """Send ``message`` to the engine without waiting. Raises ``EngineDeadError`` if there is none."""
 
     @property
     def state(self) -> EngineState:
@@ -174,7 +177,7 @@ class StreamingClient(ABC):
         self._streams.when_ended(request_ids, callback)
 
     async def shutdown(self, timeout: float = 0.0) -> None:
-        """A second call waits for the first."""
+        """See ``EngineClient.shutdown``. A second call waits for the first."""
         if self._stopping is None:
             self._stopping = asyncio.create_task(self._stop(timeout))
         await asyncio.shield(self._stopping)
@@ -189,12 +192,12 @@ class StreamingClient(ABC):
             raise
 
     def _abort(self, request_id: str) -> None:
-        with contextlib.suppress(EngineDeadError):  # then the request has ended with its engine
+        with contextlib.suppress(EngineDeadError):  # the request has ended with its engine
             self._send(AbortRequest(request_ids=[request_id]))
 
     def _forget(self, request_id: str) -> None:
         if hashes := self._tensors.release(request_id):
-            with contextlib.suppress(EngineDeadError):  # then nobody remembers
+            with contextlib.suppress(EngineDeadError):  # the tensors are gone with the engine
                 self._send(ForgetPictures(hashes=hashes))
 
     def _on_report(self, report: StepReport) -> None:

@@ -1,8 +1,8 @@
-"""A picture travels to the engine once: while a request with it is open, later ones go without its tensors.
+"""Sends each picture to the engine only once: while a request with it is open, others omit its tensors.
 
-All choices of an answer have the same pictures, and so have the turns of a dialogue. One end says what it
-leaves out, the other keeps what it was sent until it is told to forget it; messages keep their order, so
-both always agree. No transport.
+All choices of an answer share the same pictures, and so do the turns of a dialogue. The sender tracks what
+the engine has, and the engine keeps tensors until it is told to forget them; messages stay in order, so both
+sides always agree. No transport.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from processing.prompt import ImageInput
 
 
 class TensorsSent:
-    """The sender's end: whose tensors the engine has, by the requests that are open."""
+    """The sender's side: tracks which tensors the engine has, based on the open requests."""
 
     def __init__(self) -> None:
-        self._hashes: dict[str, set[bytes]] = {}  # of the pictures of each open request
+        self._hashes: dict[str, set[bytes]] = {}  # picture hashes of each open request
         self._holders: Counter[bytes] = Counter()
 
     def leave_out(self, request: GenerateRequest) -> GenerateRequest:
-        """``request``, which is open from now on, without the tensors that the engine has."""
+        """Return ``request`` without the tensors that the engine has; it counts as open from now on."""
         if not request.prompt.images:
             return request
         hashes = {image.hash for image in request.prompt.images}
@@ -33,13 +33,13 @@ class TensorsSent:
         self._hashes[request.request_id] = hashes
         self._holders.update(hashes)
         images = []
-        for image in request.prompt.images:  # one that is there twice is new once
+        for image in request.prompt.images:  # a picture that occurs twice is sent once
             images.append(image if image.hash in new else replace(image, tensors={}))
             new.discard(image.hash)
         return _with_images(request, images)
 
     def release(self, request_id: str) -> list[bytes]:
-        """The request is open no more. Pictures that the engine is to forget, by their hashes."""
+        """Mark a request as ended; return the hashes of the pictures that the engine is to forget."""
         hashes = self._hashes.pop(request_id, set())
         self._holders.subtract(hashes)
         gone = [key for key in hashes if not self._holders[key]]
@@ -49,13 +49,16 @@ class TensorsSent:
 
 
 class TensorsKept:
-    """The engine's end."""
+    """The engine's side: keeps the tensors of pictures until told to forget them."""
 
     def __init__(self) -> None:
         self._tensors: dict[bytes, dict[str, np.ndarray]] = {}
 
     def complete(self, request: GenerateRequest) -> GenerateRequest:
-        """``request`` with all its tensors; keeps those it came with. ``KeyError`` if some never came."""
+        """Return ``request`` with all its tensors, and keep those that came with it.
+
+        Raises ``KeyError`` if some were never received.
+        """
         if not request.prompt.images:
             return request
         for image in request.prompt.images:

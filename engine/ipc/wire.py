@@ -1,7 +1,7 @@
-"""Messages to frames and back: a msgpack body, then the raw bytes of each array as a frame of its own.
+"""Encodes messages as frames and back: a msgpack body, followed by the raw bytes of each array as a frame.
 
-Knows nothing of sockets, and nothing of what the messages mean. Both ends run on one machine, so numbers
-keep its byte order. Nothing in a frame is ever executed, and sizes are checked before they are believed.
+Independent of sockets and of the meaning of messages. Both ends run on the same machine, so numbers keep its
+byte order. Nothing in a frame is ever executed, and sizes are validated before they are used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.messages import ClientMessage, EngineMessage
 Frame = bytes | memoryview | zmq.Frame
 M = TypeVar("M")
 
-# By name, so that a dtype string from the wire is only ever looked up, never interpreted.
+# By name, so that a dtype string from the wire is only looked up, never interpreted.
 DTYPES = {
     np.dtype(scalar).name: np.dtype(scalar)
     for scalar in (
@@ -32,11 +32,11 @@ MAX_DIMENSIONS = 8
 
 
 class WireError(ValueError):
-    """A message that cannot be written, or frames that are not a message."""
+    """A message that cannot be encoded, or frames that are not a message."""
 
 
 class _ArrayHeader(msgspec.Struct, frozen=True, array_like=True):
-    """Stands in the body for an array; ``frame`` counts from 0 behind the body."""
+    """Placeholder for an array in the body; ``frame`` is its index among the frames after the body."""
 
     dtype: str
     shape: Annotated[list[Annotated[int, msgspec.Meta(ge=0)]], msgspec.Meta(max_length=MAX_DIMENSIONS)]
@@ -44,18 +44,18 @@ class _ArrayHeader(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Codec(Generic[M]):
-    """Writes and reads the messages of one direction. Stateless, so one serves every thread."""
+    """Encodes and decodes the messages of one direction. Stateless, so threads can share it."""
 
-    def __init__(self, message_type: Any) -> None:  # a union of structs; no type form can say that yet
+    def __init__(self, message_type: Any) -> None:  # a union of structs, for which there is no type form yet
         self._type = message_type
 
     def encode(self, message: M) -> list[bytes | memoryview]:
-        """Frames to send. Arrays are not copied (unless strided): leave them alone until they are sent."""
+        """Return the frames to send. Arrays are not copied (unless strided): do not modify them before."""
         arrays: list[bytes | memoryview] = []
 
         def write(value: object) -> _ArrayHeader:
             if not isinstance(value, np.ndarray):
-                raise WireError(f"values of type {type(value).__name__} do not travel")
+                raise WireError(f"values of type {type(value).__name__} cannot be sent")
             arrays.append(_bytes_of(value))
             return _ArrayHeader(value.dtype.name, list(value.shape), len(arrays) - 1)
 
@@ -64,11 +64,11 @@ class Codec(Generic[M]):
         except WireError:
             raise
         except (TypeError, ValueError, OverflowError) as error:
-            raise WireError(f"this message cannot be written: {error}") from error
+            raise WireError(f"this message cannot be encoded: {error}") from error
         return [body, *arrays]
 
     def decode(self, frames: Sequence[Frame]) -> M:
-        """The message in ``frames``. Its arrays are read-only views of their frames."""
+        """Return the message in ``frames``. Its arrays are read-only views of their frames."""
         if not frames:
             raise WireError("a message without frames")
         unread = dict(enumerate(frames[1:]))
@@ -93,7 +93,7 @@ class _Addressed(msgspec.Struct):
 
 
 def request_id_in(frames: Sequence[Frame]) -> str | None:
-    """Whom to tell that ``frames`` cannot be decoded, if that much of them can be read."""
+    """Return the request id in ``frames`` that are not a valid message, if at least that is readable."""
     if not frames:
         return None
     try:
@@ -104,9 +104,9 @@ def request_id_in(frames: Sequence[Frame]) -> str | None:
 
 def _bytes_of(array: np.ndarray) -> memoryview:
     if DTYPES.get(array.dtype.name) != array.dtype:  # the name alone does not show a foreign byte order
-        raise WireError(f"arrays of {array.dtype} do not travel")
+        raise WireError(f"arrays of {array.dtype} cannot be sent")
     if array.ndim > MAX_DIMENSIONS:
-        raise WireError(f"arrays of {array.ndim} dimensions do not travel")
+        raise WireError(f"arrays of {array.ndim} dimensions cannot be sent")
     return array.reshape(-1).view(np.uint8).data
 
 
@@ -116,8 +116,8 @@ def _array_from(frame: Frame, header: _ArrayHeader) -> np.ndarray:
         raise WireError("an array of unknown dtype")
     data = _view(frame)
     if math.prod(header.shape) * dtype.itemsize != data.nbytes:
-        raise WireError(f"{data.nbytes} bytes are no {header.dtype} array of shape {header.shape}")
-    # Huge dimensions beside a zero still overflow inside numpy; that is a ValueError, which decode() reports.
+        raise WireError(f"{data.nbytes} bytes are not a {header.dtype} array of shape {header.shape}")
+    # Huge dimensions next to a zero still overflow in numpy; that is a ValueError, which decode() reports.
     array = np.frombuffer(data, dtype).reshape(header.shape)
     if not array.flags.aligned:  # ZeroMQ delivers small frames at any address
         array = array.copy()

@@ -1,7 +1,8 @@
 """The engine process: loads a core and runs its loop between two sockets. Started by ``engine.ipc.process``.
 
-It reads one line of JSON from stdin, a ``WorkerSpec``; the open pipe is then its life line: when it closes,
-the parent is gone, and so is the worker. Knows nothing of models; ``__main__`` brings the loader.
+It reads one line of JSON from stdin, a ``WorkerSpec``. The pipe then stays open as its life line: when it
+closes, the parent is gone, and the worker ends as well. Knows nothing of models; ``__main__`` provides the
+loader.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from engine.loop import EngineLoop, Unreadable
 from engine.messages import ClientMessage, EngineMessage, LoadFailed
 
 LINGER_MS = 5_000
-"""How long last words may take to leave. The parent reads all the time, so it is reached only without one."""
+"""How long final messages may take to be sent. The parent reads continuously, so only without one is this
+limit reached.
+"""
 
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -37,7 +40,7 @@ log = logging.getLogger(__name__)
 
 
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What to load and where to talk."""
+    """What the worker is to load, and the addresses of its sockets."""
 
     config: EngineConfig
     requests_address: str
@@ -47,9 +50,11 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Channel:
-    """The worker's end of both sockets. Neither has a high-water mark: nothing is dropped, sending never
-    blocks, and the front end bounds how much is under way by how many requests it admits. Whoever receives
-    binds."""
+    """The worker's end of both sockets.
+
+    Neither has a high-water mark: nothing is dropped, sending never blocks, and the front end limits the
+    messages in flight by the number of requests it admits. The receiving side binds.
+    """
 
     def __init__(self, spec: WorkerSpec, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         self._inbox = context.socket(zmq.PULL)
@@ -64,7 +69,7 @@ class Channel:
         self._outbox.send_multipart(from_engine.encode(message), copy=False)
 
     def receive(self, timeout: float) -> Iterator[ClientMessage | Unreadable]:
-        """All that has arrived; if nothing has, waits for up to ``timeout`` seconds."""
+        """Yield all messages that have arrived; if there are none, wait for up to ``timeout`` seconds."""
         self._inbox.poll(round(timeout * 1000))
         with contextlib.suppress(zmq.Again):
             while True:
@@ -81,7 +86,7 @@ class Channel:
 
 
 def main(load: CoreLoader) -> int:
-    """Entry of the engine process. Returns its exit code."""
+    """Entry point of the engine process. Returns its exit code."""
     # Ctrl-C reaches the whole process group; the parent decides when its engine ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     life_line = _take_stdin()
@@ -93,7 +98,10 @@ def main(load: CoreLoader) -> int:
 
 
 def run_worker(load: CoreLoader, config: EngineConfig, channel: Channel) -> int:
-    """Serve until told to stop. 0: as told; 1: the model cannot be served, or the engine broke."""
+    """Serve until told to stop; return the exit code.
+
+    0: stopped as requested; 1: the model cannot be served, or the engine broke.
+    """
     try:
         core = load(config)
     except ModelLoadError as error:
@@ -112,8 +120,8 @@ def run_worker(load: CoreLoader, config: EngineConfig, channel: Channel) -> int:
 
 
 def _take_stdin() -> IO[bytes]:
-    """Stdin for us alone: libraries that ask on a terminal read an end of file, children inherit nothing."""
-    life_line = os.fdopen(os.dup(0), "rb", buffering=0)  # a thread waiting in a buffer upsets the exit
+    """Take over stdin: libraries that prompt on a terminal read end-of-file, and children inherit nothing."""
+    life_line = os.fdopen(os.dup(0), "rb", buffering=0)  # a thread blocked in a buffered read disturbs exit
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
@@ -128,10 +136,10 @@ def _end_with_parent(life_line: IO[bytes], spec: WorkerSpec) -> None:
 
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
     if sys.platform == "linux":
-        # The thread above cannot run while native code hangs with the interpreter's lock; nor could a handler
+        # The thread above cannot run while native code hangs holding the GIL; nor could a signal handler
         # written in Python. So the kernel sends SIGUSR1 (10) when the parent dies, and its handler is the C
         # function alarm: called with the signal's number, it gives the thread ten seconds before SIGALRM ends
-        # the process. (SIGHUP would give it one, but terminals send that too, and nohup ignores it.)
+        # the process. (SIGHUP would give it one second, but terminals send that too, and nohup ignores it.)
         libc = ctypes.CDLL(None)
         libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
         libc.signal(signal.SIGUSR1, ctypes.cast(libc.alarm, ctypes.c_void_p))
@@ -139,7 +147,7 @@ def _end_with_parent(life_line: IO[bytes], spec: WorkerSpec) -> None:
 
 
 def _remove_sockets(spec: WorkerSpec) -> None:
-    """What the parent would have removed, had it not been killed."""
+    """Remove the sockets, which the parent would have done had it not been killed."""
     with contextlib.suppress(OSError):
         for address in (spec.requests_address, spec.reports_address):
             path = Path(address.removeprefix("ipc://"))

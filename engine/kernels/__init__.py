@@ -1,6 +1,6 @@
-"""Our own kernels: on a CPU few-row products and paged attention in float32, on CUDA attention in Triton.
+"""The engine's kernels: float32 products of few rows and paged attention on a CPU, Triton kernels on CUDA.
 
-``build`` compiles ``cpu.cpp``, ``cpu`` calls it, ``modules`` puts it in the place of a model's layers.
-``spans`` is the contract of everything that attends, ``choose`` picks by device. All is optional: without a
-compiler or Triton plain torch does the work.
+``build`` compiles ``cpu.cpp``, ``cpu`` calls it, ``modules`` has the layers that use it. ``spans`` is the
+interface of all attention kernels, ``choose`` selects them by device. All kernels are optional: without a
+compiler or Triton, plain torch is used.
 """

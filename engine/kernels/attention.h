@@ -13,7 +13,7 @@ namespace {
 
 constexpr int64_t TOGETHER = 5;  // rows of a sequence that attend together
 
-// What M rows see. Row row[i] belongs to sequence seq[i] and sees that sequence's logical slots first[i] to
+// The slots that M rows see. Row row[i] belongs to sequence seq[i] and sees that sequence's logical slots first[i] to
 // tree[i] - 1, and those slots tree[i] + j for which bit j of mask[i] is set. table [sequences, stride]: the physical
 // slot of each logical one.
 struct Seen {
@@ -26,7 +26,7 @@ struct Heads {
   float scale;
 };
 
-// Products to weights that sum to 1. Room up to a multiple of LANES is used and cleared.
+// Turns scores into weights that sum to 1. The padding up to a multiple of LANES is overwritten and zeroed.
 inline void softmax(float* scores, int64_t length, float scale) {
   const float none = -std::numeric_limits<float>::infinity();
   for (int64_t i = length; i % LANES; i++) scores[i] = none;
@@ -45,8 +45,8 @@ inline void softmax(float* scores, int64_t length, float scale) {
   for (int64_t i = 0; i < length; i += LANES) put(scores + i, load(scores + i) * norm, LANES);
 }
 
-// Rotate queries and keys of qkv [rows, heads + 2 kv_heads, dim] in place by cos and sin [rows, dim] (the halves of a
-// head are its real and imaginary parts), and write keys and values to their slots of the cache.
+// Rotates queries and keys of qkv [rows, heads + 2 kv_heads, dim] in place by cos and sin [rows, dim] (the halves of a
+// head are its real and imaginary parts), and writes keys and values to their slots of the cache.
 inline void rotate_and_write(Team& team, float* qkv, const float* cos, const float* sin, float* keys, float* values,
                              const int64_t* slots, int64_t rows, const Heads& heads) {
   const int64_t dim = heads.dim, half = dim / 2, slot = heads.kv * dim;
@@ -66,12 +66,12 @@ inline void rotate_and_write(Team& team, float* qkv, const float* cos, const flo
   });
 }
 
-// Rows `first` to `end` of one sequence, all query heads of KV head h, as two products: of queries and keys, and of
-// weights and values. q: strides of a token and of a head are given; out [N, heads, dim]; keys, values
+// Rows `first` to `end` of one sequence with all query heads of KV head h, as two products: queries times keys, and
+// weights times values. The strides of tokens and heads in q are given; out [N, heads, dim]; keys, values
 // [slots, kv_heads, dim].
 class Group {
  public:
-  // Room that a thread keeps.
+  // Buffers that each thread keeps.
   struct Room {
     std::vector<int64_t> at;
     std::vector<float> query, block, scores;
@@ -104,7 +104,7 @@ class Group {
     for (int64_t i = 0; i < keys_; i += WIDE) {
       for (int64_t k = std::min(i + WIDE, keys_); k < std::min(i + 2 * WIDE, keys_); k++)
         for (int64_t d = 0; d < dim_; d += 16) __builtin_prefetch(keys + at_[k] + d);
-      for (int64_t k = i; k < std::min(i + WIDE, keys_); k++)  // needed soon, and far more than the nearest cache holds
+      for (int64_t k = i; k < std::min(i + WIDE, keys_); k++)  // needed soon, and far larger than the L1 cache
         for (int64_t d = 0; d < dim_; d += 16) __builtin_prefetch(values + at_[k] + d, 0, 2);
       turn(keys, i);
       in_tiles(queries_, [&](auto count, int64_t r, int64_t) {
@@ -115,8 +115,8 @@ class Group {
     }
   }
 
-  // Each row's weights are reckoned over what it sees alone, side by side, so that they do not depend on where in a
-  // tree its ancestors are; the rest gets a weight of 0.
+  // Each row's weights are computed over only the slots that it sees, moved side by side, so that they do not depend
+  // on where in the tree its ancestors are; all other slots get a weight of 0.
   void weigh(float scale) const {
     for (int64_t i = 0; i < queries_; i++) {
       const int64_t r = first_ + i / share_, before = seen_.first[r] - start_;
@@ -140,7 +140,7 @@ class Group {
       const int64_t wide = std::min(WIDE, dim_ - d);
       if (wide == WIDE) {
         sum(Scattered{values + d, at_, keys_ - 1}, out + d, wide, heads, h);
-      } else {  // what is behind a head's last number is not ours to read
+      } else {  // must not read beyond a head's last element
         for (int64_t i = 0; i < keys_; i++) std::memcpy(block_ + i * WIDE, values + at_[i] + d, sizeof(float) * wide);
         sum(Packed<float>{block_, block_}, out + d, wide, heads, h);
       }
@@ -161,7 +161,7 @@ class Group {
     });
   }
 
-  // Keys i to i + WIDE - 1 as a block [dim, WIDE]; what is past the last is that one again.
+  // Transposes keys i to i + WIDE - 1 to a block [dim, WIDE]; the last key is repeated as padding.
   void turn(const float* keys, int64_t i) const {
     for (int64_t j = 0; j < WIDE; j += LANES) {
       const float* own[LANES];
@@ -182,13 +182,13 @@ class Group {
 
   const Seen& seen_;
   int64_t first_, share_, queries_, dim_, start_, prefix_, keys_;
-  int64_t apart_;  // of one query's scores from the next one's
+  int64_t apart_;  // stride between the scores of two queries
   uint64_t nodes_ = 0;
   const int64_t* at_;  // offsets of the keys that any of the rows sees
   float *query_, *block_, *scores_;
 };
 
-// `starts`: room for the first row of each group.
+// Attention of all rows in `seen`. `starts`: buffer for the first row of each group.
 inline void attend(Team& team, const float* q, int64_t q_row, int64_t q_head, const float* keys, const float* values,
             float* out, const Seen& seen, const Heads& heads, std::vector<int64_t>& starts) {
   starts.clear();

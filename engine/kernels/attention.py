@@ -1,4 +1,4 @@
-"""A self-attention layer as four calls: queries, keys and values at once, rotation, attention, output."""
+"""A self-attention layer as four kernel calls: fused QKV projection, rotation, attention, output."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from engine.kernels.modules import KernelLinear
 
 
 class KernelAttention(nn.Module):
-    """Grouped heads with rotary positions, halves rotated against each other, of a transformers layer with
-    ``q_proj``, ``k_proj``, ``v_proj`` and ``o_proj``. ``window``: keys that a query sees, ``None`` for all.
+    """Grouped-query attention with rotary positions (half-split), made from a transformers layer.
+
+    The layer must have ``q_proj``, ``k_proj``, ``v_proj`` and ``o_proj``. ``window``: the number of keys that
+    a query sees, ``None`` for all.
     """
 
     def __init__(self, layer: Any, window: int | None, kernels: Kernels) -> None:
@@ -37,7 +39,10 @@ class KernelAttention(nn.Module):
         context: AttentionContext | None = None,
         **others: Any,
     ) -> tuple[Tensor, None]:
-        """Of ``[1, N, hidden]``, as the layer it replaces. Raises ``RuntimeError`` on what it ignored."""
+        """Run on ``[1, N, hidden]``, as the layer it replaces.
+
+        Raises ``RuntimeError`` for arguments that it would have to ignore.
+        """
         context = honoured(context, attention_mask, 0.0, others)
         qkv = self.qkv(hidden_states).view(hidden_states.shape[1], -1, self._dim)
         keys, values = context.cache.keys[self.layer_idx], context.cache.values[self.layer_idx]

@@ -1,4 +1,4 @@
-"""Compiles ``cpu.cpp`` for this machine once, and keeps the library in the user's cache folder."""
+"""Compiles ``cpu.cpp`` once for this machine and keeps the library in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
-# No -ffast-math: a NaN in somebody's KV must stay one, since that is how it is noticed.
+# No -ffast-math: a NaN in the KV must stay a NaN, since that is how it is detected.
 FLAGS = (
     "-std=c++17",
     "-O3",
@@ -32,8 +32,9 @@ _SECONDS = 120.0
 
 
 def load_library(folder: Path) -> ctypes.CDLL | None:
-    """The compiled library, from ``folder`` or made now (a few seconds); ``None``, with a log line that says
-    what would help, where that is not possible.
+    """Load the compiled library from ``folder``, or compile it now (a few seconds).
+
+    Returns ``None``, with a warning that says what would help, if that is not possible.
     """
     compiler = _compiler()
     if compiler is None:
@@ -54,22 +55,22 @@ def load_library(folder: Path) -> ctypes.CDLL | None:
 
 
 def _compiler() -> list[str] | None:
-    """The command; ``CXX`` may hold arguments, or another program before the compiler."""
+    """Return the compiler command; ``CXX`` may contain arguments, or a launcher before the compiler."""
     wanted = [os.environ["CXX"]] if os.environ.get("CXX") else list(_COMPILERS)
     commands = (shlex.split(one) for one in wanted)
     return next(([found, *more] for name, *more in commands if (found := shutil.which(name))), None)
 
 
 def _private(folder: Path) -> None:
-    """Make it, for this user alone. Raises ``OSError`` if others could put a library there."""
+    """Create a folder for this user only. Raises ``OSError`` if others could put a library there."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.stat()
     if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise OSError(f"{folder} belongs to or can be written by others; make it yours alone (chmod 700)")
+        raise OSError(f"{folder} belongs to or can be written by others; make it private (chmod 700)")
 
 
 def _key(compiler: list[str]) -> str:
-    """Changes with source, flags, compiler and processor: the folder may be shared by several machines."""
+    """Return a key of source, flags, compiler and processor: several machines may share the folder."""
     version = subprocess.run([*compiler, "--version"], capture_output=True, timeout=_SECONDS, check=True)  # noqa: S603
     sources = (path.read_bytes() for path in (SOURCE, *sorted(SOURCE.parent.glob("*.h"))))
     parts = (*sources, " ".join([*compiler[1:], *FLAGS]).encode(), version.stdout, _processor())

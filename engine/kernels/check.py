@@ -1,4 +1,4 @@
-"""How far kernels are from plain attention where they will run: random spans, trees and pages."""
+"""Compares attention kernels with plain torch on the device in use, over random spans, trees and pages."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from engine.kv_cache import KVCache, KVShape
 _PAGE_SIZE = 16
 
 CLOSE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-"""Largest difference that rounding may make, as a share of a row's largest number."""
+"""The largest difference that rounding may cause, relative to a row's largest absolute value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """Sequences of a step: how many tokens are in KV, how many run, and whether they are a tree."""
+    """The sequences of a step: how many tokens are in KV, how many run, and whether those form a tree."""
 
     prefixes: Seq[int]
     queries: Seq[int]
@@ -31,7 +31,7 @@ class Spans:
 SOME = Spans(
     prefixes=(37, 300, 0, 5, 700), queries=(9, 1, 70, 64, 3), trees=(True, False, False, True, False)
 )
-"""Trees, one of all 64 nodes, a chunk of a prompt, decoding, and contexts that are worth splitting."""
+"""Trees, one of them with all 64 nodes, a prompt chunk, decoding, and contexts that are worth splitting."""
 
 
 SCENES = (
@@ -40,7 +40,7 @@ SCENES = (
     Spans(prefixes=(1500,), queries=(1,), trees=(False,)),
     Spans(prefixes=(1500,), queries=(30,), trees=(True,)),
 )
-"""Few rows and many, short contexts and long: what is compiled for one of them need not be for another."""
+"""Few and many rows, short and long contexts: each may be compiled separately."""
 
 
 def worst_difference(
@@ -51,7 +51,7 @@ def worst_difference(
     *,
     window: int | None = None,
 ) -> float:
-    """The largest :func:`difference` over all scenes; NaN if one is."""
+    """Return the largest :func:`difference` over all scenes; NaN if any of them is NaN."""
     found = [difference(kernels, shape, num_heads, device, spans=spans, window=window) for spans in SCENES]
     return float(np.max(found))
 
@@ -67,14 +67,16 @@ def difference(
     window: int | None = None,
     seed: int = 0,
 ) -> float:
-    """Largest difference between ``kernels`` (``None``: plain torch) on ``device`` in the type of ``shape``
-    and plain torch on a CPU in float64, as a share of its row's largest number; NaN if either gives one.
+    """Return the largest relative difference between ``kernels`` and plain torch on a CPU in float64.
+
+    ``kernels`` (``None``: plain torch) run on ``device`` in the dtype of ``shape``. Differences are relative
+    to the row's largest absolute value; NaN if either result has a NaN.
     """
     exact = KVShape(1, shape.num_kv_heads, shape.head_dim, torch.float64)
     own = KVShape(1, shape.num_kv_heads, shape.head_dim, shape.dtype)
     parts, num_pages = _parts(spans, np.random.default_rng(seed))
     num_rows = sum(spans.queries)
-    # The same rounded numbers for both.
+    # Use the same rounded inputs for both.
     query, keys, values = _numbers(own, num_heads, num_rows, num_pages, seed)
     outs = []
     for kind, where, chosen in ((own, device, kernels), (exact, torch.device("cpu"), None)):
@@ -84,12 +86,13 @@ def difference(
         context = prepare(build_batch(parts, _PAGE_SIZE, where), cache)
         out = attend(context, 0, query.to(where, kind.dtype), None, window)
         outs.append(out.to("cpu", torch.float64))
-    # By row: over a long context values average out, and an error there would be small beside other rows.
+    # Relative to each row: over a long context values average out, and an error would be small compared to
+    # other rows.
     return float(((outs[0] - outs[1]).abs().amax((1, 2)) / outs[1].abs().amax((1, 2))).max())
 
 
 def _parts(spans: Spans, rng: np.random.Generator) -> tuple[list[Part], int]:
-    """As parts of a row over shuffled pages, and how many pages there are."""
+    """Return ``spans`` as parts of a row over shuffled pages, and the number of pages."""
     lengths = [p + q for p, q in zip(spans.prefixes, spans.queries, strict=True)]
     counts = [-(-n // _PAGE_SIZE) for n in lengths]
     pages = np.split(rng.permutation(sum(counts)), np.cumsum(counts)[:-1])

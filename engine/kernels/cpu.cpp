@@ -1,11 +1,11 @@
 // Products and attention for packed rows of few tokens, where a CPU is bound by reading weights and KV.
 //
-// Arithmetic is float32 throughout. Weights are kept as float32, float16 or bfloat16, whichever holds them
-// exactly, in blocks of WIDE outputs: block b holds, for every input k, the weights of outputs b * WIDE and those after it
-// (padded with zeros). Every output is summed over k in order, by itself, so a row's result does not depend on
-// how many rows run beside it: a token verified in a tree has the logits that it has when decoded alone.
+// Arithmetic is float32 throughout. Weights are stored as float32, float16 or bfloat16, whichever represents them
+// exactly, in blocks of WIDE outputs: block b holds, for every input k, the weights of the WIDE outputs from
+// b * WIDE on (padded with zeros). Every output is summed over k in order, by itself, so a row's result does not
+// depend on the number of rows in the batch: a token verified in a tree has the same logits as when decoded alone.
 //
-// Plain C interface, no torch headers: compiled in a few seconds by engine/kernels/build.py.
+// Plain C interface without torch headers, compiled in a few seconds by engine/kernels/build.py.
 
 #include <cstdint>
 #include <mutex>
@@ -15,7 +15,7 @@
 
 namespace {
 
-// Holds the workers for one call, in the caller's thread.
+// Locks the workers for one call, in the caller's thread.
 struct Call {
   std::lock_guard<std::mutex> alone;
   NoSubnormals here;
@@ -66,19 +66,19 @@ void specvlm_attend(Workers* workers, const float* q, int64_t q_row, int64_t q_h
   attend(workers->team, q, q_row, q_head, keys, values, out, *seen, *heads, workers->starts);
 }
 
-// Layers one after the other over rows [rows, hidden], all of them in each one's `seen`. cos, sin [rows, dim]; keys,
-// values: of the cache, for each layer; slots: in all of them.
+// Runs layers one after the other over rows [rows, hidden], all of which are in each layer's `seen`. cos, sin
+// [rows, dim]; keys, values: the cache of each layer; slots: where all layers write.
 void specvlm_layers(Workers* workers, const Layer* const* layers, int64_t count, const float* x, float* out,
                     int64_t rows, const float* cos, const float* sin, float* const* keys, float* const* values,
                     const int64_t* slots, const Seen* const* seen) {
   Call call(workers);
   for (int64_t i = 0; i < count; i++) {
     run_layer(*workers, *layers[i], x, out, rows, cos, sin, keys[i], values[i], slots, *seen[i]);
-    x = out;  // a layer adds to what comes in, number by number, so it may do so in place
+    x = out;  // a layer adds to its input elementwise, so it can work in place
   }
 }
 
-// Fills the candidates of `growth`, and the KV of its nodes.
+// Fills in the candidates of `growth` and the KV of its nodes.
 void specvlm_grow(Workers* workers, const Draft* draft, const Growth* growth) {
   Call call(workers);
   grow(*workers, *draft, *growth);

@@ -1,4 +1,4 @@
-"""Calls into the compiled library (``cpu.cpp``) with tensors. Shapes and types are the callers' to keep."""
+"""Calls into the compiled library (``cpu.cpp``) with tensors. Callers must pass correct shapes and dtypes."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 
 
 class Product(ctypes.Structure):
-    """A linear layer, as the library knows it."""
+    """A linear layer in the library's representation."""
 
     _fields_ = [("w", _P), ("bias", _P), ("kind", _I), ("inputs", _I), ("outputs", _I)]
 
     @classmethod
     def of(cls, blocks: Tensor, outputs: int, bias: Tensor | None = None) -> Product:
-        """Valid while the tensors live."""
+        """Describe a linear layer. The result is valid as long as the tensors are alive."""
         added = None if bias is None else bias.data_ptr()
         return cls(blocks.data_ptr(), added, _KINDS[blocks.dtype], blocks.shape[1], outputs)
 
 
 class Heads(ctypes.Structure):
-    """Query heads, KV heads, their size, and what scores are multiplied by."""
+    """The numbers of query and KV heads, their size, and the scale of the scores."""
 
     _fields_ = [("queries", _I), ("kv", _I), ("dim", _I), ("scale", _F)]
 
 
 class LayerParts(ctypes.Structure):
-    """A whole layer."""
+    """A whole decoder layer in the library's representation."""
 
     _fields_ = [
         ("norm", _P),
@@ -87,14 +87,17 @@ class Weight:
     outputs: int
 
     def dense(self) -> Tensor:
-        """float32 ``[outputs, inputs]``."""
+        """Return the unpacked matrix, float32 ``[outputs, inputs]``."""
         return self.blocks.transpose(1, 2).flatten(0, 1)[: self.outputs].float()
 
 
 def narrowest(*matrices: Tensor) -> torch.dtype:
-    """bfloat16 or float16 if that loses nothing of any of them, as of a checkpoint that was stored so."""
+    """Return bfloat16 or float16 if it represents all matrices exactly, otherwise float32.
+
+    It does for checkpoints that were stored in that dtype.
+    """
     for kind in (torch.bfloat16, torch.float16):
-        # Nearly all that do not fit show it in their first numbers.
+        # Check first rows before whole matrices: nearly all mismatches already show there.
         parts = (*(matrix[:1] for matrix in matrices), *matrices)
         if all(torch.equal(part.to(kind).to(part.dtype), part) for part in parts):
             return kind
@@ -109,14 +112,16 @@ def _blocks(matrix: Tensor, kind: torch.dtype, size: int) -> Tensor:
 
 
 class Kernels:
-    """``threads`` work on one call, the caller's among them. They belong to this object and end with it.
-    ``build`` names the library: another source, compiler or processor has another one.
+    """The compiled CPU kernels and their threads.
+
+    ``threads`` threads work on one call, the caller's included. They belong to this object and end with it.
+    ``build`` identifies the library: it differs by source, compiler and processor.
     """
 
     def __init__(self, library: ctypes.CDLL, threads: int) -> None:
         self.build = Path(library._name).stem
         library.specvlm_wide.restype = _I
-        self._wide = int(library.specvlm_wide())  # outputs of a block
+        self._wide = int(library.specvlm_wide())  # outputs per block
         for name, signature in _SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes, function.restype = signature, None
@@ -130,7 +135,10 @@ class Kernels:
 
     @classmethod
     def load(cls, folder: Path) -> Kernels | None:
-        """Compiled into ``folder`` at the first time; ``None`` where they cannot be had, or would not pay."""
+        """Load the kernels, compiling them into ``folder`` the first time.
+
+        Returns ``None`` if they are not available or do not pay.
+        """
         library = load_library(folder)
         if library is None:
             return None
@@ -142,8 +150,10 @@ class Kernels:
 
     @torch.inference_mode()
     def cost(self) -> float:
-        """Time of our products over time of torch's, a few of each in turn: far below 1 on a processor that
-        they were made for, and no more than a guess elsewhere.
+        """Return the time of these products relative to torch's, a few of each measured alternately.
+
+        It is far below 1 on processors that the kernels were optimised for, and only a rough estimate on
+        others.
         """
         generator = torch.Generator().manual_seed(0)
         matrix = torch.randn(_TRIAL_SIZE, _TRIAL_SIZE, generator=generator).bfloat16()
@@ -159,17 +169,18 @@ class Kernels:
         return ours / theirs
 
     def pack(self, matrix: Tensor, kind: torch.dtype) -> Weight:
-        """Of a matrix ``[outputs, inputs]``."""
+        """Pack a matrix ``[outputs, inputs]``."""
         return Weight(_blocks(matrix, kind, self._wide), len(matrix))
 
     def pack_pair(self, gate: Tensor, up: Tensor, kind: torch.dtype) -> Tensor:
-        """Of two matrices ``[outputs, inputs]``: blocks with as many outputs of each, those of ``gate``
-        first, ``[blocks, inputs, wide]``.
+        """Pack two matrices ``[outputs, inputs]`` into blocks ``[blocks, inputs, wide]``.
+
+        Each block has the same number of outputs of both, those of ``gate`` first.
         """
         return torch.cat([_blocks(one, kind, self._wide // 2) for one in (gate, up)], dim=-1)
 
     def linear(self, x: Tensor, product: Product) -> Tensor:
-        """``x @ weight.T + bias``, float32 ``[..., outputs]`` of float32 ``[..., inputs]``."""
+        """Return ``x @ weight.T + bias``, float32 ``[..., outputs]``, for float32 ``[..., inputs]``."""
         x = x.contiguous()
         out = x.new_empty((*x.shape[:-1], product.outputs))
         rows = x.numel() // x.shape[-1]
@@ -177,7 +188,7 @@ class Kernels:
         return out
 
     def gated_mlp(self, x: Tensor, gate_up: Product, down: Product) -> Tensor:
-        """``down(silu(gate(x)) * up(x))``; ``gate_up``: of :meth:`pack_pair`, width of the MLP."""
+        """Return ``down(silu(gate(x)) * up(x))``; ``gate_up``: from :meth:`pack_pair`, the MLP's width."""
         x = x.contiguous()
         out = torch.empty_like(x)
         parts = (ctypes.byref(gate_up), ctypes.byref(down))
@@ -185,7 +196,7 @@ class Kernels:
         return out
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """``x / sqrt(mean(x²) + eps) * weight`` over the last dimension."""
+        """Return ``x / sqrt(mean(x²) + eps) * weight`` over the last dimension."""
         x = x.contiguous()
         out, size = torch.empty_like(x), x.shape[-1]
         at = (x.data_ptr(), weight.data_ptr(), eps, out.data_ptr())
@@ -205,8 +216,10 @@ class Kernels:
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, out: Tensor, seen: Seen, scale: float
     ) -> None:
-        """Fill rows ``seen.rows`` of ``out`` ``[N, heads, dim]``. ``query`` ``[N, heads, dim]``, the last
-        dimension dense; ``keys`` and ``values`` ``[slots, kv_heads, dim]``. float32.
+        """Fill rows ``seen.rows`` of ``out`` ``[N, heads, dim]`` with their attention, in float32.
+
+        ``query`` ``[N, heads, dim]``, contiguous in the last dimension; ``keys`` and ``values``
+        ``[slots, kv_heads, dim]``.
         """
         heads = Heads(query.shape[1], *keys.shape[1:], scale)
         self._attend(
@@ -232,8 +245,9 @@ class Kernels:
         slots: Tensor,
         seen: Seq[Seen],
     ) -> Tensor:
-        """Whole layers, one after the other, over rows ``x`` ``[1, N, hidden]``, all of which are in each
-        layer's ``seen``; the rest as above.
+        """Run whole layers, one after the other, over rows ``x`` ``[1, N, hidden]``.
+
+        All rows must be in each layer's ``seen``; the other arguments are as above.
         """
         x, cos, sin = x.contiguous(), cos.contiguous(), sin.contiguous()
         out = torch.empty_like(x)
@@ -254,7 +268,7 @@ class Kernels:
         return out
 
     def grow(self, draft: Any, growth: Any) -> None:
-        """Pointers to what :mod:`engine.kernels.grow` fills in."""
+        """Grow draft trees; takes pointers to the structures that :mod:`engine.kernels.grow` fills in."""
         self._grow(self._workers, draft, growth)
 
 
@@ -271,9 +285,11 @@ def _seconds(run: Callable[[], Tensor]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What M rows attend to: logical slots ``first`` to ``tree_starts`` - 1 of their sequence, and the slots
-    from ``tree_starts`` on whose bit is set in ``masks``. All int64 ``[M]``; ``rows``: which of the packed
-    row. ``table`` int64 ``[S, slots]``: the physical slot of every logical one.
+    """The slots that M rows attend to.
+
+    These are the logical slots ``first`` to ``tree_starts`` - 1 of their sequence, and the slots from
+    ``tree_starts`` on whose bit is set in ``masks``. All int64 ``[M]``; ``rows``: indices in the packed row.
+    ``table`` int64 ``[S, slots]``: the physical slot of every logical one.
     """
 
     rows: Tensor

@@ -1,4 +1,4 @@
-// Grows draft trees level by level (EAGLE-2, section 4): what engine/draft/eagle_drafter.py does with tensors, in one call.
+// Grows draft trees level by level (EAGLE-2, section 4) in one call, as eagle_drafter.py does with tensors.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +14,7 @@
 
 namespace {
 
-// An EAGLE draft: a layer over fc([norm(embedding); norm(state)]), and a head, whose row i is of token vocabulary[i].
+// An EAGLE draft: a layer over fc([norm(embedding); norm(state)]), and a head whose row i is token vocabulary[i].
 struct Draft {
   const float *embed_norm, *state_norm;
   float embed_eps, state_eps;
@@ -24,11 +24,11 @@ struct Draft {
   const int64_t* vocabulary;
 };
 
-// Trees of S sequences, `width` children a node and as many nodes that have some in each level.
+// Trees of S sequences, with `width` children per node and `width` nodes with children in each level.
 struct Growth {
   int64_t sequences, width, levels;
   const float* states;             // of the roots, [S, hidden]
-  const int64_t *limits, *starts;  // of each sequence: children of a node; logical slot of node 0
+  const int64_t *limits, *starts;  // for each sequence: children per node; logical slot of node 0
   const int64_t* table;            // [S, stride]: the physical slot of each logical one
   int64_t stride;
   const float *cos, *sin;  // [levels - 1, S, dim]
@@ -37,8 +37,8 @@ struct Growth {
   float* scores;
 };
 
-// The nodes of all sequences that get children, `width` each: which candidates they are, what they are scored, and
-// their ancestors among the nodes that have run, themselves included. `states` are their parents'.
+// The nodes of all sequences that get children, `width` each: their indices among the candidates, their scores, and
+// their ancestors among the nodes that have run, themselves included. `states` are those of their parents.
 struct Frontier {
   std::vector<int64_t> token_ids, indices, masks;
   std::vector<float> scores, states;
@@ -46,8 +46,8 @@ struct Frontier {
       : token_ids(rows), indices(rows), masks(rows), scores(rows), states(rows * hidden) {}
 };
 
-// The `width` likeliest of `size` logits, best first: their log-probabilities and places. -inf beyond `limit`, and for
-// all if there is one that is no number.
+// The `width` likeliest of `size` logits, best first: their log-probabilities and indices. The log-probability is -inf
+// beyond `limit`, and for all if any logit is NaN.
 inline void likeliest(const float* logits, int64_t size, int64_t width, int64_t limit, float* values, int64_t* places) {
   const float none = -std::numeric_limits<float>::infinity();
   std::fill(values, values + width, none);
@@ -76,8 +76,8 @@ inline void likeliest(const float* logits, int64_t size, int64_t width, int64_t 
   for (int64_t j = 0; j < width; j++) values[j] = j < limit && norm == norm ? values[j] - norm : none;
 }
 
-// The best of each sequence's newest candidates, `first` to `end`, whichever parents they have; `out`: the states that
-// gave them.
+// Makes the best of each sequence's newest candidates (those from `first` on), whatever their parents, the new
+// frontier. `out`: the states that gave them.
 inline void go_on(Frontier& frontier, const Growth& g, int64_t total, int64_t first, const float* out, int64_t hidden) {
   const int64_t width = g.width, run = 1 + (first - width) / (width * width);
   const std::vector<int64_t> before = frontier.masks;

@@ -1,6 +1,6 @@
-"""Grows draft trees in one call, where an EAGLE draft runs on the kernels throughout.
+"""Grows draft trees in one kernel call, for EAGLE drafts that run entirely on the CPU kernels.
 
-Between two of its small products a draft that is driven by tensors spends as long in Python as in them.
+With tensors, such a draft would spend as much time in Python between its small products as in the products.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ class _Growth(ctypes.Structure):
 
 @dataclass(slots=True, frozen=True)
 class Roots:
-    """Where S trees begin. ``states`` ``[S, hidden]``; ``limits`` int64 ``[S]``: children of a node;
-    ``starts`` int64 ``[S]``: the logical slot of node 0; ``table`` int64 ``[S, slots]``: the physical slot of
-    each logical one.
+    """The starting points of S trees.
+
+    ``states`` ``[S, hidden]``; ``limits`` int64 ``[S]``: children per node; ``starts`` int64 ``[S]``: the
+    logical slot of node 0; ``table`` int64 ``[S, slots]``: the physical slot of each logical one.
     """
 
     states: Tensor
@@ -55,7 +56,7 @@ class Roots:
 
 
 class Grower:
-    """Of one draft, whose embeddings are the rows of ``embedding``."""
+    """Grows trees for one draft, whose embeddings are the rows of ``embedding``."""
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class Grower:
     ) -> None:
         self._kernels = kernels
         all_tokens = torch.arange(head.out_features) if vocabulary is None else vocabulary.contiguous()
-        # What pointers lead to lives as long as this does.
+        # Keep everything alive that the pointers refer to.
         self._kept = (module, head, embedding, all_tokens)
         norms = (module.embed_norm, module.state_norm)
         self._draft = _Draft(
@@ -79,15 +80,16 @@ class Grower:
 
     @property
     def num_outputs(self) -> int:
-        """Of the head."""
+        """The number of outputs of the head."""
         return int(self._draft.head.outputs)
 
     @classmethod
     def of(
         cls, module: Any, head: Any, embed: Any, vocabulary: Tensor | None, kernels: Kernels
     ) -> Grower | None:
-        """``None`` for a draft of another kind or with other parts, or for embeddings that are more than
-        rows of a table.
+        """Return a grower, or ``None`` if the draft has an unsupported type or parts.
+
+        The embeddings must be plain rows of a table.
         """
         names = ("layer", "fc", "embed_norm", "state_norm")
         parts = (module, embed, head, *(getattr(module, name, None) for name in names))
@@ -106,11 +108,11 @@ class Grower:
         width: int,
         levels: int,
     ) -> tuple[Ints, Ints, npt.NDArray[np.float32]]:
-        """Token ids, parents and scores of all candidates ``[S, C]``, level by level: ``width`` of level 1,
-        which is at most ``num_outputs``, and ``width * width`` of each later one.
+        """Return token ids, parents and scores of all candidates ``[S, C]``, level by level.
 
-        ``angles``: cosines and sines ``[levels - 1, S, dim]`` of the levels that run; ``cache``: keys and
-        values, which get those of the nodes.
+        There are ``width`` candidates in level 1, at most ``num_outputs``, and ``width * width`` in each
+        later level. ``angles``: cosines and sines ``[levels - 1, S, dim]`` of the levels that run;
+        ``cache``: keys and values, to which those of the nodes are written.
         """
         states, (cos, sin) = roots.states.contiguous(), (one.contiguous() for one in angles)
         limits, starts, table = (

@@ -1,7 +1,7 @@
-"""Puts the kernels in the place of a model's layers, where they are shown to compute the same.
+"""Replaces a model's layers by CPU kernels where they are verified to compute the same.
 
-Nothing here knows families: a layer is replaced if it has the parts of one that we have, and gives the same
-numbers for random input. What differs in anything stays as it is, and its parts are looked at one by one.
+Independent of model families: a layer is replaced if it has the parts that a kernel layer supports and gives
+the same result for random input. A layer that differs in any way is kept, and its parts are tried one by one.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _CPU = torch.device("cpu")
 
 
 def install(model: nn.Module, kernels: Kernels) -> str:
-    """Replace what can be below ``model``, which makes it float32; says what was replaced.
+    """Replace all supported modules in ``model``, which become float32; return a list of what was replaced.
 
-    One layer at a time, so that a plain weight is freed before the next packed one is made.
+    Works on one layer at a time, so that a plain weight is freed before the next packed one is created.
     """
     done: Counter[str] = Counter()
-    # The whole before its parts, but a layer is made of parts that are ours.
+    # Larger modules before their parts, except decoder layers, which consist of parts already replaced.
     for like in (attention_like, mlp_like, norm_like, linear_like, layer_like):
         done += replace_below(model, partial(like, kernels=kernels))
     return listed(done)
@@ -68,13 +68,13 @@ def mlp_like(layer: Any, kernels: Kernels) -> KernelMLP | None:
 
 @torch.inference_mode()
 def attention_like(layer: Any, kernels: Kernels) -> KernelAttention | None:
-    """The window is the one that the layer asks for, wherever it has that from."""
+    """Return an equivalent attention layer, with the window that the original passes to its attention."""
     if not is_attention(layer):
         return None
     asked = given_attention(layer.float(), CpuAttention(kernels))
     try:
         wanted, _ = layer(**asked)
-    except Exception:  # wants positions of another shape, or to be told more
+    except Exception:  # needs positions of another shape, or further arguments
         return None
     (window,) = asked["context"].planned.windows
     made = KernelAttention(layer, window, kernels)

@@ -1,4 +1,4 @@
-"""A whole decoder layer as one call, for steps of few rows."""
+"""A whole decoder layer as one kernel call, for steps of few rows."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from engine.kernels.rows import FewRows
 
 
 class KernelLayer(nn.Module):
-    """A layer whose norms, attention and MLP are kernels already, and add up in the usual way. Steps whose
-    rows are not all served by the attention kernel go through the layer's own forward.
+    """A pre-norm decoder layer whose norms, attention and MLP are already kernels.
+
+    Steps whose rows are not all served by the attention kernel use the layer's own forward.
     """
 
     def __init__(self, layer: Any, kernels: Kernels) -> None:
@@ -62,7 +63,7 @@ class KernelLayer(nn.Module):
         context: AttentionContext | None = None,
         **others: Any,
     ) -> Tensor:
-        """Of ``[1, N, hidden]``. Raises ``RuntimeError`` on what would be ignored."""
+        """Run on ``[1, N, hidden]``. Raises ``RuntimeError`` for arguments that would be ignored."""
         planned = None if context is None or context.groups else context.planned
         if not isinstance(planned, FewRows):
             given = {"attention_mask": attention_mask, "position_embeddings": position_embeddings}

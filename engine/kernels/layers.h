@@ -1,4 +1,4 @@
-// Norms and whole layers, and what their calls share.
+// Norms and whole layers, and the state that their calls share.
 #pragma once
 
 #include <cmath>
@@ -12,7 +12,7 @@
 
 namespace {
 
-// A layer: norm, attention, norm, gated MLP, each half added to what came in.
+// A layer: norm, attention, norm, gated MLP, with a residual connection around each half.
 struct Layer {
   const float *norm, *mlp_norm;
   float eps, mlp_eps;
@@ -20,7 +20,7 @@ struct Layer {
   Heads heads;
 };
 
-// One caller's threads, and room for what lies between the products of a layer.
+// One caller's threads, and buffers for the intermediate results of a layer.
 struct Workers {
   Team team;
   std::mutex one_at_a_time;

@@ -1,6 +1,6 @@
-"""Whether a module of a model is what one of ours computes: by the parts it has, then by its numbers.
+"""Checks whether a kernel module is equivalent to a model's module: by its parts, then by its results.
 
-Knows no kernels: each kind puts its own modules in the place of those that are shown to be the same.
+Independent of the kernels: each type of kernel replaces the modules that are verified to be equivalent.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from engine.kv_cache import KVCache, KVShape
 
 _ROWS = 3
 _CLOSE = 1e-4
-"""Of the largest number: only rounding may differ. Another activation, or a norm that adds one, is far."""
+"""Tolerance relative to the largest value, for rounding. Another activation, or a norm that adds 1 to its
+weight, differs far more.
+"""
 
 
 def replace_below(module: nn.Module, like: Callable[[nn.Module], nn.Module | None]) -> Counter[str]:
-    """Put what ``like`` makes of modules in their place, and look no further below those; how many of each
-    type. Nothing holds on to a module that was replaced.
+    """Replace modules by what ``like`` returns for them; return how many of each type were replaced.
+
+    Does not descend into replaced modules, and keeps no reference to them.
     """
     done: Counter[str] = Counter()
     for name in [name for name, _ in module.named_children()]:
@@ -48,7 +51,7 @@ def is_rms_norm(layer: nn.Module) -> bool:
 
 
 def eps_of(norm: Any) -> float | None:
-    """What a norm adds to the mean of squares; ``None`` if that depends on its type."""
+    """Return the epsilon of a norm; ``None`` if it depends on the dtype."""
     eps = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", None)
     return None if eps is None else float(eps)
 
@@ -59,7 +62,7 @@ def is_gated_mlp(layer: Any) -> bool:
 
 
 def is_attention(layer: Any) -> bool:
-    """Of heads of one size, with biases for all of queries, keys and values or for none."""
+    """Whether ``layer`` is attention with a single head size and QKV biases for all or none."""
     parts: list[Any] = [getattr(layer, name, None) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
     if not all(type(part) is nn.Linear for part in parts):
         return False
@@ -72,7 +75,7 @@ def is_attention(layer: Any) -> bool:
 def given(
     layer_idx: int, kv_heads: int, dim: int, hidden: int, attention: AttentionKernels, device: torch.device
 ) -> dict[str, Any]:
-    """What a layer's forward takes, in float32, with a few random tokens of an empty sequence."""
+    """Return float32 arguments of a layer's forward, with a few random tokens at the start of a sequence."""
     shape = KVShape(layer_idx + 1, kv_heads, dim, torch.float32)
     order = np.arange(_ROWS)
     batch = build_batch([Part(order, order, pages=[0], first=0)], _ROWS, device)
@@ -97,7 +100,7 @@ def sample(size: int, device: torch.device) -> Tensor:
 
 
 def same_norm(found: nn.Module, wanted: nn.Module, size: int, device: torch.device) -> bool:
-    """Small numbers show what is added to their squares, and where."""
+    """Whether two norms agree, also on small inputs, which reveal the epsilon and where it is added."""
     x = sample(size, device)
     return all(same(found(own), wanted(own)) for own in (x, 1e-3 * x))
 

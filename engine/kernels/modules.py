@@ -1,4 +1,4 @@
-"""Layers that run on the kernels. :mod:`engine.kernels.install` puts them in the place of a model's own."""
+"""Layers that run on the CPU kernels. :mod:`engine.kernels.install` replaces a model's layers by them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from engine.kernels.likeness import eps_of
 
 
 class KernelLinear(nn.Module):
-    """A linear layer in float32 arithmetic whose weight ``[outputs, inputs]`` is kept in the narrowest type
-    that holds it exactly.
+    """A linear layer with float32 arithmetic.
+
+    Its weight ``[outputs, inputs]`` is stored in the narrowest dtype that represents it exactly.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, kernels: Kernels) -> None:
@@ -27,13 +28,13 @@ class KernelLinear(nn.Module):
         return self._kernels.linear(inputs, self.product)
 
     def rows(self, chosen: Tensor) -> KernelLinear:
-        """The layer with these outputs only, int64 ``[V]``."""
+        """Return the layer with only the outputs ``chosen``, int64 ``[V]``."""
         bias = None if self._bias is None else self._bias[chosen]
         return KernelLinear(self._packed.dense()[chosen], bias, self._kernels)
 
 
 class KernelNorm(nn.Module):
-    """A norm by root mean square: ``x / rms(x) * weight``."""
+    """An RMS norm: ``x / rms(x) * weight``."""
 
     def __init__(self, norm: Any, kernels: Kernels) -> None:
         super().__init__()
@@ -46,7 +47,7 @@ class KernelNorm(nn.Module):
 
 
 class KernelMLP(nn.Module):
-    """``down(silu(gate(x)) * up(x))`` without biases, of ``gate_proj``, ``up_proj`` and ``down_proj``."""
+    """``down(silu(gate(x)) * up(x))`` without biases, from ``gate_proj``, ``up_proj`` and ``down_proj``."""
 
     def __init__(self, mlp: Any, kernels: Kernels) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-// Products of few rows with packed weights: blocks of two vectors of outputs, in whichever type holds them.
+// Products of few rows with packed weights, stored in blocks of two vectors of outputs in any of the weight types.
 #pragma once
 
 #include <algorithm>
@@ -12,14 +12,14 @@
 namespace {
 
 constexpr int64_t PARTS = 2, WIDE = PARTS * LANES;
-constexpr int64_t AHEAD = 128;  // twice the speed of none on a Sapphire Rapids; 32 to 128 differ little
+constexpr int64_t AHEAD = 128;  // twice as fast as no prefetching on a Sapphire Rapids; 32 to 128 differ little
 constexpr int64_t NEAR_AHEAD = 16;
-constexpr int64_t CHUNKS = 6;  // of a product, for each thread
+constexpr int64_t CHUNKS = 6;  // chunks of a product per thread
 
-// Where the weights of input k are, for one block of outputs: side by side …
+// Locates the weights of input k for one block of outputs: packed side by side …
 template <class W, int STRIDE = 0>
 struct Packed {
-  const W *w, *ahead;  // `ahead`: what is needed later, STRIDE numbers of it for each input
+  const W *w, *ahead;  // `ahead`: the weights to prefetch, STRIDE of them for each input
   const W* at(int64_t k) const { return w + k * WIDE; }
   const W* later(int64_t k) const { return ahead + k * STRIDE; }
 };
@@ -32,11 +32,11 @@ struct Scattered {
   const float* later(int64_t k) const { return at(std::min(k + NEAR_AHEAD, last)); }
 };
 
-// ROWS rows (`next` apart) times one block of outputs, all inputs: sums stay in registers. Memory is the bottleneck,
-// so it is asked for before its turn.
+// ROWS rows (`next` apart) times one block of outputs, over all inputs: sums stay in registers. Memory is the
+// bottleneck, so weights are prefetched.
 template <int ROWS, class Weights>
 inline void tile(const float* x, int64_t next, int64_t inputs, Weights weights, V (&sum)[ROWS][PARTS]) {
-  V all[ROWS][PARTS]{};  // of its own, or a compiler keeps them in memory
+  V all[ROWS][PARTS]{};  // a local array, or the compiler would keep the sums in memory
   for (int64_t k = 0; k < inputs; k++) {
     const auto* const w = weights.at(k);
     __builtin_prefetch(weights.later(k));
@@ -55,14 +55,15 @@ inline void tile(const float* x, int64_t next, int64_t inputs, Weights weights, 
 
 inline int64_t tiles_of(int64_t rows) { return (rows + TILE - 1) / TILE; }
 
-// Calls f(std::integral_constant<int, count>, first, t): tile t has so many rows from `first` on.
+// Calls f(std::integral_constant<int, count>, first, t) for tile t, which has `count` rows from `first` on.
 template <int COUNT = TILE, class F>
 inline void one_tile(const F& f, int64_t count, int64_t first, int64_t t) {
   if (count == COUNT) return f(std::integral_constant<int, COUNT>{}, first, t);
   if constexpr (COUNT > 1) one_tile<COUNT - 1>(f, count, first, t);
 }
 
-// All rows in as few tiles as will do, of about the same size: one of a single row waits for its own sums.
+// Splits rows into as few tiles as possible of about equal size: a tile of a single row would stall on the latency of
+// its own sums.
 template <class F>
 inline void in_tiles(int64_t rows, const F& f) {
   const int64_t tiles = tiles_of(rows);
@@ -73,8 +74,8 @@ inline void in_tiles(int64_t rows, const F& f) {
   }
 }
 
-// Calls f(count, first row, weights) over all rows, for the block at w. While its weights are used again memory would
-// rest, so all tiles together ask for the next block.
+// Calls f(count, first row, weights) over all rows, for the block at w. Memory would be idle while its weights are
+// reused, so the tiles together prefetch the next block.
 template <class W, class F>
 inline void over_tiles(const W* w, int64_t inputs, int64_t rows, const F& f) {
   const int64_t tiles = tiles_of(rows);
@@ -92,14 +93,14 @@ inline void over_tiles(const W* w, int64_t inputs, int64_t rows, const F& f) {
     shared(std::integral_constant<int, 4>{});
 }
 
-// Runs f(first block, end) over all blocks of a product, in runs of neighbours, so that memory is read in order.
+// Runs f(first block, end) over all blocks of a product, in runs of adjacent blocks, so that memory is read in order.
 template <class F>
 inline void over_blocks(Team& team, int64_t blocks, const F& f) {
   const int64_t run = std::max<int64_t>(1, blocks / (CHUNKS * team.size()));
   team.run((blocks + run - 1) / run, [&](int64_t i) { f(i * run, std::min((i + 1) * run, blocks)); });
 }
 
-// x @ w + bias, plus `add` [rows, outputs] where given.
+// x @ w + bias, plus `add` [rows, outputs] if given.
 template <class W>
 void linear(Team& team, const float* x, const W* w, const float* bias, const float* add, float* out, int64_t rows,
             int64_t inputs, int64_t outputs) {
@@ -127,7 +128,7 @@ void linear(Team& team, const float* x, const W* w, const float* bias, const flo
   });
 }
 
-// silu(gate(x)) * up(x): a block of w has one vector of outputs of gate and the same of up.
+// silu(gate(x)) * up(x): a block of w has one vector of outputs of gate and the same outputs of up.
 template <class W>
 void gated(Team& team, const float* x, const W* w, float* out, int64_t rows, int64_t inputs, int64_t outputs) {
   constexpr int64_t HALF = PARTS / 2;
@@ -147,7 +148,7 @@ void gated(Team& team, const float* x, const W* w, float* out, int64_t rows, int
   });
 }
 
-// A product: blocks of weights in a type (0 float32, 1 float16, 2 bfloat16), bias [outputs] or null.
+// A product: blocks of weights of a type (0 float32, 1 float16, 2 bfloat16), bias [outputs] or null.
 struct Product {
   const void* w;
   const float* bias;
@@ -166,7 +167,7 @@ inline void gated(Team& team, const Product& p, const float* x, float* out, int6
   if (p.kind == 2) gated(team, x, (const BF16*)p.w, out, rows, p.inputs, p.outputs);
 }
 
-// Few rows take less time than it takes to share them.
+// Calls f(row) for all rows, in chunks: few rows take less time than sharing them would.
 template <class F>
 void over_rows(Team& team, int64_t rows, const F& f) {
   constexpr int64_t FEW = 16;

@@ -1,4 +1,4 @@
-"""Which rows of a step the attention kernel serves, and what each of them sees, as data."""
+"""Plans a step for the CPU attention kernel: which rows it serves, and what each of them sees."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from engine.config import MAX_TREE_NODES
 from engine.kernels.cpu import Kernels, Seen
 
 FEW = MAX_TREE_NODES
-"""Longer spans, chunks of prompts, go to torch: they are products of matrices. (A mask has as many bits.)"""
+"""The longest span that is served, limited by the bits of a mask. Longer ones, which are prompt chunks, are
+left to torch as large matrix products.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class CpuAttention:
-    """float32 on a CPU. Knows no rows that see later ones."""
+    """CPU attention in float32. Does not support rows that see later ones."""
 
     kernels: Kernels
 
@@ -31,7 +33,7 @@ class CpuAttention:
 
 
 class FewRows:
-    """Short spans of one step, ready for every layer. Cost: a few small arrays, no loop over rows."""
+    """The short spans of one step, planned for all layers. Costs a few small arrays and no loop over rows."""
 
     def __init__(self, batch: Batch, sequences: Seq[int], kernels: Kernels) -> None:
         self.sequences = sequences
@@ -65,7 +67,7 @@ class FewRows:
         scaling: float | None,
         sliding_window: int | None,
     ) -> None:
-        """Fill these rows of ``out`` ``[N, heads, dim]`` from ``query``, of the same shape."""
+        """Fill these rows of ``out`` ``[N, heads, dim]`` from ``query``, which has the same shape."""
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         self._kernels.attend(query, keys, values, out, self.seen(sliding_window), scale)
 
@@ -76,22 +78,23 @@ class FewRows:
 
     @property
     def windows(self) -> set[int | None]:
-        """Those that were asked for."""
+        """The sliding windows that were requested so far."""
         return set(self._seen)
 
     def _visible(self, window: int | None) -> Seen:
-        """A node's logical position is its depth in the tree. Raises ``RuntimeError`` for a window over a
-        tree part of whose nodes are in KV already, as the reference does.
+        """Compute what each row sees. A node's logical position is its depth in the tree.
+
+        Like the reference, raises ``RuntimeError`` for a window over a tree with nodes already in KV.
         """
         first, masks = np.zeros_like(self._tree_starts), self._masks
         if window is not None:
             if not self._whole_trees:
-                raise RuntimeError("a sliding window over a tree that is partly in KV")
+                raise RuntimeError("sliding windows are not supported for a tree that is partly in KV")
             depths = np.bitwise_count(masks).astype(np.int64) - 1
             first = np.clip(self._tree_starts + depths - window + 1, 0, self._tree_starts)
             while len(far := np.flatnonzero(depths >= window)):
                 masks = masks.copy()
-                masks[far] &= masks[far] - np.uint64(1)  # the ancestor that is farthest away
+                masks[far] &= masks[far] - np.uint64(1)  # clear the bit of the farthest ancestor
                 depths[far] -= 1
         return Seen(
             rows=self._rows,

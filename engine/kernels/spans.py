@@ -1,7 +1,7 @@
-"""The contract between the engine and kernels that attend over paged KV.
+"""The interface between the engine and attention kernels over paged KV.
 
-A batch's spans are planned once a step and attended once a layer. Plain torch (:mod:`engine.attention`)
-serves what kernels leave, and is the reference for them.
+The spans of a batch are planned once per step and attended once per layer. Plain torch
+(:mod:`engine.attention`) serves the spans that kernels do not, and is the reference for them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ from engine.batch import Batch
 
 
 class PlannedSpans(Protocol):
-    """The spans of one step that kernels serve, ready for every layer. ``sequences``: which of the batch."""
+    """The spans of one step that kernels serve, planned for all layers.
+
+    ``sequences``: their indices in the batch.
+    """
 
     sequences: Seq[int]
 
@@ -28,14 +31,16 @@ class PlannedSpans(Protocol):
         scaling: float | None,
         sliding_window: int | None,
     ) -> None:
-        """Fill the rows of these spans in ``out``, dense, from ``query``, both ``[N, heads, dim]``. ``keys``
-        and ``values`` ``[slots, kv_heads, dim]`` hold this step's already. ``sliding_window``: how many
-        logical positions a query sees, its own included; ``RuntimeError`` over a tree that is partly in KV.
+        """Fill the rows of these spans in ``out``, contiguous, from ``query``, both ``[N, heads, dim]``.
+
+        ``keys`` and ``values`` ``[slots, kv_heads, dim]`` already include this step's. ``sliding_window``:
+        how many logical positions a query sees, its own included; raises ``RuntimeError`` for a window over a
+        tree that is partly in KV.
         """
 
 
 class AttentionKernels(Protocol):
-    """Chosen by device and type when a model is loaded (:mod:`engine.kernels.choose`)."""
+    """Attention kernels, selected when a model is loaded (:mod:`engine.kernels.choose`)."""
 
     def plan(self, batch: Batch) -> PlannedSpans | None:
-        """``None`` if no span of ``batch`` is for these kernels."""
+        """Plan the spans of a step; return ``None`` if these kernels serve none of them."""

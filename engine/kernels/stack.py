@@ -1,7 +1,7 @@
-"""All layers of a text model as one call, for steps of few rows.
+"""All layers of a text model as one kernel call, for steps of few rows.
 
-Between two layers a model runs some Python, whose code and data have left the processor's caches since the
-last time: a hundred microseconds, where a layer of the demo takes seven hundred.
+Between two layers a model runs some Python, whose code and data have been evicted from the processor's caches
+since the last time: this takes a hundred microseconds, and a layer of the demo model seven hundred.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ _PARTS = {"embed_tokens", "layers", "norm", "rotary_emb"}
 
 
 class KernelStack:
-    """A text model whose layers are all kernels. Like every kernel it is used where it is shown to compute
-    the same: the first step whose positions have as many axes is run by the model, too.
+    """A text model whose layers are all kernels.
+
+    Like every kernel it is used only if verified to compute the same: for each number of position axes, the
+    first step is also run by the model itself.
     """
 
     def __init__(self, model: Any, kernels: Kernels) -> None:
@@ -34,11 +36,11 @@ class KernelStack:
         self._parts = [layer.parts for layer in self._layers]
         self._windows = [layer.window for layer in self._layers]
         self._indices = [layer.index for layer in self._layers]
-        self._shown: dict[int, bool] = {}  # by the number of dimensions of positions
+        self._shown: dict[int, bool] = {}  # whether it is verified, by the number of dimensions of positions
 
     @classmethod
     def of(cls, model: torch.nn.Module, kernels: Kernels) -> KernelStack | None:
-        """``None`` for a model that has other layers, or other parts than these."""
+        """Return the stack, or ``None`` for a model with other layers or other parts than these."""
         parts = dict(model.named_children())
         fits = set(parts) == _PARTS and all(
             isinstance(layer, KernelLayer) for layer in parts["layers"].children()
@@ -46,7 +48,7 @@ class KernelStack:
         return cls(model, kernels) if fits else None
 
     def forward(self, embeddings: Tensor, context: AttentionContext) -> Tensor | None:
-        """``[N, hidden]`` of as many, after the final norm; ``None`` where the model must run itself."""
+        """Return hidden states ``[N, hidden]`` after the final norm; ``None`` if the model must run."""
         planned, axes = context.planned, context.batch.positions.dim()
         if context.groups or not isinstance(planned, FewRows):
             return None
@@ -85,5 +87,5 @@ class KernelStack:
         fits = cos.shape == (1, len(embeddings), self._layers[0].parts.heads.dim)
         shown = fits and same(self._run(embeddings, context, planned), wanted)
         if not shown:
-            log.info("layers run one by one, as this model does something between them")
+            log.info("layers run one by one, because this model has other operations between them")
         return shown

@@ -1,8 +1,8 @@
-// Threads that share the work of one caller, a piece at a time.
+// A thread pool that shares the work of one caller in small chunks.
 //
-// A decoding step runs some 150 short pieces of parallel work, one after the other. With a barrier after each, as
-// OpenMP has, every thread must get a processor 150 times: beside one other busy process a step took eight times as
-// long. Here nobody waits for threads, only for work: who is free claims the next chunk, and a thread that comes too
+// A decoding step runs some 150 short parallel jobs, one after the other. With a barrier after each, as in OpenMP,
+// every thread must be scheduled 150 times: next to one other busy process a step took eight times as long. Here the
+// caller waits only for work, not for threads: any free thread claims the next chunk, and a thread that comes too
 // late finds nothing left.
 #pragma once
 
@@ -34,14 +34,14 @@ class Team {
 
   int64_t size() const { return (int64_t)others_.size() + 1; }
 
-  // f(0) to f(chunks - 1), each once, by whoever is free; returns when all are done. One caller at a time.
+  // Calls f(0) to f(chunks - 1), each once, on any free thread; returns when all are done. One caller at a time.
   template <class F>
   void run(int64_t chunks, const F& f) {
     if (chunks <= 1 || others_.empty()) {
       for (int64_t i = 0; i < chunks; i++) f(i);
       return;
     }
-    const int64_t each = (chunks + MOST - 1) / MOST;  // one, or there are more chunks than a claim can count
+    const int64_t each = (chunks + MOST - 1) / MOST;  // 1, unless there are more chunks than a claim can count
     share((chunks + each - 1) / each, [&](int64_t i) {
       for (int64_t j = i * each; j < std::min(chunks, (i + 1) * each); j++) f(j);
     });
@@ -49,7 +49,7 @@ class Team {
 
  private:
   static constexpr int64_t MOST = 0xffff;
-  static constexpr int SPINS = 8192, POLITE = 32;  // pauses before sleep (about half a millisecond), and before others may run
+  static constexpr int SPINS = 8192, POLITE = 32;  // pauses before sleep (about half a millisecond); between yields
 
   static void rest(int spins) {
 #if defined(__x86_64__)
@@ -69,17 +69,17 @@ class Team {
     next_.store((uint64_t)job << 32 | (uint64_t)chunks << 16, std::memory_order_release);
     job_.store(job);
     if (sleeping_.load() > 0) {
-      { std::lock_guard<std::mutex> lock(mutex_); }  // between its last look and its sleep nobody is missed
+      { std::lock_guard<std::mutex> lock(mutex_); }  // a thread between its last check and its sleep is not missed
       wake_.notify_all();
     }
     take(job);
     for (int spins = 1; done_.load(std::memory_order_acquire) < chunks; spins++) rest(spins);
   }
 
-  // Claims chunks of this job while it has any. A thread may come so late that another job runs: then all it goes by
-  // must be in the word that it claims with, or be unable to change before what it claimed is done. That is so of
-  // `call_` and `of_`: the caller stores them after it has seen all chunks of the job before done, and a claim of
-  // this job succeeded before that, so they were read before that, too.
+  // Claims chunks of this job while there are any. A thread may come so late that another job is running. Everything it
+  // relies on must therefore be in the word with which it claims, or must not change before the claimed chunk is done.
+  // The latter holds for `call_` and `of_`: the caller stores new ones only after it has seen that all chunks of the
+  // job before are done. A successful claim of that job precedes this, and the reads precede the claim.
   void take(uint32_t job) {
     const auto call = call_.load(std::memory_order_relaxed);
     const void* const of = of_.load(std::memory_order_relaxed);
@@ -107,8 +107,8 @@ class Team {
     }
   }
 
-  // The job that runs; and in one word its number (32 bits), how many chunks it has and which is next (16 each), so
-  // that a claim is never for another job, nor for a chunk that this one has not.
+  // `job_` is the number of the current job. `next_` holds in one word its number (32 bits), its number of chunks and
+  // the next chunk (16 bits each), so that a claim is never for another job or for a chunk that does not exist.
   alignas(64) std::atomic<uint32_t> job_{0};
   std::atomic<void (*)(const void*, int64_t)> call_{nullptr};
   std::atomic<const void*> of_{nullptr};

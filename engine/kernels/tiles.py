@@ -1,4 +1,4 @@
-"""What every row of a step sees, as three integers, and the row cut into tiles: the plan of the GPU kernel.
+"""The plan for the GPU attention kernel: what each row sees, as three integers, and the tiles of rows.
 
 A row sees the logical slots ``first`` to ``limit`` - 1 of its sequence, and node ``j`` of its tree, which is
 slot ``tree_start + j``, if bit ``j`` of its ``mask`` is set. A sequence with 5 slots in KV that runs three
@@ -8,10 +8,10 @@ tokens, and one with 7 that runs a tree of a root and its two children:
     limit    6    7    8  |  7       7       7      tree_start 7
     mask     0    0    0  |  0b001   0b011   0b101
 
-A window of 4 raises ``first`` to the row's position less 3, where a node's position is its depth behind
-``tree_start``, and takes away the bits of nodes that are farther up than that.
+A window of 4 raises ``first`` to the row's position minus 3, where a node's position is ``tree_start`` plus
+its depth, and clears the bits of ancestors that are farther away than that.
 
-Plain torch on any device; knows no kernel.
+Plain torch on any device; independent of the kernel.
 """
 
 from __future__ import annotations
@@ -30,20 +30,22 @@ from engine.transfer import to_device
 
 @dataclass(slots=True, frozen=True)
 class Seen:
-    """int64 ``[N]`` each."""
+    """What each row sees besides its ``limit``; int64 ``[N]`` each."""
 
     first: Tensor
     masks: Tensor
 
 
 ANY_LENGTH = 1 << 40
-"""``longest`` of batches to come."""
+"""The value of ``longest`` for plans that are made before their batches are known."""
 
 
 class Tiling(Protocol):
-    """``tiles`` int64 ``[T, 5]``: sequence, first row, number of rows, ``tree_start``, and a logical slot
-    from which on none of its rows sees any. ``limit`` int64 ``[N]``. ``longest``: the most slots that a tile
-    may look at.
+    """The tiles of a packed row.
+
+    ``tiles`` int64 ``[T, 5]``: sequence, first row, number of rows, ``tree_start``, and the end of the
+    logical slots that any of its rows sees. ``limit`` int64 ``[N]``. ``longest``: the most slots that a tile
+    may read.
     """
 
     @property
@@ -57,15 +59,15 @@ class Tiling(Protocol):
 
     @property
     def busy(self) -> int:
-        """How many tiles have rows, about."""
+        """The approximate number of tiles with rows."""
 
     def visible(self, window: int | None) -> Seen:
-        """By a window of so many positions, if any."""
+        """Return what each row sees within a window of ``window`` positions, if any."""
 
 
 @dataclass(slots=True)
 class Tiles:
-    """Those of one batch. ``positions`` (of trees: their start) and ``in_tree`` (0 or 1) int64 ``[N]``."""
+    """The tiles of one batch. int64 ``[N]``: ``positions`` (for trees, their start), ``in_tree`` (0 or 1)."""
 
     batch: Batch
     tiles: Tensor
@@ -80,7 +82,7 @@ class Tiles:
         return len(self.tiles)
 
     def visible(self, window: int | None) -> Seen:
-        """Computed on the device, when a layer first asks for this window."""
+        """Return what each row sees; computed on the device when a layer first needs this window."""
         if window not in self.seen:
             self.seen[window] = _visible(self, window)
         return self.seen[window]
@@ -88,7 +90,8 @@ class Tiles:
 
 @dataclass(slots=True)
 class FixedTiles:
-    """Room for the tiles of any batch of at most N rows, always in the same memory: what a CUDA graph reads.
+    """Fixed memory for the tiles of any batch of at most N rows, as CUDA graphs require.
+
     Tiles without rows see nothing and cost next to nothing.
     """
 
@@ -105,7 +108,7 @@ class FixedTiles:
         return cls(rows_per_tile, busy, tiles, tiles.new_zeros(num_rows))
 
     def visible(self, window: int | None) -> Seen:
-        """Windows that are asked for before the first :meth:`load` are loaded from then on."""
+        """Return the buffers for a window, which are filled from the next :meth:`load` on."""
         if window not in self.seen:
             self.seen[window] = Seen(torch.zeros_like(self.limit), torch.zeros_like(self.limit))
         return self.seen[window]
@@ -121,8 +124,10 @@ class FixedTiles:
 
 
 def cut(batch: Batch, rows_per_tile: int, num_tiles: int = 0) -> Tiles:
-    """No tile holds rows of two sequences. One copy to the device, no loop over rows. ``num_tiles``: at
-    least so many, the last ones without rows.
+    """Cut a batch into tiles, none of which holds rows of two sequences.
+
+    ``num_tiles``: the minimum number of tiles; the last ones then have no rows. Costs one copy to the device,
+    and no loop over rows.
     """
     rows, tiles = [], []
     for sequence in range(batch.num_sequences):
@@ -135,7 +140,7 @@ def cut(batch: Batch, rows_per_tile: int, num_tiles: int = 0) -> Tiles:
         counts = np.minimum(rows_per_tile, length - firsts)
         causal = not is_tree and batch.visible_ends is None
         ends = own[firsts + counts - 1] + 1 if causal else np.full(len(firsts), kv_len)
-        # Behind the last slot of a causal tile there is no tree: no bit is ever looked up.
+        # The tree of a causal tile starts after its last slot, so that its bits are never used.
         starts = np.full(len(firsts), tree_start) if is_tree else ends
         sequences = np.full(len(firsts), sequence)
         tiles.append(np.stack([sequences, start + firsts, counts, starts, ends], axis=1))
@@ -150,8 +155,10 @@ def cut(batch: Batch, rows_per_tile: int, num_tiles: int = 0) -> Tiles:
 
 
 def _visible(tiles: Tiles, window: int | None) -> Seen:
-    """Raises ``RuntimeError`` for a window over a tree part of whose nodes are in KV already: their depths
-    are not known here (a draft's layer, which alone has such trees, attends fully).
+    """Compute what each row sees.
+
+    Raises ``RuntimeError`` for a window over a tree with nodes that are already in KV, since their depths are
+    not known here (only drafts have such trees, and their layers attend fully).
     """
     batch, positions = tiles.batch, tiles.positions
     masks = torch.zeros_like(positions) if batch.tree_masks is None else batch.tree_masks
@@ -161,14 +168,14 @@ def _visible(tiles: Tiles, window: int | None) -> Seen:
     if not trees:
         return Seen((positions - window + 1).clamp(min=0), masks)
     if any(batch.tree_start(s) != batch.prefix_lens[s] for s in trees):
-        raise RuntimeError("a sliding window over a tree that is partly in KV")
+        raise RuntimeError("sliding windows are not supported for a tree that is partly in KV")
     node = torch.arange(MAX_TREE_NODES, device=masks.device)
     bits = (masks[:, None] >> node) & 1  # [N, 64]
     depth = (bits.sum(-1) - 1).clamp(min=0)  # causal rows have no bits
     starts = torch.from_numpy(np.repeat(batch.span_starts[:-1], np.diff(batch.span_starts))).to(masks.device)
     rows_of_nodes = (starts[:, None] + node).clamp(max=len(masks) - 1)  # node j is row j of its span
     near = depth[rows_of_nodes] > depth[:, None] - window
-    # A tree's nodes are looked up by their bits alone: ``first`` must not pass its start.
+    # Tree nodes are selected only by their bits: ``first`` must not exceed the tree's start.
     first = (positions + depth - window + 1).clamp(min=0)
     first = torch.where(tiles.in_tree == 1, torch.minimum(first, positions), first)
     return Seen(first, (bits * near << node).sum(-1))

@@ -1,7 +1,7 @@
-"""Attention over paged KV for CUDA, in Triton: causal spans, draft trees and sliding windows in one launch.
+"""Triton attention over paged KV for CUDA: causal spans, draft trees and sliding windows in one launch.
 
-After FlashAttention-2 (arXiv 2307.08691) and, where few rows meet a long context, Flash-Decoding: the context
-is split over several programs, whose parts are joined by a second launch. Imported where it is used only.
+Follows FlashAttention-2 (arXiv 2307.08691) and, for few rows with a long context, Flash-Decoding: the context
+is split over several programs, whose results are joined by a second launch. Imported only where it is used.
 Checked in Triton's interpreter and on one GPU (``docs/cuda.md``).
 """
 
@@ -20,16 +20,19 @@ from torch import Tensor
 from engine.batch import Batch
 from engine.kernels.tiles import Tiling, cut
 
-_FEW = 16  # query rows times heads of a tile; a matrix unit takes no less
-_TILE_BYTES = 16 << 10  # of queries, and of keys at a time: keys and values twice buffered fit any GPU
-_LINE_BYTES = 128  # of a tile's scores in the inputs' type: more do not fit into registers
-_SPLIT_SLOTS = 256  # a shorter part of a context is not worth its join
+_FEW = 16  # minimum query rows times heads of a tile, as matrix units require
+_TILE_BYTES = 16 << 10  # of queries, and of keys at a time: double-buffered keys and values fit on any GPU
+_LINE_BYTES = 128  # of a line of a tile's scores in the inputs' dtype: more would not fit into registers
+_SPLIT_SLOTS = 256  # for shorter parts of a context, joining costs more than splitting saves
 _MOST_SPLITS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class TritonAttention:
-    """``processors``: how many run at once; a step that has less for them to do has its contexts split."""
+    """Triton's attention kernels.
+
+    ``processors``: the number of multiprocessors; contexts are split in steps with too little work for them.
+    """
 
     processors: int
 
@@ -51,9 +54,11 @@ class TritonAttention:
 
 @dataclass
 class TritonSpans:
-    """All spans of one step. ``most_rows``: of a sequence. ``cut``: its rows as tiles of at most so many
-    each. That depends on how heads share keys: tiles are cut when a layer first asks. ``windows``: that were
-    asked for.
+    """All spans of one step.
+
+    ``most_rows``: the most rows of a sequence. ``cut`` cuts the rows into tiles of at most the given size,
+    which depends on how heads share keys: it is called when a layer first needs it. ``windows``: the sliding
+    windows requested so far.
     """
 
     sequences: Seq[int]
@@ -125,15 +130,19 @@ class TritonSpans:
             _join[(num_rows, heads)](parts, sums, out, splits, DIM=dim, BLOCK_D=padded_dim, num_warps=1)
 
     def _splits(self, tiles: Tiling, kv_heads: int, window: int | None) -> int:
-        """Twice as many programs as processors, if contexts are long enough; one where there are plenty."""
+        """Return the number of parts of each context.
+
+        It is chosen to give twice as many programs as processors if contexts are long enough, and is 1 if
+        there are enough programs anyway.
+        """
         span = tiles.longest if window is None else min(tiles.longest, window + self.most_rows)
         wanted = -(-2 * self.processors // (tiles.busy * kv_heads))
         return max(1, min(wanted, span // _SPLIT_SLOTS, _MOST_SPLITS))
 
 
-# What changes from step to step must not be compiled in: every new value would be compiled anew.
+# Arguments that change from step to step must not be specialised: every new value would be recompiled.
 _VARYING = ("table_stride", "num_rows")
-_UNALIGNED = ("first", "limit", "masks", "tiles", "table")  # views of one tensor, wherever they begin in it
+_UNALIGNED = ("first", "limit", "masks", "tiles", "table")  # views that begin anywhere in one tensor
 
 
 @triton.jit(do_not_specialize=_VARYING, do_not_specialize_on_alignment=_UNALIGNED)
@@ -186,7 +195,7 @@ def _attend(  # type: ignore[no-untyped-def]
         mask=valid[:, None] & inside[None, :],
         other=0.0,
     )
-    # Lines that are padding see nothing, and do not widen what the tile looks at.
+    # Padding lines see nothing and do not widen the range that the tile reads.
     row_first = tl.load(first + row, mask=valid, other=end)
     row_limit = tl.load(limit + row, mask=valid, other=0)
     row_mask = tl.load(masks + row, mask=valid, other=0)
@@ -203,7 +212,7 @@ def _attend(  # type: ignore[no-untyped-def]
         logical = start + tl.arange(0, BLOCK_N)
         exists = logical < end
         page = tl.load(table + sequence * table_stride + logical // PAGE_SIZE, mask=exists, other=0)
-        slot = page * PAGE_SIZE + logical % PAGE_SIZE  # int64: a cache may pass 2^31 numbers
+        slot = page * PAGE_SIZE + logical % PAGE_SIZE  # int64: a cache may have more than 2^31 elements
         at = (slot * kv_heads + kv_head)[:, None] * DIM + column[None, :]
         here = exists[:, None] & inside[None, :]
         k = tl.load(keys + at, mask=here, other=0.0)
@@ -237,7 +246,7 @@ def _attend(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=("splits",))
 def _join(parts, sums, out, splits, DIM: tl.constexpr, BLOCK_D: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Parts ``[splits, N, heads, DIM]``, each by the share of its weights in all, as ``out``."""
+    """Join parts ``[splits, N, heads, DIM]`` into ``out``, weighted by their shares of all weights."""
     heads = tl.num_programs(1)
     place = tl.program_id(0).to(tl.int64) * heads + tl.program_id(1)
     step = tl.num_programs(0).to(tl.int64) * heads

@@ -1,7 +1,7 @@
-"""Puts the Triton parts in the place of a model's own, where they are shown to compute the same.
+"""Replaces parts of a model by Triton modules where they are verified to compute the same.
 
-As :mod:`engine.kernels.install` does for a CPU. Compared in float32, where another activation, or a norm that
-adds one, cannot pass for rounding.
+The counterpart of :mod:`engine.kernels.install` for CUDA. Results are compared in float32, where another
+activation, or a norm that adds 1 to its weight, cannot be mistaken for rounding.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ log = logging.getLogger(__name__)
 
 
 def install(model: nn.Module, attention: TritonAttention) -> str:
-    """Replace what can be below ``model``; says what was replaced. One part at a time, so that a plain weight
-    is freed before the next joined one is made.
+    """Replace all supported modules in ``model``; return a list of what was replaced.
+
+    Works on one part at a time, so that a plain weight is freed before the next fused one is created.
     """
     return listed(replace_below(model, partial(_like, attention=attention)))
 
@@ -64,14 +65,14 @@ def _mlp_like(layer: Any) -> TritonMLP | None:
 
 
 def _attention_like(layer: Any, attention: TritonAttention) -> TritonSelfAttention | None:
-    """The window is the one that the layer asks for, wherever it has that from."""
+    """Return an equivalent attention layer, with the window that the original passes to its attention."""
     plain = deepcopy(layer).float()
     asked = given_attention(plain, attention)
     try:
         wanted, _ = plain(**asked)
         (window,) = asked["context"].planned.windows
         found, _ = TritonSelfAttention(plain, window)(**asked)
-    except Exception as error:  # wants positions of another shape, or to be told more
-        log.debug("%s stays as it is: %s", type(layer).__name__, error)
+    except Exception as error:  # needs positions of another shape, or further arguments
+        log.debug("%s is not replaced: %s", type(layer).__name__, error)
         return None
     return TritonSelfAttention(layer, window) if same(found, wanted) else None

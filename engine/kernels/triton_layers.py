@@ -1,8 +1,9 @@
-"""Parts of decoder layers for CUDA, in Triton: what a family's own modules launch a dozen kernels for.
+"""Triton kernels for parts of decoder layers on CUDA.
 
-Between the products of a layer most families launch some thirty small kernels, each of which reads and writes
-all rows. Here they are three: a norm, the rotation with the write to KV, and the gate of the MLP. Numbers are
-rounded where the norms and gates of Llama's kin round them. Imported where it is used only.
+Between the products of a layer, most model families launch some thirty small kernels, each of which reads and
+writes all rows. Here there are three: a norm, the rotation with the write to KV, and the gate of the MLP.
+Values are rounded at the same points as in the norms and gates of Llama-like models. Imported only where it
+is used.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _GATE_BLOCK = 1024
 
 
 class TritonNorm(nn.Module):
-    """A norm by root mean square: ``x / rms(x) * weight``, the sum of squares in float32."""
+    """An RMS norm: ``x / rms(x) * weight``, with the sum of squares in float32."""
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
@@ -42,7 +43,7 @@ class TritonNorm(nn.Module):
 
 
 class TritonMLP(nn.Module):
-    """``down(silu(gate(x)) * up(x))`` without biases, of ``gate_proj``, ``up_proj`` and ``down_proj``."""
+    """``down(silu(gate(x)) * up(x))`` without biases, from ``gate_proj``, ``up_proj`` and ``down_proj``."""
 
     def __init__(self, mlp: Any) -> None:
         super().__init__()
@@ -58,8 +59,10 @@ class TritonMLP(nn.Module):
 
 
 class TritonSelfAttention(nn.Module):
-    """Grouped heads with rotary positions, halves rotated against each other, of a transformers layer with
-    ``q_proj``, ``k_proj``, ``v_proj`` and ``o_proj``. ``window``: keys that a query sees, ``None`` for all.
+    """Grouped-query attention with rotary positions (half-split), made from a transformers layer.
+
+    The layer must have ``q_proj``, ``k_proj``, ``v_proj`` and ``o_proj``. ``window``: the number of keys that
+    a query sees, ``None`` for all.
     """
 
     def __init__(self, layer: Any, window: int | None) -> None:
@@ -81,7 +84,10 @@ class TritonSelfAttention(nn.Module):
         context: AttentionContext | None = None,
         **others: Any,
     ) -> tuple[Tensor, None]:
-        """Of ``[1, N, hidden]``, as the layer it replaces. Raises ``RuntimeError`` on what it ignored."""
+        """Run on ``[1, N, hidden]``, as the layer it replaces.
+
+        Raises ``RuntimeError`` for arguments that it would have to ignore.
+        """
         context = honoured(context, attention_mask, 0.0, others)
         qkv, rows = F.linear(hidden_states, self.qkv, self.bias), hidden_states.shape[1]
         query = qkv.new_empty(rows, self._heads, self._dim)
@@ -104,7 +110,7 @@ class TritonSelfAttention(nn.Module):
 
 @triton.jit
 def _norm(inputs, weight, out, eps, SIZE: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """``inputs`` ``[N, SIZE]``, one program a row."""
+    """Normalise ``inputs`` ``[N, SIZE]``, one program per row."""
     column = tl.arange(0, BLOCK)
     inside = column < SIZE
     place = tl.program_id(0).to(tl.int64) * SIZE + column
@@ -117,7 +123,7 @@ def _norm(inputs, weight, out, eps, SIZE: tl.constexpr, BLOCK: tl.constexpr):  #
 
 @triton.jit
 def _gate(inputs, out, SIZE: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """``silu(inputs[:, :SIZE]) * inputs[:, SIZE:]``, of ``[N, 2 * SIZE]``."""
+    """Compute ``silu(inputs[:, :SIZE]) * inputs[:, SIZE:]`` for ``[N, 2 * SIZE]``."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < SIZE
@@ -127,7 +133,7 @@ def _gate(inputs, out, SIZE: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore
     tl.store(out + row * SIZE + column, (opened * up).to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize_on_alignment=("slots",))  # a view of one tensor, wherever it begins there
+@triton.jit(do_not_specialize_on_alignment=("slots",))  # a view that begins anywhere in one tensor
 def _rotate_and_write(  # type: ignore[no-untyped-def]
     qkv,  # [N, HEADS + 2 * KV_HEADS, DIM]
     cos,  # [N, DIM]
@@ -141,7 +147,7 @@ def _rotate_and_write(  # type: ignore[no-untyped-def]
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a row and head: queries and keys are rotated, keys and values go to the row's slot."""
+    """Rotate queries and keys and write keys and values to the row's slot, one program per row and head."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     half: tl.constexpr = DIM // 2
     column = tl.arange(0, BLOCK)
@@ -173,7 +179,7 @@ def _rotate_and_write(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _turned(x, across, cos, sin, like):  # type: ignore[no-untyped-def]
-    """``x * cos + across * sin``, each product rounded before they are added."""
+    """Return ``x * cos + across * sin``, with each product rounded before the addition."""
     along = (x.to(tl.float32) * cos.to(tl.float32)).to(like.dtype.element_ty).to(tl.float32)
     side = (across.to(tl.float32) * sin.to(tl.float32)).to(like.dtype.element_ty).to(tl.float32)
     return (along + side).to(like.dtype.element_ty)

@@ -1,4 +1,4 @@
-// Vectors of floats as wide as this processor's registers, in the compiler's own notation; half-precision loads; exp.
+// Float vectors as wide as this processor's registers, with compiler vector extensions; half-precision loads; exp.
 #pragma once
 
 #include <algorithm>
@@ -12,9 +12,9 @@
 
 namespace {
 
-// The floats in a vector register of this processor, and how many rows' sums, two vectors each, are in registers while
-// weights and inputs still have some: 12 of 16, or 24 of 32. Six rows so take hardly longer than one where
-// memory is the bottleneck; wider blocks with fewer rows read and decode each weight more often.
+// LANES: the floats in a vector register. TILE: the rows whose sums, two vectors each, fit into registers and leave
+// some for weights and inputs: 12 of 16, or 24 of 32. Six rows thus take hardly longer than one where memory is the
+// bottleneck; wider blocks with fewer rows would read and decode each weight more often.
 #if defined(__AVX512F__)
 constexpr int64_t LANES = 16, TILE = 12;
 #elif defined(__AVX__)
@@ -41,7 +41,7 @@ inline V load(const F16* p) {
   return (V)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
 #elif defined(__F16C__)
   return (V)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
-#else  // exponent and mantissa moved, then scaled: right for subnormals too
+#else  // move exponent and mantissa, then scale: correct for subnormals, too
   VH h;
   std::memcpy(&h, p, sizeof h);
   VI i = __builtin_convertvector(h, VI), sign = (i & 0x8000) << 16, rest = (i & 0x7fff) << 13;
@@ -52,14 +52,14 @@ inline V load(const F16* p) {
 }
 inline V splat(float x) { return x - V{}; }
 
-// Numbers below 1e-38 are zero in a kernel: a processor takes a hundred times as long over each of them, and attention
-// makes many, of keys that hardly matter. (Without F16C, load needs them.)
+// Flushes subnormals (below 1e-38) to zero: a processor takes a hundred times as long for each of them, and attention
+// produces many, for keys that hardly matter. (Without F16C, load needs them.)
 inline void no_subnormals() {
 #if defined(__F16C__)
   _mm_setcsr(_mm_getcsr() | 0x8040);
 #endif
 }
-struct NoSubnormals {  // while it lives, in the thread that called us
+struct NoSubnormals {  // in the calling thread, for the lifetime of this object
 #if defined(__F16C__)
   const unsigned before = _mm_getcsr();
   NoSubnormals() { no_subnormals(); }
@@ -75,7 +75,8 @@ inline float total(V v) {
   return s[0];
 }
 
-// For each J: number J of a where J's bit S is as HIGH says, else of b, `S` places away.
+// If HIGH, element J is b[J] where bit S of J is set, and a[J + S] elsewhere; otherwise it is a[J] where the bit is not
+// set, and b[J - S] elsewhere.
 template <size_t S, bool HIGH, size_t... J>
 inline V mixed(V a, V b, std::index_sequence<J...>) {
 #if defined(__clang__) || __GNUC__ >= 12
@@ -85,7 +86,7 @@ inline V mixed(V a, V b, std::index_sequence<J...>) {
 #endif
 }
 
-// Swaps ever smaller squares across the diagonal. Unrolled, or the rows would not stay in registers.
+// Transposes by swapping ever smaller squares across the diagonal. Unrolled, so that rows stay in registers.
 template <size_t S = LANES / 2>
 inline void transpose(V (&rows)[LANES]) {
   constexpr auto all = std::make_index_sequence<LANES>{};

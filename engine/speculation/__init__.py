@@ -1,1 +1,1 @@
-"""How much to speculate: what drafts are worth and what forwards cost."""
+"""Decides how much to speculate, from the value of drafts and the cost of forward passes."""

@@ -1,10 +1,10 @@
-"""What drafts are worth: how often a candidate of a given score is accepted, and what drafting yields.
+"""Learns how often a candidate of a given score is accepted, and which candidates drafting yields.
 
-A score is a draft's cumulative log-probability, so ``exp(score)`` is what the draft itself believes of the
-whole path; how far that is true is learned here. Everything is kept at *knots*, fixed scores that lie closer
-together near 0 (equal steps in the root of -score); a candidate between two knots counts for both in
-proportion. Old evidence fades with every decision of the engine, used or not, so that what has not been tried
-for long is slowly taken on trust again. No torch, no random numbers.
+A score is a draft's cumulative log-probability, so ``exp(score)`` is the draft's own estimate of the
+acceptance of the whole path; how accurate it is, is learned here. All statistics are kept at *knots*, fixed
+scores that are denser near 0 (equal steps in the square root of -score); a candidate between two knots counts
+towards both in proportion. Old evidence fades with every decision of the engine, whether or not it drafts, so
+that estimates that have not been tested for long return to the prior. No torch, no random numbers.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ NUM_KNOTS = 33
 LOWEST_SCORE = -12.0
 KNOTS: Floats = LOWEST_SCORE * (1 - np.arange(NUM_KNOTS) / (NUM_KNOTS - 1)) ** 2  # rising to 0
 
-FADE = 1 - 1 / 512  # of the evidence on scores, what is left after a decision …
-SPECTRUM_FADE = 1 - 1 / 32  # … on what drafting yields, which changes with the text …
-REQUEST_FADE = 1 - 1 / 256  # … and on a request
-PRIOR_TRIALS = 1.0  # how many trials a knot's own prior, exp(score), is worth …
-PRIOR_WEIGHT = 0.05  # … and how many where a knot that was tried says otherwise
-REQUEST_PRIOR = 4.0  # accepted nodes, of which as many were expected, that a new request is credited with
+FADE = 1 - 1 / 512  # fraction of the evidence on scores that is left after a decision …
+SPECTRUM_FADE = 1 - 1 / 32  # … of the evidence on what drafting yields, which changes with the text …
+REQUEST_FADE = 1 - 1 / 256  # … and of the evidence on a request
+PRIOR_TRIALS = 1.0  # weight of a knot's own prior, exp(score), in trials …
+PRIOR_WEIGHT = 0.05  # … and its weight in trials against a knot that was tried and says otherwise
+REQUEST_PRIOR = 4.0  # accepted and expected nodes that a new request starts with
 FACTOR_RANGE = (0.1, 1.5)
 
 
 def knot_places(scores: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int64], Floats]:
-    """The knot below each score, at most the last but one, and how far the score is on the way from there to
-    the next, 0 to 1. Never falls as scores rise. ``-inf`` is at the lowest knot.
+    """Return the knot below each score, at most the last but one, and the score's share of the way from that
+    knot to the next, 0 to 1.
+
+    The result never decreases as scores increase. ``-inf`` is at the lowest knot.
     """
     down = np.sqrt(np.clip(scores.astype(np.float64) / LOWEST_SCORE, 0.0, 1.0))
     place = (1.0 - down) * (NUM_KNOTS - 1)
@@ -40,7 +42,7 @@ def knot_places(scores: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int64],
 
 
 def spread(cells: npt.NDArray[np.int64], share: Floats, weights: Floats, size: int) -> Floats:
-    """Sum ``weights`` into ``[size]``: the part 1 - ``share`` of each at its cell, the rest at the next."""
+    """Sum ``weights`` into ``[size]``: 1 - ``share`` of each at its cell, the rest at the next cell."""
     total: Floats = np.bincount(cells, weights * (1 - share), minlength=size).astype(np.float64)
     total += np.bincount(cells + 1, weights * share, minlength=size)
     return total
@@ -54,12 +56,12 @@ class _RequestRecord:
 
 
 class AcceptanceModel:
-    """Running estimates of acceptance, over all requests and for each one that has been seen."""
+    """Running estimates of acceptance, over all requests and for each request seen."""
 
     def __init__(self) -> None:
         self._trials: Floats = np.zeros(NUM_KNOTS)
         self._accepted: Floats = np.zeros(NUM_KNOTS)
-        self._curve: Floats | None = None  # made when asked for
+        self._curve: Floats | None = None  # computed lazily
         self._requests: dict[str, _RequestRecord] = {}
         self._now = 0
 
@@ -72,7 +74,7 @@ class AcceptanceModel:
 
     @property
     def curve(self) -> Floats:
-        """Probability of acceptance at the knots, ``[NUM_KNOTS]``, never falling as the score rises."""
+        """The acceptance probability at the knots, ``[NUM_KNOTS]``; never decreases with the score."""
         if self._curve is None:
             trials = self._trials + PRIOR_TRIALS
             means = (self._accepted + PRIOR_TRIALS * np.exp(KNOTS)) / trials
@@ -80,20 +82,21 @@ class AcceptanceModel:
         return self._curve
 
     def calibrate(self, scores: npt.NDArray[np.float32]) -> Floats:
-        """Probability that candidates with these scores are accepted, same shape.
+        """Return the probability that candidates with these scores are accepted, same shape.
 
-        A lower score never gets more, to the last bit: a parent is at least as good as its child.
+        A lower score never gets a higher probability, to the last bit: a parent is at least as good as its
+        child.
         """
         return self.calibrate_at(*knot_places(scores))
 
     def calibrate_at(self, below: npt.NDArray[np.int64], share: Floats) -> Floats:
-        """``calibrate`` where the scores' places are known."""
+        """``calibrate`` for scores whose knot places are known."""
         low, high = self.curve[below], self.curve[below + 1]
-        found: Floats = np.minimum(low + (high - low) * share, high)  # rounding must not pass the next knot
+        found: Floats = np.minimum(low + (high - low) * share, high)  # rounding must not exceed the next knot
         return found
 
     def factor(self, request_id: str) -> float:
-        """How much better (above 1) or worse than expected the drafts of this request do."""
+        """Return how much better (above 1) or worse than expected the drafts of this request do."""
         record = self._requests.get(request_id)
         if record is None:
             return 1.0
@@ -104,9 +107,9 @@ class AcceptanceModel:
     def observe(
         self, request_id: str, scores: npt.NDArray[np.float32], accepted: npt.NDArray[np.bool_]
     ) -> None:
-        """The verified nodes of one request in one round, both ``[M]``, M from 0.
+        """Record the verified nodes of one request in one round; both arrays are ``[M]``, M from 0.
 
-        Every node is one trial, whatever became of its parent: scores are those of whole paths.
+        Every node is one trial, even if its parent was rejected: scores are those of whole paths.
         """
         below, share = knot_places(scores)
         record = self._requests.setdefault(request_id, _RequestRecord(updated=self._now))
@@ -119,30 +122,33 @@ class AcceptanceModel:
         self._curve = None
 
     def age(self) -> None:
-        """A decision was taken: let old evidence fade."""
+        """Let old evidence fade; called once per decision."""
         self._now += 1
         self._trials *= FADE
         self._accepted *= FADE
         self._curve = None
 
     def forget(self, request_id: str) -> None:
-        """The request ended. Ids that were never seen are fine: not every request speculates."""
+        """Drop a request that has ended. Unknown ids are ignored, since not every request speculates."""
         self._requests.pop(request_id, None)
 
 
 class CandidateSpectrum:
-    """How many candidates of which score drafting yields at each depth, for one sequence on average.
+    """The average number of candidates per score that drafting yields for a sequence at each depth.
 
-    Belongs to the draft and its text, not to the batch: together with the calibration it tells what a round
-    of any depth would gain for any number of sequences.
+    It depends on the draft and the text, not on the batch: together with the calibration it predicts the gain
+    of a round of any depth for any number of sequences.
     """
 
     def __init__(self, max_depth: int) -> None:
         self._counts: Floats = np.zeros((max_depth, NUM_KNOTS))
-        self._rounds: Floats = np.zeros(max_depth)  # sequences that drafted so deep
+        self._rounds: Floats = np.zeros(max_depth)  # sequences drafted at least to each depth
 
     def mean(self) -> Floats:
-        """Candidates a sequence, ``[max_depth, NUM_KNOTS]``; depth 1 is row 0. Zero at depths never tried."""
+        """Return the candidates per sequence, ``[max_depth, NUM_KNOTS]``.
+
+        Depth 1 is row 0; depths never tried are 0.
+        """
         rounds = self._rounds[:, None]
         means: Floats = np.divide(self._counts, rounds, out=np.zeros_like(self._counts), where=rounds > 0)
         return means
@@ -154,24 +160,24 @@ class CandidateSpectrum:
         share: Floats,
         levels: npt.NDArray[np.int64],
     ) -> None:
-        """The N candidates of one round: their depths and the places of their scores, each ``[N]``.
+        """Record the N candidates of one round: depths and knot places of their scores, each ``[N]``.
 
-        ``levels`` ``[S]``: how deep each sequence was drafted.
+        ``levels`` ``[S]``: the depth to which each sequence was drafted.
         """
         cells = (depths - 1) * NUM_KNOTS + below
         added = spread(cells, share, np.ones(len(cells)), self._counts.size)
         self._counts += added.reshape(self._counts.shape)
         deep = np.bincount(levels, minlength=len(self._rounds) + 1)
-        self._rounds += deep[::-1].cumsum()[::-1][1:]  # drafted at least so deep
+        self._rounds += deep[::-1].cumsum()[::-1][1:]  # sequences drafted at least to each depth
 
     def age(self) -> None:
-        """A decision was taken: let old evidence fade."""
+        """Let old evidence fade; called once per decision."""
         self._counts *= SPECTRUM_FADE
         self._rounds *= SPECTRUM_FADE
 
 
 def rising(values: Floats, weights: Floats) -> Floats:
-    """The never falling sequence nearest to ``values`` by weighted squares (pool adjacent violators)."""
+    """Return the weighted isotonic (non-decreasing) regression of ``values``, by pool adjacent violators."""
     pools: list[tuple[float, float, int]] = []  # (mean, weight, length)
     for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
         pool = (value, weight, 1)

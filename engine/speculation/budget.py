@@ -1,7 +1,8 @@
-"""How much to speculate, so that it never loses: measured costs against learned acceptance. No torch.
+"""Decides how much to speculate so that it never loses: measured costs against learned acceptance. No torch.
 
-Two choices a step, both for the largest expected tokens per second of the whole batch. Before drafting, how
-many levels to draft (0 is plain decoding, with no draft work at all); after it, which candidates to verify.
+There are two decisions per step, both maximising the expected tokens per second of the whole batch: before
+drafting, how many levels to draft (0 is plain decoding, without any draft work); after it, which candidates
+to verify.
 
     budget = SpeculationBudget(target_costs, draft_costs, max_steps=config.num_steps)
 
@@ -16,21 +17,21 @@ many levels to draft (0 is plain decoding, with no draft work at all); after it,
     budget.observe(request_id, tree, accepted_nodes)    # for every tree that was verified
     budget.forget(request_id)                           # at its end
 
-What a round gains is the sum of its nodes' probabilities of acceptance, since each accepted node is one token
-more. What a round of L levels would offer is known from earlier ones (``CandidateSpectrum``), so the first
-choice weighs the same sums as the second, at any number of sequences.
+The gain of a round is the sum of its nodes' acceptance probabilities, since each accepted node is one more
+token. What a round of L levels would yield is known from earlier rounds (``CandidateSpectrum``), so the first
+decision compares the same sums as the second, for any number of sequences.
 
-What the draft has not read yet (a prompt; what was decoded plainly) it reads once, for all rounds to come: a
-decision counts a share of it.
+Tokens that the draft has not read yet (a prompt, plainly decoded tokens) are read only once, for all later
+rounds, so a decision counts only a share of their cost.
 
-An estimate that says "do not" would never be tested again, so every ``explore_every`` decisions the budget
-looks: one level where it plays safe, the full depth where it drafts a shallower one. Where by its costs
-nothing would win, were the draft right throughout, it looks rarely: they may be those of a busy hour. Looks
-in vain become up to four times rarer, one that finds something is followed by more; but none comes before the
-time that it would lose is a small share of the time since the last. Against the estimates
-one sequence looks, a new one or that for which the draft has least to read: what it finds is true of all, and
-all together would read every token that was decoded plainly. While one is new it looks sooner. Decisions
-depend on what was observed alone: no random numbers.
+An estimate that argues against drafting would never be tested again, so every ``explore_every`` decisions the
+budget explores: one level if it would not draft, the full depth if it would draft a shallower one. If by its
+costs not even a perfect draft would pay, it explores rarely: the costs may be those of a busy hour. After
+explorations without success the interval grows up to fourfold; after a success the next ones follow sooner.
+No exploration runs before the time it would lose is a small share of the time since the last one. A single
+sequence explores against the estimates, a new one or the one for which the draft has the least to read: the
+result holds for all, and exploring with all would read every plainly decoded token. While there is a new
+sequence, it explores sooner. Decisions depend only on observations: there are no random numbers.
 """
 
 from __future__ import annotations
@@ -51,24 +52,25 @@ from engine.speculation.nodes import MARGIN, choose_counts
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-FREE = 0.01  # a draft that costs less than this share of a plain step is always asked
-FIRST_TREES = 4  # drafted before the estimates may say no …
-FIRST_PLAIN = 2  # … and plain steps after them, to see what the host does without trees; one is enough
-PAYING_ROUNDS = 16  # share what the draft has to read beyond what one round adds
-LOOK_SPEEDUP = 8  # so many times as often it looks where something was found, or a request is new
-LOOK_COST = 0.05  # of all time, at most, goes to looks against the estimates, …
-RARE_COST = 0.01  # … and to those where by its costs nothing could win
+FREE = 0.01  # a draft that costs less than this share of a plain step is always used
+FIRST_TREES = 4  # trees drafted before the estimates may decide against drafting …
+FIRST_PLAIN = 2  # … and at most as many plain steps after them, to observe the host's cost without trees
+PAYING_ROUNDS = 16  # rounds that share the cost of what the draft must read beyond one round's tokens
+LOOK_SPEEDUP = 8  # factor by which it explores more often after a success, or for a new request
+LOOK_COST = 0.05  # maximum share of all time for explorations against the estimates …
+RARE_COST = 0.01  # … and for those when by its costs nothing could pay
 
 
 @dataclass(slots=True, frozen=True)
 class DraftPlan:
-    """How deep to draft in this step, for S sequences; what ``choose`` and ``observe_draft`` need to know.
+    """How deep to draft in this step, for S sequences, and what ``choose`` and ``observe_draft`` need.
 
     ``levels_each`` int64 ``[S]``: ``levels`` or the request's own limit. ``caps`` int64 ``[S]``: the most
-    nodes of a tree. ``factors`` float64 ``[S]``. ``behind`` int64 ``[S]``: rows that the draft must read.
-    ``new`` bool ``[S]``: nothing was drafted for it yet. ``trial``: the estimates say no and are being
-    tested. ``tokens``: what the step yields without drafts. ``rows``: its rows without drafts, of which
-    there may be ``room`` more. ``draft_seconds``: what of drafting counts for this round.
+    nodes of a tree. ``factors`` float64 ``[S]``: the requests' acceptance factors. ``behind`` int64 ``[S]``:
+    rows that the draft must read. ``new`` bool ``[S]``: nothing has been drafted for the request yet.
+    ``trial``: the estimates argue against drafting and are being tested. ``tokens``: the tokens that the step
+    yields without drafts. ``rows``: its rows without drafts; there is ``room`` for this many more.
+    ``draft_seconds``: the part of the drafting time that counts for this round.
     """
 
     levels: int
@@ -86,14 +88,14 @@ class DraftPlan:
 
     @property
     def extend_rows(self) -> int:
-        """What the draft reads in this round."""
+        """The number of rows that the draft reads in this round."""
         return int(self.behind[self.levels_each > 0].sum())
 
 
 class SpeculationBudget:
-    """Chooses depth and nodes for every step and learns from what came of it.
+    """Chooses depth and nodes for every step and learns from the results.
 
-    ``target`` and ``draft`` are refined in place. ``max_steps``: the deepest that any request may draft.
+    The costs ``target`` and ``draft`` are refined in place. ``max_steps``: the maximum depth of any request.
     """
 
     def __init__(
@@ -102,10 +104,10 @@ class SpeculationBudget:
         self.target = target
         self.draft = draft
         self.acceptance = AcceptanceModel()
-        self._lookup = AcceptanceModel()  # of what look-up finds beside a draft, by its own scores
+        self._lookup = AcceptanceModel()  # for look-up candidates merged with a draft's, by look-up scores
         self._spectrum = CandidateSpectrum(max_steps)
         self._explore_every = explore_every
-        self._patience = explore_every  # decisions until the next look
+        self._patience = explore_every  # decisions until the next exploration
         self._on_trial = False
         self._since_look = 0
         self._num_trees = self._num_plain = 0
@@ -121,11 +123,11 @@ class SpeculationBudget:
         other_rows: int = 0,
         other_tokens: int = 0,
     ) -> DraftPlan:
-        """How deep to draft for these sequences, which decode one row each.
+        """Decide how deep to draft for these sequences, which decode one row each.
 
-        ``behind``: rows that the draft must run before it can propose, for each (for look-up, 1).
-        ``other_rows`` run in the same forward (prompt chunks, sequences that may not speculate)
-        and yield ``other_tokens``. ``max_rows`` bounds the forward.
+        ``behind``: rows that the draft must run for each sequence before it can propose (1 for look-up).
+        ``other_rows`` run in the same forward pass (prompt chunks, sequences that may not speculate) and
+        yield ``other_tokens``. ``max_rows`` limits the rows of the forward pass.
         """
         self.acceptance.age()
         self._lookup.age()
@@ -163,16 +165,16 @@ class SpeculationBudget:
         )
 
     def choose(self, plan: DraftPlan, candidates: Candidates) -> npt.NDArray[np.bool_]:
-        """Which candidates to verify, ``[S, C]``; with a candidate always its parent. Those deeper than
-        their sequence may draft are left out.
+        """Choose the candidates to verify, ``[S, C]``; a candidate is only chosen together with its parent.
 
-        Raises ``ValueError`` if the candidates are not those of the plan's sequences.
+        Candidates deeper than their sequence may draft are left out. Raises ``ValueError`` if the candidates
+        are not those of the plan's sequences.
         """
         if candidates.num_sequences != len(plan.caps):
             raise ValueError(f"candidates of {candidates.num_sequences} sequences, not {len(plan.caps)}")
         self._num_trees += candidates.num_sequences
         looked_up = _looked_up(candidates)
-        # A batch is drafted as deep as its deepest. What is looked up is there whatever is drafted.
+        # A batch is drafted to the depth of its deepest sequence. Look-up candidates do not depend on that.
         within = (candidates.depths <= plan.levels_each[:, None]) | looked_up
         scores = np.where(within, candidates.scores, np.float32(-np.inf))
         order = best_first(scores, int(plan.caps.max(initial=0)))
@@ -181,7 +183,7 @@ class SpeculationBudget:
         real = np.isfinite(scores)
         depths = np.take_along_axis(np.where(looked_up, 1, candidates.depths), order, axis=1)
         self._spectrum.observe(depths[real], below[real], share[real], plan.levels_each)
-        if plan.trial:  # what the draft says, whatever was made of it before
+        if plan.trial:  # trust the draft's own scores, whatever has been learned about them
             chances = np.exp(scores.astype(np.float64))
         else:
             chances = self.acceptance.calibrate_at(below, share) * plan.factors[:, None]
@@ -201,13 +203,13 @@ class SpeculationBudget:
         return chosen
 
     def translate(self, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Scores of look-up as the draft's scores that are worth as much."""
+        """Convert look-up scores to draft scores with the same acceptance probability."""
         chances = self._lookup.calibrate(scores)
         worth: npt.NDArray[np.float32] = np.interp(chances, self.acceptance.curve, KNOTS).astype(np.float32)
         return worth
 
     def observe(self, request_id: str, tree: DraftTree, accepted: Sequence[int]) -> None:
-        """A verified tree and the indices of its walked nodes, whether or not the output ended among them."""
+        """Record a verified tree and the indices of its accepted nodes, even if output ended among them."""
         flags = np.zeros(len(tree), np.bool_)
         flags[list(accepted)] = True
         drafted = tree.scores if tree.source_scores is None else tree.source_scores[:, DRAFT]
@@ -220,24 +222,24 @@ class SpeculationBudget:
             self._patience = max(1, self._explore_every // LOOK_SPEEDUP)
 
     def observe_forward(self, rows: int, seconds: float) -> None:
-        """A forward of the target over ``rows`` rows took ``seconds``."""
+        """Record that a forward pass of the target over ``rows`` rows took ``seconds``."""
         self.target.observe(rows, seconds)
 
     def observe_draft(self, plan: DraftPlan, seconds: float) -> None:
-        """Drafting as planned, at least one level, took ``seconds``."""
+        """Record that drafting as planned, with at least one level, took ``seconds``."""
         self.draft.observe(plan.levels, plan.extend_rows, plan.frontier_rows, seconds)
 
     def observe_host(self, seconds: float, *, speculating: bool) -> None:
-        """Seconds of a step that were neither the target's forward nor drafting."""
+        """Record the seconds of a step that were neither the target's forward pass nor drafting."""
         self.host.observe(seconds, speculating=speculating)
 
     def forget(self, request_id: str) -> None:
-        """The request ended. Ids that never speculated are fine."""
+        """Drop a request that has ended. Ids that never speculated are ignored."""
         self.acceptance.forget(request_id)
         self._lookup.forget(request_id)
 
     def _levels(self, batch: DraftPlan) -> tuple[int, bool]:
-        """Levels to draft, and whether that is a trial against the estimates."""
+        """Return the levels to draft, and whether that is a trial against the estimates."""
         most = int(batch.levels_each.max(initial=0))
         if most == 0 or batch.room == 0:
             return 0, False
@@ -261,9 +263,8 @@ class SpeculationBudget:
         if levels:
             self._patience = patience = self._explore_every
         elif batch.new.any() and self._rates_of_chains(batch, draft_seconds, sure).max() > enough:
-            patience = min(
-                patience, self._explore_every // LOOK_SPEEDUP
-            )  # a new text: earlier ones say little of it
+            # A new text: earlier ones say little about it.
+            patience = min(patience, self._explore_every // LOOK_SPEEDUP)
         self._since_look += 1
         shallowest = int((ceiling > enough).argmax()) + 1
         if not levels:
@@ -277,7 +278,10 @@ class SpeculationBudget:
         return shallowest, True
 
     def _rare_look(self, batch: DraftPlan, plain_seconds: float) -> tuple[int, bool]:
-        """By these costs no draft could pay; but they are learned from what runs, so it must run at times."""
+        """Decide whether to explore although by the current costs no draft could pay.
+
+        Costs are only learned from what runs, so drafting must run from time to time.
+        """
         self._since_look += 1
         if self._since_look < max(4 * self._explore_every, self._lost(batch, 1, plain_seconds) / RARE_COST):
             return 0, False
@@ -285,22 +289,24 @@ class SpeculationBudget:
         return 1, True
 
     def _lost(self, batch: DraftPlan, levels: int, plain_seconds: float) -> float:
-        """Plain steps that a look in vain takes."""
+        """Return the cost of an unsuccessful exploration, in plain steps."""
         one = _looking(batch)
         draft_seconds = self.draft.seconds(levels, int(batch.behind[one]), 1)
         looking = draft_seconds + self.target.seconds(batch.rows + levels) + self.host.with_trees
         return (looking - plain_seconds) / plain_seconds
 
     def _draft_seconds(self, batch: DraftPlan, most: int) -> Floats:
-        """Seconds of drafting 1 to ``most`` levels, as far as a round must pay for them."""
+        """Return the seconds of drafting 1 to ``most`` levels that are charged to this round."""
         behind = batch.behind[batch.levels_each > 0]
         usual = np.minimum(behind, most + 1)
         rows = round(float((usual + (behind - usual) / PAYING_ROUNDS).sum())), batch.frontier_rows
         return np.array([self.draft.seconds(levels, *rows) for levels in range(1, most + 1)])
 
     def _rates_of_chains(self, batch: DraftPlan, draft_seconds: Floats, chance: float) -> Floats:
-        """Tokens a second of chains of 1 … levels, each node of which is accepted by this ``chance`` if its
-        parent is. By 1 it is more than any draft can give.
+        """Return the tokens per second of chains of 1, 2, … levels.
+
+        Each node is accepted with probability ``chance`` if its parent is; 1 gives an upper bound for any
+        draft.
         """
         depths = np.arange(1, len(draft_seconds) + 1)
         nodes = (batch.levels_each >= depths[:, None]).sum(axis=1)
@@ -312,9 +318,9 @@ class SpeculationBudget:
         return rates
 
     def _expected_rates(self, batch: DraftPlan, draft_seconds: Floats) -> Floats:
-        """Tokens a second of rounds of 1 … levels with the best number of nodes.
+        """Return the tokens per second of rounds of 1, 2, … levels with the best number of nodes.
 
-        Takes candidates from the likeliest knot to the least, until they would be more than may be verified.
+        Takes candidates from the likeliest knot to the least likely, up to the most that may be verified.
         """
         depths = np.arange(1, len(draft_seconds) + 1)
         deep = batch.levels_each >= depths[:, None]  # [levels, S]
@@ -331,7 +337,10 @@ class SpeculationBudget:
 
 
 def _looking(batch: DraftPlan) -> int:
-    """Of the sequences that may draft, of which there is one, a new one, or the one that costs least."""
+    """Return the sequence to explore with: among those that may draft, new ones first, then the cheapest.
+
+    At least one sequence must be allowed to draft.
+    """
     return int(np.lexsort((batch.behind, ~batch.new, batch.levels_each == 0))[0])
 
 

@@ -1,10 +1,10 @@
-"""What a forward costs: seconds against rows, as measured, refined while running, kept on disk. No torch.
+"""Cost tables: seconds of a forward pass by number of rows, measured, refined at run time, kept on disk.
 
-Knows neither models nor devices: whoever measures passes points in and names the table.
+Independent of models and devices: the caller measures the points and names the table. No torch.
 
     table = CostTable({1: 0.042, 8: 0.050, 64: 0.162})
     table.seconds(10)           # between the points
-    table.observe(8, 0.055)     # a forward that just ran
+    table.observe(8, 0.055)     # a forward pass that just ran
     save_tables(path, {"machine model dtype threads target": table})
 """
 
@@ -24,19 +24,21 @@ import numpy.typing as npt
 
 log = logging.getLogger(__name__)
 
-# Of an observed error, how much goes to all points: machines slow down at every size. The first ones count
-# for more, as a mean: whoever measured saw what the device does, and not all that the host does around it …
+# The share of an observed error that is applied to all points, since machines slow down at every size. The
+# first observations count for more, as in a mean: the initial measurement covers the device, but not
+# everything that the host does around it.
 SHARED_RATE = 1 / 16
-LOCAL_RATE = 1 / 128  # … and how much to those beside it. More of it would make what is seen often look cheap
-STALE = 512  # … unless they were not seen for about as many observations: then what was known is old
+# The share applied to the neighbouring points. A higher one would make frequently observed sizes look cheap …
+LOCAL_RATE = 1 / 128
+STALE = 512  # … but it rises for points not seen for about this many observations, whose values are old
 HOST_RATE = 1 / 32
-MAX_SURPRISE = 2.0  # an observation counts as at most this factor away from what was expected
+MAX_SURPRISE = 2.0  # an observation counts as off by at most this factor
 
 Floats = npt.NDArray[np.float64]
 
 
 class Points(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A table on disk: ``rows`` rising from at least 1, ``seconds`` positive, one for each."""
+    """A table on disk: ``rows`` ascending from at least 1, and positive ``seconds``, one for each."""
 
     rows: list[int]
     seconds: list[float]
@@ -56,10 +58,12 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CostTable:
-    """Linear between its points, however bumpy; below the first as the first; after the last on with the
-    last slope, but never below the last point. A single point is a cost that rows do not change.
+    """A piecewise linear cost function of the number of rows.
 
-    ``points``: rows to seconds. Raises ``ValueError`` for rows below 1 or seconds that are not positive.
+    It is constant below the first point and continues with the last slope, if that is positive, beyond the
+    last one. It need not be monotonic. A single point is a constant cost.
+
+    ``points``: seconds by rows. Raises ``ValueError`` for rows below 1 or seconds that are not positive.
     """
 
     def __init__(self, points: Mapping[int, float]) -> None:
@@ -74,11 +78,11 @@ class CostTable:
         return dict(zip(self._rows.astype(int).tolist(), self._seconds.tolist(), strict=True))
 
     def seconds(self, rows: float) -> float:
-        """Expected seconds of a forward of ``rows`` rows; an expected number of rows need not be whole."""
+        """Return the expected seconds of a forward pass of ``rows`` rows, which need not be an integer."""
         return float(self.curve(np.array([rows], np.float64))[0])
 
     def curve(self, rows: npt.NDArray[np.float64] | npt.NDArray[np.int64]) -> Floats:
-        """``seconds`` of many row counts, any shape."""
+        """``seconds`` for an array of row counts of any shape."""
         inside: Floats = np.interp(rows, self._rows, self._seconds)
         if len(self._rows) == 1:
             return inside
@@ -88,10 +92,10 @@ class CostTable:
         return inside + slope * beyond
 
     def observe(self, rows: float, seconds: float) -> None:
-        """A forward of ``rows`` rows took ``seconds``: a slow running mean.
+        """Update the table, a slow running mean, with a forward pass of ``rows`` rows that took ``seconds``.
 
-        One that is far off was disturbed and counts as ``MAX_SURPRISE`` at most. Beyond the last point the
-        error says little about any point, so there it moves all of them, and little. Raises
+        An observation that is far off was disturbed and counts as off by at most ``MAX_SURPRISE``. Beyond the
+        last point the error says little about any single point, so it moves all of them slightly. Raises
         ``ValueError`` for seconds that are not positive.
         """
         if not 0 < seconds < float("inf"):
@@ -126,21 +130,23 @@ class CostTable:
 
 @dataclass(slots=True, frozen=True)
 class DraftCosts:
-    """What drafting costs. ``extend``: the pass over newly accepted tokens that also yields the first level,
-    against its rows. ``level``: one more level, against the rows of all sequences' frontiers; ``None`` where
-    deeper levels cost nothing (a look-up: give ``extend`` its seconds against sequences).
+    """The cost of drafting.
+
+    ``extend``: the pass over newly accepted tokens that also yields the first level, by its rows. ``level``:
+    each further level, by the rows of all sequences' frontiers; ``None`` if deeper levels cost nothing (for
+    look-up, ``extend`` holds seconds by number of sequences).
     """
 
     extend: CostTable
     level: CostTable | None = None
 
     def seconds(self, levels: int, extend_rows: int, frontier_rows: int) -> float:
-        """Seconds of drafting ``levels`` levels, at least 1."""
+        """Return the seconds of drafting ``levels`` levels, at least 1."""
         first = self.extend.seconds(extend_rows)
         return first + (levels - 1) * (self.level.seconds(frontier_rows) if self.level is not None else 0.0)
 
     def observe(self, levels: int, extend_rows: int, frontier_rows: int, seconds: float) -> None:
-        """Drafting took ``seconds`` in all; an error is shared in proportion."""
+        """Record that drafting took ``seconds`` in total; the error is shared in proportion."""
         ratio = seconds / self.seconds(levels, extend_rows, frontier_rows)
         self.extend.observe(extend_rows, ratio * self.extend.seconds(extend_rows))
         if self.level is not None and levels > 1:
@@ -148,7 +154,7 @@ class DraftCosts:
 
 
 class HostCosts:
-    """Seconds of a step that are neither the target's forward nor drafting: a running mean of each kind."""
+    """Running means of the seconds of a step outside of the target's forward pass and drafting, by kind."""
 
     def __init__(self) -> None:
         self._plain: float | None = None
@@ -160,12 +166,12 @@ class HostCosts:
 
     @property
     def plain(self) -> float:
-        """Of a plain step; 0 until one was seen."""
+        """The host time of a plain step; 0 until one has been observed."""
         return self._plain or 0.0
 
     @property
     def with_trees(self) -> float:
-        """Of a step that verifies trees; as of a plain one until both kinds were seen."""
+        """The host time of a step that verifies trees; that of a plain one until both kinds were observed."""
         return self.plain if self._plain is None or self._tree is None else max(self._plain, self._tree)
 
     def observe(self, seconds: float, *, speculating: bool) -> None:
@@ -176,18 +182,20 @@ class HostCosts:
 
 
 def _running_mean(mean: float | None, seconds: float) -> float:
-    """A step in which the machine was busy counts as about twice the mean at most."""
+    """Update a running mean; an outlier, from a busy machine, counts as about twice the mean at most."""
     return seconds if mean is None else mean + HOST_RATE * (min(seconds, 2 * mean + 1e-3) - mean)
 
 
 def load_tables(path: Path) -> dict[str, CostTable]:
-    """The tables kept at ``path`` by their keys. What is missing, unreadable, not ours in format or another
-    user's file gives none: costs are then measured again.
+    """Load the tables stored at ``path``, by key.
+
+    Returns none if the file is missing, unreadable, in another format or owned by another user; costs are
+    then measured again.
     """
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_uid != os.getuid():
-                log.warning("ignoring the cost tables at %s: the file is another user's", path)
+                log.warning("ignoring the cost tables at %s: the file belongs to another user", path)
                 return {}
             kept = msgspec.json.decode(file.read(), type=_File)
     except FileNotFoundError:
@@ -199,9 +207,9 @@ def load_tables(path: Path) -> dict[str, CostTable]:
 
 
 def save_tables(path: Path, tables: Mapping[str, CostTable]) -> None:
-    """Keep these tables at ``path`` beside those of other keys, readable by this user only.
+    """Store these tables at ``path``, next to those with other keys, readable by this user only.
 
-    The file is replaced in one step: a reader sees the old one or the new one. Raises ``OSError``.
+    The file is replaced atomically: a reader sees the old one or the new one. Raises ``OSError``.
     """
     merged = {**load_tables(path), **tables}
     kept = _File("specvlm-costs-1", {key: table.to_points() for key, table in merged.items()})

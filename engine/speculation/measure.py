@@ -1,8 +1,9 @@
-"""Measures at start what forwards cost on this machine, and keeps the tables for the next start.
+"""Measures the cost of forward passes on this machine at startup, and stores the tables for the next start.
 
-A few seconds the first time; later a fraction of one, to see that the tables still fit. What a run learns is
-not kept: it may be of a busy hour, and one that says "never" would be believed for ever. Runs before any
-request, on KV pages that are free: their content is worthless.
+This takes a few seconds the first time, and later a fraction of a second to check that the tables are still
+valid. What is learned while serving is not stored: it may be from a busy hour, and costs that rule out
+drafting would then be believed forever. Runs before any request, on free KV pages, whose content does not
+matter.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ from engine.target import TargetModel
 log = logging.getLogger(__name__)
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-_MORE_ROWS = (128, 256, 512, 640)  # a GPU's steps are larger; the last one is of more rows than a graph has
-_CONTEXT = 256  # tokens in KV before the rows, where there is room for them
+_MORE_ROWS = (128, 256, 512, 640)  # steps on a GPU are larger; the last one has more rows than any graph
+_CONTEXT = 256  # tokens in KV before the rows, if there is room for them
 _REPEATS = 3
 _CHECKED_ROWS, _CHECKS = 8, 6
-_TOLERATED = 1.3  # how far off a kept table may be in what 8 rows cost more than one
-_LOOKUP_SECONDS = 2e-4  # of one sequence's drafts, until it is seen what they take
+_TOLERATED = 1.3  # maximum factor by which a stored table's cost ratio of 8 rows to one may be off
+_LOOKUP_SECONDS = 2e-4  # initial estimate of the look-up time per sequence
 
 MakeBudget = Callable[[EngineConfig, TargetModel, KVCache, Drafter], SpeculationBudget]
 
@@ -47,9 +48,9 @@ MakeBudget = Callable[[EngineConfig, TargetModel, KVCache, Drafter], Speculation
 def measured_budget(
     config: EngineConfig, target: TargetModel, cache: KVCache, drafter: Drafter
 ) -> SpeculationBudget:
-    """The budget of ``drafter`` from what forwards cost here, measured over the free pages of ``cache``."""
+    """Create the budget of ``drafter`` from costs measured on this machine over free pages of ``cache``."""
     tables = _Tables(config, target, cache)
-    # Seconds of the target's forward, head included, against rows.
+    # Seconds of the target's forward pass, including the head, by number of rows.
     own = tables.get("target", forward_of(target, cache, config.page_size))
     if isinstance(drafter, EagleDrafter):
         costs = _draft_costs(config, target, drafter, tables)
@@ -59,7 +60,7 @@ def measured_budget(
 
 
 def forward_of(target: TargetModel, cache: KVCache, page_size: int) -> Callable[[int], None]:
-    """Runs a forward of so many rows of one sequence, head included, and waits for it."""
+    """Return a function that runs a forward pass of the given number of rows, including the head."""
 
     def run(rows: int) -> None:
         context = prepare(_batch(rows, cache, page_size, target.device), cache)
@@ -71,8 +72,9 @@ def forward_of(target: TargetModel, cache: KVCache, page_size: int) -> Callable[
 def _draft_costs(
     config: EngineConfig, target: TargetModel, drafter: EagleDrafter, tables: _Tables
 ) -> DraftCosts:
-    """Seconds of one level of drafting against rows, from embeddings to the best children. The first level
-    is learned apart: its rows are those of accepted tokens.
+    """Measure the seconds of one level of drafting by rows, from embeddings to the best children.
+
+    The cost of the first level is learned separately: its rows are those of accepted tokens.
     """
     model, cache, topk = drafter.model, drafter.cache, config.speculative.topk
 
@@ -84,7 +86,7 @@ def _draft_costs(
         model.log_probs(states).topk(topk, dim=-1).values.cpu()
 
     def grow(rows: int) -> None:
-        """In one call, with a first level, which is a small part of it: that of one root."""
+        """Grow a level in one kernel call, which includes a small first level, that of one root."""
         assert model.grower is not None
         first = _CONTEXT if _CONTEXT + rows <= cache.num_slots else 0
         roots = Roots(
@@ -111,7 +113,7 @@ def _draft_costs(
 
 
 class _Tables:
-    """Those of an earlier start where they still fit, else measured now."""
+    """Cost tables, stored by an earlier start if they are still valid, otherwise measured now."""
 
     def __init__(self, config: EngineConfig, target: TargetModel, cache: KVCache) -> None:
         self._path = cache_folder() / "costs.json"
@@ -121,7 +123,7 @@ class _Tables:
         self._sizes = [rows for rows in sizes if rows <= self._room]
 
     def get(self, what: str, run: Callable[[int], None]) -> CostTable:
-        """``run`` does what costs."""
+        """Return the cost table of ``run``, the function to be timed."""
         key = f"{self._key} | {what}"
         found = self._found.get(key)
         fits = found is not None and list(found.points) == self._sizes
@@ -132,7 +134,7 @@ class _Tables:
         return table
 
     def _checked(self, table: CostTable, run: Callable[[int], None]) -> CostTable | None:
-        """The table at the machine's speed of now; ``None`` if it has another shape by now."""
+        """Return the table scaled to the machine's current speed; ``None`` if its shape no longer fits."""
         rows = min(_CHECKED_ROWS, self._room)
         few, many = _best(run, [1, rows], _CHECKS)
         speed = few / table.seconds(1)
@@ -143,21 +145,21 @@ class _Tables:
     def _measured(self, what: str, run: Callable[[int], None]) -> CostTable:
         started = time.monotonic()
         best = _best(run, self._sizes, _REPEATS)
-        # What more rows took is enough for fewer: those were disturbed. A processor on which that is not so
-        # is learned from what runs.
+        # If more rows took less time, the measurement of fewer rows was disturbed. On a processor where that
+        # is not so, the real costs are learned at run time.
         never_falling = np.minimum.accumulate(best[::-1])[::-1]
-        log.info("measured what a forward of the %s costs, in %.1f s", what, time.monotonic() - started)
+        log.info("measured the cost of a forward pass of the %s in %.1f s", what, time.monotonic() - started)
         return CostTable(dict(zip(self._sizes, never_falling.tolist(), strict=True)))
 
     def _keep(self, key: str, table: CostTable) -> None:
         try:
             save_tables(self._path, {key: table})
         except OSError as error:
-            log.warning("the cost tables could not be kept at %s: %s", self._path, error)
+            log.warning("the cost tables could not be stored at %s: %s", self._path, error)
 
 
 def _best(run: Callable[[int], None], sizes: list[int], repeats: int) -> np.ndarray:
-    """Seconds of each size. In turn, and not one after another: what disturbs hits no size alone."""
+    """Return the best seconds of each size. Sizes take turns, so that a disturbance does not hit just one."""
     best: np.ndarray = np.array([[_seconds(run, n) for n in sizes] for _ in range(repeats)]).min(axis=0)
     return best
 
@@ -176,7 +178,7 @@ def _batch(rows: int, cache: KVCache, page_size: int, device: torch.device) -> B
 
 
 def _key(config: EngineConfig, target: TargetModel) -> str:
-    """Names everything that a forward's time depends on, as far as can be known."""
+    """Return a key of everything that the time of a forward pass depends on, as far as it can be known."""
     if target.device.type == "cuda":
         machine = torch.cuda.get_device_name(target.device)
     else:
@@ -192,7 +194,7 @@ def _key(config: EngineConfig, target: TargetModel) -> str:
 
 
 def _products(target: TargetModel) -> str:
-    """Who computes them."""
+    """Return what computes matrix products: the kernels' build, packed or plain linear layers."""
     if target.kernels is not None:
         return target.kernels.build
     modules = (*target.adapter.text_model.modules(), target.head_of(None))
@@ -202,7 +204,7 @@ def _products(target: TargetModel) -> str:
 def _own_version() -> str:
     try:
         return version("specvlm")
-    except PackageNotFoundError:  # a checkout on the path
+    except PackageNotFoundError:  # running from a checkout that is not installed
         return "unknown"
 
 

@@ -1,4 +1,4 @@
-"""How many nodes of each tree are worth verifying: the sums at the heart of the budget. No torch."""
+"""Chooses how many nodes of each tree to verify: the optimisation at the core of the budget. No torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.speculation.costs import CostTable
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-MARGIN = 1.02  # speculation must promise so much more than plain decoding: estimates are noisy
+MARGIN = 1.02  # factor by which speculation must beat plain decoding, since estimates are noisy
 
 
 def choose_counts(
@@ -25,13 +25,14 @@ def choose_counts(
     overhead: float = 0.0,
     at_least: int = 0,
 ) -> Ints:
-    """How many of its best candidates each sequence should verify, ``[S]``, for the most tokens a second.
+    """Return how many of its best candidates each sequence should verify, ``[S]``, for the most tokens per
+    second.
 
-    ``chances`` ``[S, W]`` in 0..1: probabilities of acceptance, never rising along a row; 0 where there is no
-    candidate. ``caps`` ``[S]`` and ``room`` bound the nodes of each tree and of all; ``at_least`` are taken
-    where there are as many. Without drafts the forward has ``rows`` rows and yields ``tokens``; ``spent``
-    seconds are gone whatever is chosen, ``overhead`` seconds are added by choosing anything, which must win
-    by ``MARGIN``. Costs one sort, no loop.
+    ``chances`` ``[S, W]`` in 0..1: acceptance probabilities, never increasing along a row; 0 where there is
+    no candidate. ``caps`` ``[S]`` limits the nodes of each tree, ``room`` those of all trees; at least
+    ``at_least`` in total are taken if there are as many. Without drafts the forward pass has ``rows`` rows
+    and yields ``tokens``. ``spent`` seconds are lost whatever is chosen; choosing anything adds ``overhead``
+    seconds and must win by the factor ``MARGIN``. Costs one sort, no loop.
     """
     allowed = (np.arange(chances.shape[1]) < caps[:, None]) & (chances > 0)
     gains = np.sort(chances[allowed])[::-1][:room]

@@ -1,7 +1,8 @@
-"""Speculation as the step loop sees it: trees before a step, learning after it. No model code.
+"""The step loop's interface to speculation: trees before a step, learning after it. No model code.
 
-Each step: ``draft`` decides how deep to draft and for whom, lets the drafter propose and picks what is worth
-verifying; ``keep`` hands the step's outcome to the drafter; ``count`` accounts for each verified tree.
+In each step, ``draft`` decides how deep to draft and for which sequences, lets the drafter propose and picks
+what is worth verifying; ``keep`` passes the step's outcome to the drafter; ``count`` records each verified
+tree.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ log = logging.getLogger(__name__)
 
 _QUIET_SECONDS = 60.0
 _WATCHED_ROUNDS = 500
-_SUSPICIOUS = 0.05  # accepted drafts a round: what wrong wiring looks like, or the wrong draft
+_SUSPICIOUS = 0.05  # accepted drafts per round: fewer indicate a wiring bug or the wrong draft
 
 
 class Speculator:
-    """Holds the drafter, what it is worth, and the counters. Without a drafter nothing is ever drafted.
+    """Holds the drafter, its budget and the counters. Without a drafter nothing is ever drafted.
 
-    ``budget`` ``None``: every round is as deep and every tree as large as the limits allow.
+    If ``budget`` is ``None``, every round is as deep and every tree as large as the limits allow.
     """
 
     def __init__(
@@ -49,24 +50,24 @@ class Speculator:
         self.accepted_per_depth: list[int] = []
         self.draft_seconds = 0.0
         self._budget = budget
-        self._quiet_until = 0.0  # after a warning that memory ran out
-        self._watched = (0, 0)  # rounds and accepted drafts when the watchdog last looked
+        self._quiet_until = 0.0  # no further warnings about memory until then
+        self._watched = (0, 0)  # rounds and accepted drafts at the watchdog's last check
 
     def draft(self, scheduler: Scheduler) -> dict[str, DraftTree]:
-        """Trees by request id for the step to come; none where plain decoding is faster."""
+        """Return the trees for the next step by request id; none where plain decoding is faster."""
         if self.drafter is None or not scheduler.running:
             return {}
         started = time.monotonic()
         try:
             return self._draft(self.drafter, scheduler)
-        except Exception as error:  # whatever is wrong with a draft, answers go on without it
+        except Exception as error:  # a broken draft must not stop the answers
             self._give_up(error)
             return {}
         finally:
             self.draft_seconds += time.monotonic() - started
 
     def keep(self, spans: list[Span], outcome: Outcome) -> None:
-        """Hand on what a step computed, before its tokens are committed."""
+        """Pass a step's outcome to the drafter, before its tokens are committed."""
         if self.drafter is not None:
             try:
                 self.drafter.keep(spans, outcome)
@@ -74,7 +75,7 @@ class Speculator:
                 self._give_up(error)
 
     def count(self, span: Span, walked: Walk, num_taken: int) -> TracedRound:
-        """Account for a committed tree, of which ``num_taken`` tokens became output."""
+        """Record a committed tree, of which ``num_taken`` tokens became output."""
         assert span.tree is not None
         num_accepted = min(len(walked.path), num_taken)
         span.sequence.count_round(len(span.tree), num_accepted, num_taken)
@@ -89,22 +90,24 @@ class Speculator:
         return TracedRound(
             token_ids=span.tree.token_ids.tolist(),
             parents=span.tree.parents.tolist(),
-            accepted=walked.path,  # the whole walk, behind a stop token, too
+            accepted=walked.path,  # the whole walk, including nodes after a stop token
             bonus_token_id=walked.token_ids[-1],
         )
 
     def learn_costs(
         self, rows: int, forward_seconds: float, host_seconds: float, *, speculating: bool
     ) -> None:
-        """Refine what a step of decoding costs: ``host_seconds`` are neither the target's forward nor
-        drafting. Steps with prompts in them are not for this: their rows cost something else.
+        """Refine the cost of a decoding step.
+
+        ``host_seconds``: time spent neither in the target's forward pass nor in drafting. Must not be called
+        for steps with prompts, whose rows have a different cost.
         """
         if self._budget is not None:
             self._budget.observe_forward(rows, forward_seconds)
             self._budget.observe_host(host_seconds, speculating=speculating)
 
     def forget(self, sequence: Sequence) -> None:
-        """The sequence has ended."""
+        """Drop the state of a sequence that has ended."""
         if self.drafter is not None:
             self.drafter.forget(sequence)
         if self._budget is not None:
@@ -134,7 +137,7 @@ class Speculator:
     def _within_budget(
         self, budget: SpeculationBudget, drafter: Drafter, scheduler: Scheduler, sequences: list[Sequence]
     ) -> tuple[Candidates, npt.NDArray[np.bool_]] | None:
-        """What to verify for the most tokens a second of the whole batch; ``None``: plain decoding."""
+        """Choose what to verify for the most tokens per second of the batch; ``None`` for plain decoding."""
         started = time.monotonic()
         num_plain = len(scheduler.growing) - len(sequences)
         plan = budget.plan(
@@ -147,7 +150,7 @@ class Speculator:
         )
         if not plan.levels:
             return None
-        drafting = plan.levels_each > 0  # in a trial one alone
+        drafting = plan.levels_each > 0  # only one sequence in a trial
         served = [sequence for sequence, own in zip(sequences, drafting, strict=True) if own]
         candidates = drafter.propose(served, plan.levels, self.limits.topk)
         if drafter.lookup is not None:
@@ -161,18 +164,19 @@ class Speculator:
         return candidates, chosen
 
     def _give_up(self, error: Exception) -> None:
-        """For this step where memory ran out, since the drafter has seen to the rest of it; else for good."""
+        """Handle an error of the drafter: stop drafting for good, unless memory ran out.
+
+        In that case the drafter has already cleaned up, and only this step goes without drafts.
+        """
         if not is_out_of_memory(error):
-            log.exception(
-                "drafting failed; from here on this engine decodes plainly, restart it to speculate"
-            )
+            log.exception("drafting failed; this engine continues without speculation until it is restarted")
             self.drafter, self.limits = None, NO_SPECULATION
         elif time.monotonic() >= self._quiet_until:
-            log.warning("not enough memory to draft, some answers go on without drafts: %s", error)
+            log.warning("not enough memory to draft; some answers continue without drafts: %s", error)
             self._quiet_until = time.monotonic() + _QUIET_SECONDS
 
     def _watch(self) -> None:
-        """Say loudly when next to nothing is accepted: that is how wrong wiring looks, not a weak draft."""
+        """Warn if almost nothing is accepted, which indicates a wiring bug rather than a weak draft."""
         rounds, accepted = self._watched
         if self.drafter is None or self.num_rounds - rounds < _WATCHED_ROUNDS:
             return
@@ -181,21 +185,21 @@ class Speculator:
         self._watched = (self.num_rounds, total)
         if self.drafter.kind != "ngram" and rate < _SUSPICIOUS:
             log.warning(
-                "the last %d trees gained %.3f tokens each: is this draft made for this model?",
+                "the last %d trees gained %.3f tokens each: was this draft trained for this model?",
                 _WATCHED_ROUNDS,
                 rate,
             )
 
 
 def _constrained(candidates: Candidates, sequences: Seq[Sequence]) -> Candidates:
-    """Without what grammars forbid: it would never be accepted."""
+    """Remove the candidates that grammars forbid, which would never be accepted."""
     if all(sequence.grammar is None for sequence in sequences):
         return candidates
     return prune(candidates, [sequence.grammar for sequence in sequences])
 
 
 def _best(candidates: Candidates, caps: Seq[int]) -> npt.NDArray[np.bool_]:
-    """Each sequence's best candidates, as many as its cap."""
+    """Choose each sequence's best candidates, as many as its cap."""
     order = best_first(candidates.scores, max(caps))
     taken = np.isfinite(np.take_along_axis(candidates.scores, order, axis=1))
     taken &= np.arange(order.shape[1]) < np.asarray(caps)[:, None]

@@ -1,4 +1,4 @@
-"""Functions that a model may call, and answers in a given form: prompts, grammars, reading what was written.
+"""Functions that a model may call, and answers in a given format: prompts, grammars, parsing of output.
 
-No HTTP, no engine. A model *style* says how calls are spelled; everything else follows from it.
+No HTTP, no engine. A model's *style* says how calls are written; everything else follows from it.
 """

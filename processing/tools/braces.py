@@ -1,17 +1,17 @@
-"""Finds where a JSON object ends in text that comes in pieces. Knows braces and strings, no more of JSON."""
+"""Finds the end of a JSON object in text that comes in pieces. Knows only the braces and strings of JSON."""
 
 from __future__ import annotations
 
 
 class Braces:
-    """``depth``: how many objects and lists are open before the text."""
+    """``depth``: number of objects and lists that are open before the text."""
 
     def __init__(self, depth: int = 0) -> None:
         self._depth = depth
         self._in_string = self._escaped = False
 
     def end(self, text: str) -> int | None:
-        """Index behind the brace that closes all; ``None``: it is not in this piece."""
+        """Return the index after the brace that closes all; ``None`` if it is not in this piece."""
         for index, char in enumerate(text):
             if self._escaped:
                 self._escaped = False

@@ -1,6 +1,6 @@
-"""The grammar of an answer, in the language of llguidance: JSON, calls of functions, or text and then calls.
+"""The grammar of an answer, in llguidance's language: JSON, function calls, or text followed by calls.
 
-Whatever a client sends goes in as JSON; nothing of it is read as part of the language.
+Whatever a client sends is inserted as JSON; none of it is parsed as part of the language.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from processing.tools.request import (
 from processing.tools.styles import MARK, NAME, ToolStyle
 
 TokenId = Callable[[str], int | None]
-"""Of a special token; ``None`` where the text is none."""
+"""Returns the id of a special token; ``None`` if the text is not one."""
 
-# Models have seen calls as ``json.dumps`` writes them. An answer's layout is its own; but a model that only
-# adds white space would never end.
+# Models were trained on calls as ``json.dumps`` writes them. The layout of other answers is up to the model,
+# but one that only adds white space would never end.
 CALL_LAYOUT: dict[str, Any] = {
     "whitespace_flexible": False,
     "item_separator": ", ",
@@ -52,7 +52,7 @@ NO_OBJECT = r"TEXT: /([^{](.|\n)*)?/"
 
 
 def answer_grammar(request: OutputRequest, style: ToolStyle, special: TokenId) -> str | None:
-    """``None`` where there is neither a format nor a function that may be called."""
+    """Return the grammar; ``None`` if there is neither a format nor a function that may be called."""
     tools = request.callable_tools
     if not tools:
         return None if request.format is None else answer_rule("start", request.format, ANSWER_LAYOUT)
@@ -60,7 +60,7 @@ def answer_grammar(request: OutputRequest, style: ToolStyle, special: TokenId) -
     if request.mode == "required":
         rules = ["start: calls"]
     elif request.format is not None:
-        # In the layout of calls: an answer and a call may begin alike, and are told apart by what follows.
+        # In the layout of calls: an answer and a call may begin alike and differ in what follows.
         rules = ["start: answer | calls", answer_rule("answer", request.format, CALL_LAYOUT)]
     else:
         rules = text_or_calls(style, special)
@@ -68,7 +68,7 @@ def answer_grammar(request: OutputRequest, style: ToolStyle, special: TokenId) -
 
 
 def explained(reason: str, tools: Sequence[Tool]) -> tuple[str, bool]:
-    """What the engine says against a rule, as of the function that the rule is for; whether there is one."""
+    """Return the engine's error, naming the function instead of its rule, and whether there is one."""
     rule = re.search(r"in '(?:call_(\d+)|\w+)': ", reason)
     tool = dict(enumerate(tools)).get(int(rule[1])) if rule and rule[1] else None
     place = f"in the parameters of the function '{tool.name}': " if tool else ""
@@ -76,7 +76,7 @@ def explained(reason: str, tools: Sequence[Tool]) -> tuple[str, bool]:
 
 
 def call_rules(tools: Sequence[Tool], style: ToolStyle, special: TokenId, *, parallel: bool) -> list[str]:
-    """``calls`` begins with the style's marker, ``rest`` behind it."""
+    """Return the rules of calls: ``calls`` begins with the style's marker, ``rest`` after it."""
     separator = terminals(style.separator, special)
     more = f" ({separator} call)*" if parallel else ""
     rest = f"rest: {terminals(style.opening, special)} call{more} {terminals(style.closing, special)}"
@@ -90,8 +90,9 @@ def call_rules(tools: Sequence[Tool], style: ToolStyle, special: TokenId, *, par
 
 
 def arguments_schema(parameters: Schema) -> Schema:
-    """Of an object, even where a schema allows more. To JSON Schema one without properties may have any,
-    which no function means that takes nothing: a model would invent arguments to its end.
+    """Return a schema of objects only, even if ``parameters`` allows more. In JSON Schema, an object without
+    declared properties may have any, which is not what a function without parameters means: a model would
+    invent arguments without end.
     """
     names_some = any(parameters.get(keyword) for keyword in NAMES_PROPERTIES)
     closed = {} if names_some else {"additionalProperties": False}
@@ -99,12 +100,12 @@ def arguments_schema(parameters: Schema) -> Schema:
 
 
 def text_or_calls(style: ToolStyle, special: TokenId) -> list[str]:
-    """Text, and where its marker comes, calls to the end."""
+    """Return rules for text that calls may follow, from the style's marker to the end."""
     if not style.begin:
         return ["start: TEXT | calls", NO_OBJECT]
     if special(style.begin) is not None:
         return ["start: TEXT | TEXT calls", TEXT]
-    # A lazy lexeme ends at the first marker, so that text never goes on behind one.
+    # A lazy lexeme ends at the first marker, so that text never continues after one.
     marked = f"marked[lazy]: TEXT {terminals(style.begin, special)}"
     return ["start: TEXT | marked rest", marked, TEXT]
 
@@ -120,25 +121,25 @@ def answer_rule(name: str, form: Format, layout: dict[str, Any]) -> str:
 
 
 def regex(pattern: str) -> str:
-    """Between slashes, on one line. What is escaped already stays so."""
+    """Return ``pattern`` between slashes, on one line. What is already escaped stays so."""
     escaped = re.sub(r"\\.|[/\n\r]", lambda found: ESCAPED.get(found[0], found[0]), pattern, flags=re.DOTALL)
     return f"/{escaped}/"
 
 
 def json_rule(schema: Schema, layout: dict[str, Any], *, strict: bool) -> str:
-    """What a client says under ``x-guidance`` is not for clients to say."""
+    """Return the rule of a JSON schema; the client's own ``x-guidance``, if any, is overridden."""
     return "%json " + json.dumps({**schema, "x-guidance": layout | {"lenient": not strict}})
 
 
 def terminals(text: str, special: TokenId) -> str:
-    """``text`` as string literals and special tokens, which have no characters of their own. JSON is cut as
-    a JSON answer would be: what both may begin with must be one lexeme to both.
+    """Return ``text`` as string literals and special tokens, which have no characters of their own. JSON is
+    split as a JSON answer would be: a common beginning must be the same lexeme in both.
     """
     ids = [(part, special(part)) for part in PIECES.split(text) if part]
     return " ".join(literal(part) if token_id is None else f"<[{token_id}]>" for part, token_id in ids)
 
 
 def literal(text: str) -> str:
-    """As JSON, but that the language knows no control characters at all, which JSON does."""
+    """Return a string literal: JSON with all control characters escaped, some of which JSON would allow."""
     written = json.dumps(text, ensure_ascii=False)
     return re.sub(r"[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", written)

@@ -1,4 +1,4 @@
-"""Tools for models whose chat templates know none: told in the system message, called as text."""
+"""Tools for models whose chat templates do not know any: described in the system message, called as text."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ To call functions, write for each a JSON object with its name and arguments, in 
 def with_tools_as_text(
     messages: Sequence[ChatMessage], tools: Sequence[Tool], style: ToolStyle
 ) -> list[ChatMessage]:
-    """A chat in which nothing is left of tools but text. Answers of tools that follow each other become one
-    message of the user's, as many templates want users and assistants to take turns.
+    """Return a chat in which tools occur only as text. Consecutive tool results become one user message, as
+    many templates want users and assistants to take turns.
     """
     runs: list[list[ChatMessage]] = [] if not tools else [[ChatMessage("system", preamble(tools, style))]]
     for message in messages:
@@ -45,7 +45,7 @@ def preamble(tools: Sequence[Tool], style: ToolStyle) -> str:
 
 
 def written_calls(calls: Iterable[tuple[str, str]], style: ToolStyle) -> str:
-    """Pairs of name and arguments (JSON), as a model of this style writes them."""
+    """Return pairs of name and arguments (JSON) as a model of this style writes them."""
     written = [style.head.replace(NAME, name) + arguments + style.tail for name, arguments in calls]
     return style.begin + style.opening + style.separator.join(written) + style.closing
 
@@ -68,7 +68,7 @@ def _name_and_arguments(call: Any) -> tuple[str, str]:
 
 
 def _joined(run: Sequence[ChatMessage]) -> ChatMessage:
-    """At once: one by one the texts of thousands of messages would be copied thousands of times."""
+    """Join a run of messages at once: one by one, thousands of texts would be copied thousands of times."""
     texts = [message.content for message in takewhile(lambda one: isinstance(one.content, str), run)]
     text = ("\n\n" if run[0].role == "system" else "\n").join(map(str, texts))
     if len(texts) == len(run):

@@ -1,8 +1,8 @@
-"""Text that a model writes, into content and calls of functions, as it comes.
+"""Splits the text of a model into content and function calls while it is generated.
 
-What is no call stays text: markers without JSON behind them, objects that name no function. Arguments are
-handed on as they are written, character for character; whether they are valid is up to the grammar. The
-result does not depend on how the text was cut into pieces.
+What is not a call stays text: markers that no JSON follows, objects that do not name a function. Arguments
+are passed on as they are written, character for character; their validity is up to the grammar. The result
+does not depend on how the text was cut into pieces.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from processing.tools.styles import ToolStyle
 
 FUNCTION_KEYS: Final = ("name", "arguments", "parameters", "id", "type")
 
-# How a call mostly begins, up to its arguments, so that those can be handed on while they are written …
+# How most calls begin, up to their arguments, so that those can be passed on while they are written …
 _NAME_FIRST = re.compile(
     r'\s*\{\s*"name"\s*:\s*"([^"\\]{1,256})"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
 )
-# … what tells an object that is none, by its first key or the lack of one …
+# … what shows that an object is not a call, by its first key or the lack of one …
 _NO_OBJECT = re.compile(r'\s*(?:[^\s{]|\{\s*[^\s"])')
 _FIRST_KEY = re.compile(r'\s*\{\s*"([^"\\]*)["\\]')
-# … and calls that are no objects.
+# … and calls that are not objects.
 _BARE = re.compile(r"\s*([\w.:/-]{1,256})(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?\s*(?=\{)")
 _BARE_SO_FAR = re.compile(r"\s*[\w.:/-]{0,256}(?:\[[A-Z_]*(?:\]\w*)?){0,2}\s*")
 
 
 @dataclass(slots=True)
 class CallDelta:
-    """What call ``index`` gained. ``id`` and ``name`` come once, with the first."""
+    """An addition to call ``index``. ``id`` and ``name`` come only with the first."""
 
     index: int
     arguments: str = ""
@@ -43,20 +43,20 @@ class CallDelta:
 
 @dataclass(slots=True)
 class Read:
-    """Content, and what calls gained behind it."""
+    """Content, and the additions to calls after it."""
 
     text: str = ""
     calls: list[CallDelta] = field(default_factory=list)
 
 
 class CallReader:
-    """``names``: functions that may be called. Where calls have no marker, only their names make a call."""
+    """``names``: functions that may be called. If calls have no marker, only these names make a call."""
 
     def __init__(self, style: ToolStyle, names: Collection[str]) -> None:
         self._style = style
         self._names = names
         self._unread = ""
-        self._marker = ""  # was read, and becomes text again if no call is behind it
+        self._marker = ""  # already read; becomes text again if no call follows
         self._braces = Braces()
         self._num_scanned = 0
         self._read = Read()
@@ -66,14 +66,14 @@ class CallReader:
         self.num_calls = 0
 
     def feed(self, text: str) -> Read:
-        """What ``text`` adds. White space before a call is held back, and left out if one comes."""
+        """Return what ``text`` adds. White space is held back, and left out if a call follows."""
         self._unread += text
         while self._unread and self._step():
             pass
         return self._taken()
 
     def finish(self) -> Read:
-        """The text ended: what was held back."""
+        """Return what was held back, as the text has ended."""
         if self._step == self._head:
             self._read.text += self._marker + self._unread
         elif self._step == self._text or not self.num_calls:
@@ -86,10 +86,10 @@ class CallReader:
 
     @property
     def is_cut(self) -> bool:
-        """Whether what was fed ends in the middle of a call."""
+        """Whether the text so far ends in the middle of a call."""
         return self._step in (self._head, self._arguments)
 
-    # Each step reads on from ``_unread``; it returns whether another step may follow at once.
+    # Each step consumes some of ``_unread``; it returns whether another step may follow immediately.
 
     def _text(self) -> bool:
         begin = self._style.begin
@@ -106,7 +106,7 @@ class CallReader:
         return False
 
     def _between(self) -> bool:
-        """Behind a call, or, where calls have no marker, at the start: another call, or text."""
+        """After a call, or at the start if calls have no marker: another call, or text."""
         rest = self._unread.lstrip()
         marks = self._marks if self.num_calls else self._style.also  # at the start ";" separates nothing
         mark = next((mark for mark in marks if rest.startswith(mark)), None)
@@ -148,7 +148,7 @@ class CallReader:
         return False if _BARE_SO_FAR.fullmatch(self._unread) else self._give_up()
 
     def _whole(self) -> bool:
-        """An object whose parts are in another order: nothing is told before it is complete."""
+        """An object whose parts are in another order: it is read once it is complete."""
         first = _FIRST_KEY.match(self._unread)
         if _NO_OBJECT.match(self._unread) or (first and first[1] not in FUNCTION_KEYS):
             return self._give_up()
@@ -175,7 +175,7 @@ class CallReader:
         return True
 
     def _tail(self) -> bool:
-        """What else is in a call's object: an id, or nothing."""
+        """The rest of a call's object: an id, or nothing."""
         end = self._braces.end(self._unread)
         self._unread = "" if end is None else self._unread[end:]
         self._step = self._tail if end is None else self._between
@@ -190,15 +190,15 @@ class CallReader:
         self.num_calls += 1
 
     def _give_up(self) -> bool:
-        """It was no call: the marker is text, and so is what follows unless there is another one in it."""
+        """It was not a call: the marker is text, and so is what follows up to another marker."""
         self._read.text += self._marker
         self._step = self._text
         return True
 
 
 def _call_in(text: str) -> tuple[str | None, str]:
-    """Name and arguments of a call that is a JSON object; no name where it is none, or cannot be sent as one:
-    Python reads numbers that JSON does not have, and halves of surrogate pairs.
+    """Return the name and arguments of a call that is a JSON object. The name is ``None`` if it is not one or
+    cannot be sent as JSON: Python reads numbers that JSON does not have, and halves of surrogate pairs.
     """
     try:
         call: Any = json.loads(text)

@@ -1,4 +1,4 @@
-"""What a client asks of an answer's form, whatever API it came by."""
+"""The requested format of an answer, whatever API the request came through."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Schema = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function. ``strict``: its arguments obey ``parameters`` to the letter, or the request is refused."""
+    """A function. ``strict``: its arguments obey ``parameters`` exactly, or the request is rejected."""
 
     name: str
     description: str | None = None
@@ -20,7 +20,7 @@ class Tool:
     strict: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        """As the OpenAI API spells it, which is what chat templates read."""
+        """Return the tool in the format of the OpenAI API, which chat templates expect."""
         function: dict[str, Any] = {"name": self.name}
         if self.description is not None:
             function["description"] = self.description
@@ -33,7 +33,7 @@ EMPTY_PARAMETERS: Schema = {"type": "object", "properties": {}}
 
 @dataclass(frozen=True, slots=True)
 class JsonFormat:
-    """The answer is JSON that obeys ``schema``; keywords that cannot be enforced are left out unless
+    """The answer is JSON that obeys ``schema``; keywords that cannot be enforced are ignored unless
     ``strict``.
     """
 
@@ -60,8 +60,8 @@ Format = JsonFormat | RegexFormat | ChoiceFormat
 
 @dataclass(frozen=True, slots=True)
 class OutputRequest:
-    """``callable_names``: those of ``tools`` that may be called; ``None``: all. ``mode`` ``required``: at
-    least one must be. Without ``parallel`` at most one is.
+    """``callable_names``: names of the ``tools`` that may be called; ``None``: all. ``mode`` ``required``: at
+    least one must be called. Without ``parallel``, at most one is.
     """
 
     tools: tuple[Tool, ...] = ()

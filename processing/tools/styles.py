@@ -1,4 +1,4 @@
-"""How models spell calls of functions, one ``ToolStyle`` each, and which of them a template was made for.
+"""How models write function calls, one ``ToolStyle`` each, and detection of the style that a template uses.
 
 An answer with calls is ``begin opening call (separator call)* closing``, where a call is ``head`` with the
 function's name in it, the arguments as JSON, and ``tail``. Text may come before ``begin``. Pure data.
@@ -12,14 +12,14 @@ from typing import Final
 
 NAME: Final = "{name}"
 MARK: Final = r"<\S+?>|\[[A-Z_]+\]"
-"""What may be a special token in some tokenizer."""
+"""Matches text that may be a special token in some tokenizers."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolStyle:
-    """``begin`` is empty where calls have no marker: then an answer is either all text or all calls.
-    ``also``: tokens that models of this style write besides, and that mean nothing. ``short_ids``: calls are
-    told apart by nine letters and digits.
+    """``begin`` is empty if calls have no marker: then an answer is either all text or all calls. ``also``:
+    further tokens that models of this style write, which have no meaning. ``short_ids``: ids of calls consist
+    of nine letters and digits.
     """
 
     name: str
@@ -34,7 +34,7 @@ class ToolStyle:
 
     @property
     def wraps(self) -> bool:
-        """Whether a call is a JSON object with the name and the arguments in it."""
+        """Whether a call is a JSON object that contains the name and the arguments."""
         return self.head.startswith('{"')
 
 
@@ -83,13 +83,13 @@ MISTRAL_ARGS: Final = ToolStyle(
 
 
 def marks_of(style: ToolStyle) -> set[str]:
-    """What an answer with calls may hold besides names and arguments and might be a special token."""
+    """Return the parts of calls, besides names and arguments, that might be special tokens."""
     text = style.begin + style.opening + style.head + style.tail + style.separator + style.closing
     return {*re.findall(MARK, text), *style.also}
 
 
 def detect_style(template: str) -> ToolStyle | None:
-    """The style that a chat template writes calls in; ``None`` if it is none of these."""
+    """Return the style in which a chat template writes calls; ``None`` if it is not one of these."""
     if "[TOOL_CALLS]" in template:
         return MISTRAL_ARGS if "[ARGS]" in template else MISTRAL
     if "<tool_call>" in template and not any(other in template for other in ("<function=", "<arg_key>")):
@@ -100,7 +100,7 @@ def detect_style(template: str) -> ToolStyle | None:
 
 
 def chosen_style(parser: str, template: str) -> ToolStyle:
-    """That of the operator's choice; both of Mistral's are called the same."""
+    """Return the style chosen by the operator; both of Mistral's have the same name."""
     if parser == "mistral":
         return MISTRAL_ARGS if "[ARGS]" in template else MISTRAL
     return {"hermes": HERMES, "llama3_json": LLAMA3_JSON}[parser]

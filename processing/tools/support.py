@@ -1,4 +1,4 @@
-"""What a model needs for tools and formats, and what that makes of a request: prompt, grammar and reader."""
+"""A model's support for tools and formats, and the plan for a request: prompt, grammar and reader."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from processing.tools.styles import HERMES, ToolStyle, chosen_style, detect_styl
 
 @dataclass(frozen=True, slots=True)
 class OutputPlan:
-    """How one request is told about its tools (``tools`` for the template, or in the messages), constrained
-    and read. ``shown_ids``: special tokens that the reader must see in the text; ``callable_tools``: those
-    with rules in the grammar, in their order.
+    """How the model is told about the tools of a request (``tools`` for the template, or in the messages),
+    and how its answer is constrained and parsed. ``shown_ids``: special tokens that the reader must see in
+    the text; ``callable_tools``: those with rules in the grammar, in their order.
     """
 
     grammar: str | None = None
@@ -29,24 +29,24 @@ class OutputPlan:
     told: Callable[[Sequence[ChatMessage]], Sequence[ChatMessage]] = field(default=lambda messages: messages)
 
     def reader(self) -> CallReader | None:
-        """A fresh one for each choice; ``None`` where all text is content."""
+        """Return a new reader, one for each choice; ``None`` if all text is content."""
         names = {tool.name for tool in self.callable_tools}
         return None if self.style is None else CallReader(self.style, names)
 
     def explained(self, reason: str) -> tuple[str, bool]:
-        """What the engine says against the grammar, in words of the request; whether it is about tools."""
+        """Return the engine's grammar error in terms of the request, and whether it is about tools."""
         return explained(reason, self.callable_tools)
 
 
 FREE: Final = OutputPlan()
-"""Text, and nothing to read in it."""
+"""Unconstrained text without function calls."""
 
 
 class ToolSupport:
     """``takes_tools``: whether the model's chat template does. ``parser``: a style's name, or ``auto``.
 
-    ``special_id``: of a special token by its text, ``None`` where there is none. A model whose template knows
-    no tools, or writes calls in a style that is not known here, is told about tools in its messages.
+    ``special_id`` returns the id of a special token by its text, ``None`` if there is none. A model whose
+    template does not know tools, or writes calls in an unknown style, is told about tools in its messages.
     """
 
     def __init__(
@@ -84,8 +84,9 @@ class ToolSupport:
         )
 
     def _is_constrained(self, request: OutputRequest) -> bool:
-        """Whether calls must be what a grammar allows. A model that was made for tools writes good ones by
-        itself, but for promises: a call at all, one at most, some functions only, arguments to the letter.
+        """Whether a grammar must constrain calls. A model trained for tools writes good calls by itself,
+        except where something is guaranteed: that it calls at all, at most once, only some functions, or with
+        strictly valid arguments.
         """
         free = request.mode == "auto" and request.parallel and request.callable_names is None
         return not (self.native and free) or any(tool.strict for tool in request.callable_tools)

@@ -1,4 +1,4 @@
-/** An answer as it grows, and how its tokens came about. Knows no elements. */
+/** An answer as it grows, and how its tokens were produced. Knows nothing of the DOM. */
 
 /**
  * One verified tree, as the server's `speculative_trace` reports it: node i proposes `tokens[i]` to follow node
@@ -28,8 +28,8 @@
  */
 
 /**
- * A stretch of the answer's text. "draft": drafted and accepted; "bonus": the model's own after those; "plain": no
- * draft was asked; "mixed": of the round, but its tokens do not spell it one by one (a character of several).
+ * A piece of the answer's text. "draft": drafted and accepted; "bonus": the model's own token after those; "plain":
+ * without a draft; "mixed": from the round, but not split by token (a character that consists of several tokens).
  * @typedef {object} Piece
  * @property {"draft" | "bonus" | "plain" | "mixed"} kind
  * @property {number} round -1 for plain
@@ -40,7 +40,7 @@ export class Answer {
   text = "";
   /** @type {Round[]} */
   rounds = [];
-  /** What the root of each round stands for. @type {string[]} */
+  /** The text of the root of each round. @type {string[]} */
   roots = [];
   numTokens = 0;
   /** @type {Chunk["usage"]} */
@@ -105,12 +105,12 @@ export class Answer {
     return this.rounds.reduce((sum, round) => sum + round.tokens.length, 0);
   }
 
-  /** Tokens a round, the bonus token included; NaN without a round. */
+  /** Tokens per round, including the bonus token; NaN without a round. */
   get acceptanceLength() {
     return (this.numAccepted + this.rounds.length) / this.rounds.length;
   }
 
-  /** After the first one, which waits for the prompt. */
+  /** Without the first token, which waits for the prompt. */
   get tokensPerSecond() {
     const seconds = (this.#last - this.#first) / 1000;
     return seconds > 0 ? ((this.usage?.completion_tokens ?? this.numTokens) - 1) / seconds : NaN;
@@ -123,8 +123,8 @@ export class Answer {
 }
 
 /**
- * Cut `content` as the tokens spell it, from both ends; what they do not spell (part of a character, a stop string
- * held back, a special token left out) is one "mixed" piece.
+ * Cut `content` into the texts of the tokens, from both ends; what does not match any (part of a character, a stop
+ * string held back, a special token left out) is one "mixed" piece.
  * @param {string} content
  * @param {Piece[]} expected at least one
  * @returns {Piece[]}

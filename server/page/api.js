@@ -1,9 +1,9 @@
-/** The server, as this page asks it: addresses beside the page's own, whatever prefix a proxy has added. */
+/** The client of the server's API. URLs are relative to the page's own, whatever prefix a proxy has added. */
 
 const ROOT = new URL("../", import.meta.url);
 const KEY = "specvlm.key";
 
-/** What went wrong, in words for people. `status` 0: no answer came. */
+/** An error with a message for people. `status` 0: there was no response. */
 export class ApiError extends Error {
   /** @param {number} status @param {string} message @param {string} [code] */
   constructor(status, message, code = "") {
@@ -14,7 +14,7 @@ export class ApiError extends Error {
 }
 
 export class Api {
-  /** Asks the user for a key; true if there is one to try. The server refused the last one, if there was. */
+  /** Asks the user for a key; true if there is one to try. The argument: whether the server rejected the last one. */
   #askKey;
 
   /** @param {(refused: boolean) => Promise<boolean>} askKey */
@@ -53,7 +53,7 @@ export class Api {
       if (chunk.error) throw new ApiError(response.status, chunk.error.message, chunk.error.code);
       yield chunk;
     }
-    throw new ApiError(0, "The connection broke off in the middle of the answer.", "cut_off");
+    throw new ApiError(0, "The connection was lost in the middle of the answer.", "cut_off");
   }
 
   /** @param {string} path @param {RequestInit} init @param {boolean} asks */
@@ -78,7 +78,7 @@ export class Api {
   }
 }
 
-/** @param {unknown} error what fetch or a reader threw: an abort is the user's own, all else the network's */
+/** @param {unknown} error thrown by fetch or a reader: an abort comes from the user, anything else from the network */
 function reachable(error) {
   if (error instanceof DOMException && error.name === "AbortError") return error;
   return new ApiError(0, "The server cannot be reached. Is it running?", "unreachable");

@@ -1,4 +1,4 @@
-/** Puts the page together, and watches whether the server is there. */
+/** Assembles the page, and watches whether the server is available. */
 
 import { Api } from "./api.js";
 import { Chat } from "./chat.js";
@@ -10,7 +10,7 @@ import { Settings } from "./settings.js";
 import { Status } from "./status.js";
 import { Tabs } from "./tabs.js";
 
-const READY_MS = 10_000; // between two looks at the server
+const READY_MS = 10_000; // between two checks of the server
 const WAITING_MS = 2_000;
 
 const dialog = new KeyDialog();
@@ -64,7 +64,7 @@ function showServer(state, text) {
   byId("give-key", HTMLButtonElement).hidden = state !== "locked";
 }
 
-/** What is served, and how: asked once the model is loaded. @returns {Promise<string>} the model's name */
+/** Ask what is served and how, once the model is loaded. @returns {Promise<string>} the model's name */
 async function meet() {
   const { data: models } = await (await api.get("v1/models", asksForKey)).json();
   const { version, speculative } = await (await api.get("version")).json();
@@ -72,19 +72,19 @@ async function meet() {
   settings.setDrafting(speculative.num_draft_tokens, speculative.compressors);
   status.setServer([
     ["model", models.map((/** @type {{id: string}} */ model) => model.id).join(", ")],
-    ["longest prompt and answer", `${number(models[0].max_model_len)} tokens`],
+    ["context length", `${number(models[0].max_model_len)} tokens`],
     ["draft", speculative.draft],
-    ["largest tree", `${speculative.num_draft_tokens} drafts, ${speculative.num_steps} deep`],
+    ["largest tree", `${speculative.num_draft_tokens} draft tokens, ${speculative.num_steps} levels`],
     ["version", version],
   ]);
   return models[0].id;
 }
 
 let model = "";
-let asksForKey = true; // until the user would not give one
+let asksForKey = true; // until the user declines to enter one
 let timer = 0;
 
-/** Look whether the server is ready, now and from now on. */
+/** Check whether the server is ready, now and repeatedly. */
 async function watch() {
   clearTimeout(timer);
   try {
@@ -93,7 +93,7 @@ async function watch() {
     showServer("ready", model);
   } catch (error) {
     const { status } = /** @type {import("./api.js").ApiError} */ (error);
-    if (status === 401) showServer("locked", "This server asks for a key");
+    if (status === 401) showServer("locked", "This server requires a key");
     else if (status === 503) showServer("loading", "The model is loading…");
     else showServer("away", "The server cannot be reached");
     asksForKey &&= status !== 401;
@@ -104,5 +104,5 @@ async function watch() {
 
 byId("boot", HTMLElement).remove();
 byId("app", HTMLElement).hidden = false;
-if (tabs.isWide) composer.focus(); // on a phone that would open the keyboard
+if (tabs.isWide) composer.focus(); // on a phone this would open the keyboard
 watch();

@@ -1,4 +1,4 @@
-/** The conversation: what was asked, what was answered, what is being answered now. */
+/** The conversation: questions, their answers, and the answer being generated. */
 
 import { Answer } from "./answer.js";
 import { ExchangeView } from "./exchange.js";
@@ -14,7 +14,7 @@ import { ExchangeView } from "./exchange.js";
  * @property {import("./composer.js").Composer} composer
  * @property {HTMLElement} log
  * @property {import("./inside.js").Inside} inside
- * @property {() => void} onLook the user wants to see inside
+ * @property {() => void} onLook the user wants to look inside an answer
  */
 
 export class Chat {
@@ -36,7 +36,7 @@ export class Chat {
     return true;
   }
 
-  /** What came so far stays. */
+  /** Stop the running answer; what has arrived stays. */
   stop() {
     this.#running?.abort();
   }
@@ -87,7 +87,7 @@ export class Chat {
   }
 
   /**
-   * What the model reads for this one. Questions that got no answer are left out: they would fail again.
+   * The exchanges that form the prompt of this one. Questions without an answer are left out: they would fail again.
    * @param {Exchange} exchange
    */
   #promptOf(exchange) {
@@ -116,7 +116,7 @@ export class Chat {
     this.#parts.inside.show(exchange.answer, pictures, round);
   }
 
-  /** @param {Exchange} exchange @returns {boolean} whether it is gone; not while an answer is on its way */
+  /** @param {Exchange} exchange @returns {boolean} whether it was removed; not while an answer is running */
   #drop(exchange) {
     if (this.#running) return false;
     exchange.view.remove();

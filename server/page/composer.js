@@ -1,8 +1,8 @@
-/** Where a message is written: text, and pictures that are dropped, pasted or chosen. */
+/** The message editor: text, and pictures that are dropped, pasted or chosen. */
 
 import { byId, el } from "./dom.js";
 
-/** A picture as a message carries it. @typedef {{name: string, url: string}} Picture `url` begins with `data:` */
+/** A picture in a message. @typedef {{name: string, url: string}} Picture `url` begins with `data:` */
 
 const TYPES = ["image/png", "image/jpeg", "image/webp", "image/gif"];
 
@@ -17,7 +17,7 @@ export class Composer {
   #send = byId("send", HTMLButtonElement);
   #stop = byId("stop", HTMLButtonElement);
 
-  /** @param {{onSend: (text: string, pictures: Picture[]) => boolean, onStop: () => void}} actions `onSend` says if it did */
+  /** @param {{onSend: (text: string, pictures: Picture[]) => boolean, onStop: () => void}} actions `onSend` returns whether it was sent */
   constructor({ onSend, onStop }) {
     this.#form.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -67,7 +67,7 @@ export class Composer {
     const all = [...files];
     const wrong = all.filter((file) => !TYPES.includes(file.type));
     const names = wrong.map((file) => file.name).join(", ");
-    this.#complaint.textContent = names && `Only PNG, JPEG, WebP and GIF pictures can be read, not ${names}.`;
+    this.#complaint.textContent = names && `Only PNG, JPEG, WebP and GIF pictures are supported, not ${names}.`;
     for (const file of all.filter((file) => TYPES.includes(file.type))) {
       this.pictures = [...this.pictures, { name: file.name, url: await dataUrl(file) }];
     }
@@ -112,7 +112,7 @@ export class Composer {
     );
   }
 
-  /** As high as its text, up to what the style allows. */
+  /** Make the field as high as its text, up to what the style allows. */
   #fit() {
     this.#text.style.height = "auto";
     this.#text.style.height = `${this.#text.scrollHeight + 2}px`;

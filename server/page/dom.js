@@ -1,6 +1,6 @@
 /**
- * Elements made of text and attributes. Nothing here parses HTML: what a user or a model wrote only ever
- * becomes text. (Browsers that know Trusted Types hold that, too: the page's policy allows no other way.)
+ * Creates elements from text and attributes. Nothing here parses HTML: what a user or a model wrote only ever
+ * becomes text. (In browsers with Trusted Types, the page's policy enforces this.)
  */
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -57,7 +57,7 @@ export function byId(id, type) {
 }
 
 /**
- * A list of names and what they stand at, for `<dl class="figures">`.
+ * Show names and their values in a `<dl class="figures">`.
  * @param {HTMLElement} list
  * @param {[name: string, value: string, hint?: string][]} rows
  */
@@ -88,7 +88,7 @@ export function percent(share) {
 /**
  * A share as a bar, under its name.
  * @param {string} name
- * @param {number} share 0 to 1; NaN where there is nothing to divide by
+ * @param {number} share 0 to 1; NaN if it is undefined
  */
 export function meter(name, share) {
   const bar = el("div");

@@ -1,4 +1,4 @@
-/** One question and its answer, as the conversation shows them. */
+/** One question and its answer in the conversation. */
 
 import { byId, el, number } from "./dom.js";
 
@@ -8,7 +8,7 @@ import { byId, el, number } from "./dom.js";
 
 /** @typedef {{onLook: (round: number | null) => void, onAgain: () => void, onEdit: () => void}} Actions */
 
-const NEAR_END = 80; // pixels from the end that still count as reading along
+const NEAR_END = 80; // pixels from the end within which the view follows the answer
 
 export class ExchangeView {
   #text = el("p", { class: "text" });
@@ -47,9 +47,9 @@ export class ExchangeView {
     const { state, error, text } = this.#answer;
     if (error) this.#showError(error);
     else if (state === "stopped") this.#foot.append(el("span", { class: "note" }, "Stopped."));
-    else if (!text) this.#foot.append(el("span", { class: "note" }, "The model gave an empty answer."));
+    else if (!text) this.#foot.append(el("span", { class: "note" }, "The model returned an empty answer."));
     else if (this.#answer.finishReason === "length") {
-      this.#foot.append(el("span", { class: "note" }, "Cut at the token limit."));
+      this.#foot.append(el("span", { class: "note" }, "Cut off at the token limit."));
     }
     if (text) this.#foot.append(this.#copyButton(), this.#lookButton());
     if (!text) this.#foot.append(...this.#retryButtons());
@@ -92,7 +92,7 @@ export class ExchangeView {
   }
 }
 
-/** Over plain http browsers have no clipboard for pages, but still the old command. @param {string} text */
+/** Over plain http, browsers offer pages no clipboard API, only the old command. @param {string} text */
 async function copy(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
   const area = el("textarea", { readonly: true, class: "unseen", "aria-hidden": "true" });

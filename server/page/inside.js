@@ -1,4 +1,4 @@
-/** How an answer came about: its rounds, one round's tree, its speed, and what the draft saw of the pictures. */
+/** How an answer was produced: its rounds, one round's tree, its speed, and what the draft saw of the pictures. */
 
 import { byId, number, percent, seconds, showFigures, svg } from "./dom.js";
 import { drawPicture } from "./pictures.js";
@@ -12,11 +12,11 @@ export class Inside {
   #answer = null;
   /** @type {Picture[]} */
   #pictures = [];
-  /** @type {object | null} the report that the pictures are drawn by */
+  /** @type {object | null} the report that the pictures are drawn from */
   #told = null;
   /** @type {number | null} the round that is shown; null follows the newest */
   #chosen = null;
-  /** @type {object | null} the round that the picture of a tree shows */
+  /** @type {object | null} the round whose tree is drawn */
   #drawn = null;
   #isDue = false;
   #slider = byId("round", HTMLInputElement);
@@ -48,7 +48,7 @@ export class Inside {
     this.#draw();
   }
 
-  /** Soon, and once for all that happens until then. @param {Answer} answer */
+  /** Redraw in the next frame, once for all changes until then. @param {Answer} answer */
   grow(answer) {
     if (answer !== this.#answer || this.#isDue) return;
     this.#isDue = true;
@@ -76,11 +76,11 @@ export class Inside {
     if (answer === null) return;
     showFigures(byId("inside-figures", HTMLElement), [
       ["tokens per round", number(answer.acceptanceLength, 2), "Acceptance length: accepted drafts and the bonus token"],
-      ["tokens per second", number(answer.tokensPerSecond, 1), "After the first token, as this browser saw it"],
+      ["tokens per second", number(answer.tokensPerSecond, 1), "After the first token, measured in this browser"],
       ["drafts accepted", percent(answer.numAccepted / answer.numDrafts), `${answer.numAccepted} of ${answer.numDrafts}`],
       ["time to first token", seconds(answer.firstTokenSeconds), "From sending to the first token"],
       ["answer tokens", number(answer.usage?.completion_tokens ?? answer.numTokens)],
-      ["cached prompt tokens", number(answer.usage?.prompt_tokens_details.cached_tokens), "Not computed again"],
+      ["cached prompt tokens", number(answer.usage?.prompt_tokens_details.cached_tokens), "Reused, not recomputed"],
     ]);
     const hasRounds = answer.rounds.length > 0;
     byId("rounds", HTMLElement).hidden = !hasRounds;
@@ -91,7 +91,7 @@ export class Inside {
     if (answer.speculation !== this.#told) this.#drawPictures();
   }
 
-  /** What became of them is told at the end of an answer. */
+  /** What the draft saw of them is known at the end of an answer. */
   #drawPictures() {
     this.#told = this.#answer?.speculation ?? null;
     const drawn = this.#pictures.map((picture, i) => drawPicture(picture, this.#answer?.speculation?.pictures?.[i]));
@@ -115,7 +115,7 @@ export class Inside {
     byId("tree", HTMLElement).replaceChildren(drawTree(round, answer.roots[shown]));
   }
 
-  /** In the conversation's text; there may be several answers, so the old mark is looked for everywhere. */
+  /** Mark the shown round in the conversation. As there may be several answers, the old mark may be anywhere. */
   #markShown(hasRounds = true) {
     document.querySelectorAll("#log .shown").forEach((span) => span.classList.remove("shown"));
     if (!hasRounds) return;
@@ -148,5 +148,5 @@ function seen(answer) {
   const total = answer.usage?.prompt_tokens_details.image_tokens;
   if (!total) return "";
   const isBlind = answer.speculation?.draft_visual_tokens === null;
-  return `The model saw ${number(total)} visual tokens.${isBlind ? " No draft looked at them." : ""}`;
+  return `The model saw ${number(total)} visual tokens.${isBlind ? " No draft saw them." : ""}`;
 }

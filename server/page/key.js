@@ -1,4 +1,4 @@
-/** Asks for an API key, in one dialog however many requests want one. */
+/** Asks for an API key, in one dialog however many requests need one. */
 
 import { byId } from "./dom.js";
 
@@ -14,7 +14,7 @@ export class KeyDialog {
     byId("key-cancel", HTMLButtonElement).addEventListener("click", () => this.#dialog.close());
   }
 
-  /** @param {Api} api gets the key @param {boolean} refused @returns {Promise<boolean>} whether a key was given */
+  /** @param {Api} api receives the key @param {boolean} refused @returns {Promise<boolean>} whether a key was given */
   ask(api, refused) {
     this.#asking ??= this.#ask(api, refused).finally(() => (this.#asking = null));
     return this.#asking;

@@ -1,4 +1,4 @@
-/** The pictures of a prompt with what the draft kept of them: lit cells of a grid, the others dimmed. */
+/** The pictures of a prompt, with the cells of the grid that the draft kept lit and the others dimmed. */
 
 import { el, number, svg } from "./dom.js";
 
@@ -6,14 +6,14 @@ import { el, number, svg } from "./dom.js";
 /** @typedef {[rows: number, columns: number]} Grid */
 
 /**
- * What a draft has of one picture, as the server reports it: N visual tokens in grids, row by row, one grid after the
- * other.
+ * What a draft sees of one picture, as reported by the server: N visual tokens in grids, row by row, one grid after
+ * the other.
  * @typedef {object} Seen
- * @property {string | null} compressor the branch; null: the draft goes without the picture
+ * @property {string | null} compressor the branch; null: the draft does not see the picture
  * @property {number} visual_tokens N
  * @property {number} draft_visual_tokens
  * @property {Grid[]} grids
- * @property {number[] | null} sources the tokens, 0 to N - 1, whose place those of the draft take; null: not told
+ * @property {number[] | null} sources the tokens, 0 to N - 1, whose positions the draft's tokens take; null: unknown
  */
 
 /** @param {Picture} picture @param {Seen | undefined} seen @returns {HTMLElement} */
@@ -22,7 +22,7 @@ export function drawPicture({ name, url }, seen) {
   if (!seen) return el("figure", {}, el("div", { class: "cells" }, image));
   const caption = el("figcaption", {}, describe(seen));
   const masks = drawMasks(seen);
-  // Where on the picture the tiles of several grids lie differs by model, so they stand beside it.
+  // Where the tiles of several grids lie in the picture depends on the model, so they are shown next to it.
   const [over, beside] = masks.length === 1 ? [masks, []] : [[], masks];
   return el("figure", {}, el("div", { class: "cells" }, image, ...over), ...beside, caption);
 }
@@ -36,8 +36,8 @@ export function describe(seen) {
 }
 
 /**
- * One for each grid; none where nothing was dropped, or it is not known what, or where in the picture: single rows are
- * what the server tells where it knows no grid.
+ * Draw one mask per grid; none if nothing was dropped, or if it is unknown what, or where in the picture: the server
+ * reports single rows where it knows no grid.
  * @param {Seen} seen
  */
 function drawMasks({ grids, sources }) {

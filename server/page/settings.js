@@ -1,20 +1,20 @@
-/** What a request says beside its messages. An empty field is left out, and the server chooses. */
+/** The parameters of a request besides its messages. Empty fields are left out: the server uses its defaults. */
 
 import { byId, el } from "./dom.js";
 
 const STORE = "specvlm.settings";
 /**
- * What a draft may see of pictures, in words; those that are not here are shown by their name.
+ * Labels of what a draft may see of pictures; others are shown by their names.
  * @type {Record<string, string>}
  */
-const COMPRESSORS = { auto: "server’s choice", none: "all of them", text_only: "nothing" };
+const COMPRESSORS = { auto: "server’s default", none: "all", text_only: "none" };
 const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
 
 export class Settings {
   #form = byId("settings-form", HTMLFormElement);
   #onWrong;
 
-  /** @param {() => void} onWrong a field cannot be sent: bring it into view */
+  /** @param {() => void} onWrong called if a field is invalid, to bring it into view */
   constructor(onWrong) {
     this.#onWrong = onWrong;
     this.#restore();
@@ -23,7 +23,7 @@ export class Settings {
     this.#form.addEventListener("reset", () => sessionStorage.removeItem(STORE));
   }
 
-  /** Shows what is wrong, if anything is. */
+  /** Return whether all fields are valid, and show what is wrong otherwise. */
   check() {
     if (this.#form.checkValidity()) return true;
     this.#onWrong();
@@ -53,7 +53,7 @@ export class Settings {
     this.#offer("model", models.map(({ id }) => [id, id]));
   }
 
-  /** @param {number} limit drafts in a tree, of which a request may only ask for less @param {string[]} compressors */
+  /** @param {number} limit draft tokens per tree, which a request can only lower @param {string[]} compressors */
   setDrafting(limit, compressors) {
     const field = /** @type {HTMLInputElement} */ (this.#field("num_draft_tokens"));
     field.max = String(limit);
@@ -85,7 +85,7 @@ export class Settings {
     sessionStorage.setItem(STORE, JSON.stringify(values));
   }
 
-  /** After a reload of the page. What is chosen from lists is not kept: the server sends those later. */
+  /** Restore fields after a reload. Choices from lists are not kept, as the server sends the lists later. */
   #restore() {
     const stored = sessionStorage.getItem(STORE);
     if (stored === null) return;

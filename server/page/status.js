@@ -1,14 +1,14 @@
-/** How the server is doing, from its `/metrics`. */
+/** The state of the server, from its `/metrics`. */
 
 import { byId, el, meter, number, percent, seconds, showFigures, svg } from "./dom.js";
 
 /** @typedef {import("./api.js").Api} Api */
 
-const LOOK_MS = 2000; // between two looks
-const KEPT = 60; // looks in the line
+const LOOK_MS = 2000; // between two requests
+const KEPT = 60; // values in the line chart
 const SAMPLE = /^[^\s{:]+:([^\s{]+)(?:\{(.*)\})? (\S+)$/;
 
-/** Samples of Prometheus' text format, whatever their prefix; those that differ by labels are summed. */
+/** Samples in the Prometheus text format, regardless of prefix; those that differ only in labels are summed. */
 export class Samples {
   /** @type {Map<string, number>} */
   #values = new Map();
@@ -23,7 +23,7 @@ export class Samples {
     }
   }
 
-  /** @param {string} name of a sample, with one label behind it where that matters @returns {number} NaN if it is not there */
+  /** @param {string} name of a sample, followed by one label if needed @returns {number} NaN if it does not exist */
   get(name) {
     return this.#values.get(name) ?? NaN;
   }
@@ -51,7 +51,7 @@ export class Status {
     this.#api = api;
   }
 
-  /** Look now and then while it is shown. @param {boolean} isShown */
+  /** Poll while the view is shown. @param {boolean} isShown */
   show(isShown) {
     clearInterval(this.#timer);
     if (!isShown) return;
@@ -85,7 +85,7 @@ export class Status {
       ["tokens per second", number(speed, 1), "Over the last 10 seconds"],
       ["tokens per round", number(samples.get("mean_acceptance_length"), 2), "Acceptance length, over the last 10 seconds"],
       ["drafts accepted", percent(samples.get("acceptance_rate")), "Over the last 10 seconds"],
-      ["engine time spent drafting", percent(samples.share("draft_seconds_total", "engine_step_seconds_total")), "Since the start"],
+      ["engine time spent drafting", percent(samples.share("draft_seconds_total", "engine_step_seconds_total")), "Since startup"],
     ]);
     byId("status-line", HTMLElement).replaceChildren(line(this.#speeds));
     byId("status-meters", HTMLElement).replaceChildren(
@@ -95,15 +95,15 @@ export class Status {
     );
     const ended = (/** @type {string} */ how) => number(samples.get(`request_success_total finished_reason="${how}"`));
     showFigures(byId("status-totals", HTMLElement), [
-      ["completed", ended("stop"), "Answers that the model ended, or a stop string"],
-      ["cut at a token limit", ended("length")],
+      ["completed", ended("stop"), "Answers ended by the model or by a stop string"],
+      ["cut off at a token limit", ended("length")],
       ["cancelled by clients", ended("abort")],
       ["failed", ended("error")],
-      ["rejected", number(samples.get("admission_rejections_total")), "With a 503: too many requests, or no engine"],
-      ["prompt tokens", number(samples.get("prompt_tokens_total")), "Cached ones included"],
+      ["rejected", number(samples.get("admission_rejections_total")), "With a 503: too many requests, or the engine is unavailable"],
+      ["prompt tokens", number(samples.get("prompt_tokens_total")), "Including cached ones"],
       ["generated tokens", number(samples.get("generation_tokens_total"))],
       ["time to first token", seconds(samples.share("time_to_first_token_seconds_sum", "time_to_first_token_seconds_count")), "On average"],
-      ["preemptions", number(samples.get("num_preemptions_total")), "Answers that gave their KV memory back and were computed again"],
+      ["preemptions", number(samples.get("num_preemptions_total")), "Answers evicted from KV memory, to be recomputed"],
     ]);
   }
 }

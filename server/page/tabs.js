@@ -1,4 +1,4 @@
-/** Which view is shown. Where there is room the chat is always there, and its tab is not. */
+/** Selects the view shown. On wide screens the chat is always visible and has no tab. */
 
 const NAMES = ["chat", "inside", "settings", "status"];
 

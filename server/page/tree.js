@@ -1,4 +1,4 @@
-/** One round's tree as a picture: from the root to the right, the accepted path along the top. */
+/** Draws one round's tree: from the root to the right, the accepted path along the top. */
 
 import { svg } from "./dom.js";
 
@@ -22,11 +22,11 @@ const GAP = 17;
 const PADDING = 6;
 const CHAR = 7.3; // width of a character of the 12 px monospace font
 const MAX_CHARS = 14;
-const MIN_SCALE = 0.75; // it shrinks to fit, as long as it can be read
+const MIN_SCALE = 0.75; // the tree shrinks to fit, as long as it remains readable
 
 /**
- * The nodes, root first, then drafts, each behind its parent. A first child shares its parent's row and the
- * accepted child comes first, so the path is a straight line that the bonus token ends.
+ * The nodes, root first, then drafts, each after its parent. A first child shares its parent's row and the
+ * accepted child comes first, so the path is a straight line that ends with the bonus token.
  * @param {Round} round
  * @param {string} root
  * @returns {TreeNode[]}
@@ -67,7 +67,7 @@ export function visible(text) {
   return chars.length > MAX_CHARS ? `${chars.slice(0, MAX_CHARS - 1).join("")}…` : shown;
 }
 
-/** @param {string} text @returns {number} in pixels; signs of East Asia and emoji take two columns */
+/** @param {string} text @returns {number} in pixels; East Asian characters and emoji take two columns */
 function boxWidth(text) {
   const columns = [...text].reduce((sum, char) => sum + ((char.codePointAt(0) ?? 0) > 0x2e7f ? 2 : 1), 0);
   return Math.max(columns, 1) * CHAR + 2 * PADDING;

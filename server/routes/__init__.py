@@ -1,1 +1,1 @@
-"""One module per group of addresses; each turns HTTP into calls and nothing more."""
+"""One module per group of endpoints; each turns HTTP into calls and nothing more."""

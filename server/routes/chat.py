@@ -19,7 +19,7 @@ router = APIRouter(route_class=StrictRoute)
 
 @router.post("/v1/chat/completions", responses=answers(ChatCompletion, ChatCompletionChunk))
 async def create_chat_completion(request: Request, body: ChatRequest, state: State) -> Response:
-    """Answer a conversation that may hold pictures."""
+    """Answer a conversation that may contain images."""
     model = state.served_name(body.model)
     request_id = adopt_id(request, body.request_id)
     begin = partial(begin_chat, state.parts, body, request_id=request_id, model=model)

@@ -18,7 +18,7 @@ router = APIRouter(route_class=StrictRoute)
 
 @router.post("/v1/completions", responses=answers(Completion, Completion))
 async def create_completion(request: Request, body: CompletionRequest, state: State) -> Response:
-    """Continue one or several texts, as they are: no template, no pictures."""
+    """Continue one or several texts as they are: no template, no images."""
     model = state.served_name(body.model)
     request_id = adopt_id(request, body.request_id)
     begin = partial(begin_completion, state.parts, body, request_id=request_id, model=model)

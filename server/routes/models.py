@@ -1,4 +1,4 @@
-"""``/v1/models``: what is served, under which names."""
+"""``/v1/models``: the served model under each of its names."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""``/``: a page for people, and the files that it is made of.
+"""``/``: the web page, and the files that it consists of.
 
-They are read once, lie in memory, and are found by exact name only. They are the same for everybody and hold
-nothing of this server, so they need no key (``PUBLIC_PATHS``): the page asks its user for one.
+They are read once, kept in memory, and found by exact name only. They are the same for everybody and contain
+no data of this server, so they need no key (``PUBLIC_PATHS``): the page asks its user for one.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ MEDIA_TYPES: Final = {
     ".svg": "image/svg+xml",
 }
 
-# Scripts and styles are the server's own files, pictures those and what users drop in; nothing is inline,
-# nothing comes from or goes to another host, and no script can turn text into HTML.
+# Scripts and styles are the server's own files, images are its own or dropped in by users; nothing is inline,
+# nothing is loaded from or sent to another host, and no script can turn text into HTML.
 POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
 HEADERS: Final = {
-    "Cache-Control": "no-cache",  # ask each time whether it changed: a new server, a new page
+    "Cache-Control": "no-cache",  # revalidate each time, as a new server may have a new page
     "Content-Security-Policy": POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -49,7 +49,7 @@ class PageFile:
 
 
 def read_files(folder: Path) -> dict[str, PageFile]:
-    """By name. A file of a kind that is not served is an error: nothing gets in by accident."""
+    """Return the files by name. A file of an unknown type is an error, so that none is served by accident."""
     files = {}
     for path in sorted(folder.iterdir()):
         content = path.read_bytes()

@@ -22,11 +22,11 @@ router = APIRouter(route_class=StrictRoute)
 
 @router.post("/v1/responses", responses=answers(ResponseAnswer, ResponseEvent))
 async def create_response(request: Request, body: ResponsesRequest, state: State) -> Response:
-    """Answer a conversation that may hold pictures, in the newer shape. Nothing is stored."""
+    """Answer a conversation that may contain images, in OpenAI's newer format. Nothing is stored."""
     model = state.served_name(body.model)
     request_id = adopt_id(request, body.request_id)
     begin = partial(begin_response, state.parts, body, request_id=request_id, model=model)
     try:
         return await respond(request, begin, stream=body.stream)
-    except ApiError as error:  # whatever raised it knows it as a chat
+    except ApiError as error:  # it names the fields of a chat
         raise error.renamed(RENAMED) from None

@@ -1,7 +1,7 @@
-"""Whether the server lives, whether it can answer, how it is doing, and which version it is.
+"""Liveness, readiness, metrics and version of the server.
 
-``HEAD`` answers as ``GET`` does, since some load balancers ask so; the server leaves the body out. The lower
-decorator is the one that ``Allow`` of another method names.
+``HEAD`` is answered like ``GET``, as some load balancers use it; the server leaves the body out. The lower
+decorator is the one whose method ``Allow`` lists in a 405.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ router = APIRouter()
 @router.head("/health", include_in_schema=False)
 @router.get("/health")
 async def health() -> Status:
-    """This process answers. Says nothing about the model; needs no key."""
+    """Report that this process is alive. Says nothing about the model; needs no key."""
     return Status(status="alive")
 
 
 @router.head("/ready", include_in_schema=False)
 @router.get("/ready")
 async def ready(state: State) -> Status:
-    """The model is loaded and answers."""
+    """Report that the model is loaded and responsive; a 503 if it is not."""
     if state.client.state != "ready":
         raise engine_unavailable()
     return Status(status="ready")
@@ -36,14 +36,14 @@ async def ready(state: State) -> Status:
 @router.head("/metrics", include_in_schema=False)
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(state: State) -> Response:
-    """Prometheus text format."""
+    """Return metrics in the Prometheus text format."""
     return Response(state.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.head("/version", include_in_schema=False)
 @router.get("/version")
 async def version(state: State) -> Version:
-    """The version of this server, what drafts in it, and whether pictures are compressed for the model."""
+    """Return the server's version, its draft, and whether images are compressed for the model."""
     info = state.client.info
     drafting = lossy = None
     if info is not None:

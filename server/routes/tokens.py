@@ -33,20 +33,20 @@ router = APIRouter(route_class=StrictRoute)
 
 @router.post("/tokenize")
 async def tokenize(body: TokenizeRequest, state: State) -> TokenizeAnswer:
-    """The token ids of a text, or of a conversation with its pictures' placeholders."""
+    """Return the token ids of a text, or of a conversation including image placeholders."""
     processor, prompts = state.parts.processor, state.parts.prompts
     field = "messages" if isinstance(body, TokenizeChat) else "prompt"
     async with admitted(state, body.model):
         if isinstance(body, TokenizeChat):
             refuse_long(texts_in(body.messages), field)
-            plan = processor.tools.plan(OutputRequest())  # as of a chat without tools
+            plan = processor.tools.plan(OutputRequest())  # that of a chat without tools
             tokens = (await prompts.build(body.messages, plan)).token_ids
         else:
             refuse_long([body.prompt], field)
             tokens = await prompts.in_pool(processor.encode, body.prompt, body.add_special_tokens)
         if len(tokens) > MAX_TOKENS:
             raise bad_request(
-                f"'{field}' takes {len(tokens)} tokens; at most {MAX_TOKENS} are told. Send it in parts.",
+                f"'{field}' has {len(tokens)} tokens; at most {MAX_TOKENS} can be returned. Split it.",
                 param=field,
             )
         strings = await prompts.in_pool(texts_of, processor, tokens) if body.return_token_strs else None
@@ -56,21 +56,21 @@ async def tokenize(body: TokenizeRequest, state: State) -> TokenizeAnswer:
 
 
 def refuse_long(texts: Iterable[str], field: str) -> None:
-    """Before they are tokenized."""
+    """Raise ``ApiError`` if texts are too long to be tokenized."""
     if (size := num_bytes(texts)) > MAX_BYTES:
         raise bad_request(
-            f"'{field}' has {size} bytes of text; at most {MAX_BYTES} are tokenized. Send it in parts.",
+            f"'{field}' has {size} bytes of text; at most {MAX_BYTES} are allowed. Split it.",
             param=field,
         )
 
 
 @router.post("/detokenize")
 async def detokenize(body: DetokenizeRequest, state: State) -> DetokenizeAnswer:
-    """The text of token ids, special tokens included."""
+    """Return the text of token ids, including special tokens."""
     processor = state.parts.processor
     if max(body.tokens, default=0) >= processor.vocab_size:
         raise bad_request(
-            f"'tokens' names a token beyond the model's {processor.vocab_size} tokens.", param="tokens"
+            f"'tokens' has a token ID outside the model's {processor.vocab_size} tokens.", param="tokens"
         )
     decode = partial(processor.decode, skip_special_tokens=False)
     async with admitted(state, body.model):
@@ -83,7 +83,7 @@ def texts_of(processor: Processor, tokens: Sequence[int]) -> list[str]:
 
 @asynccontextmanager
 async def admitted(state: ServerState, model: str | None) -> AsyncIterator[None]:
-    """These share the threads of those who want answers, so they share the queue and the time limit too."""
+    """Admit a request. These share threads with generating requests, so also the queue and the time limit."""
     state.served_name(model)
     ticket = state.parts.admission.admit(1, needs_engine=False)
     try:

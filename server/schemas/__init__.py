@@ -1,1 +1,1 @@
-"""What clients send and receive, as pydantic models. They know no engine and no HTTP."""
+"""Pydantic models of what clients send and receive. Independent of the engine and of HTTP."""

@@ -1,4 +1,4 @@
-"""Answers of ``/v1/chat/completions``, whole and in chunks."""
+"""Responses of ``/v1/chat/completions``, whole and in chunks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 @dataclass(slots=True)
 class TopLogprob:
-    """No ``AnswerModel``: there may be a million in an answer, and one of those takes 6 times as much."""
+    """Not an ``AnswerModel``, which takes 6 times the memory: an answer may hold a million of these."""
 
     token: str
     logprob: float
@@ -38,7 +38,7 @@ class PromptTokensDetails(AnswerModel):
     uncompressed_image_tokens: int | None = Field(
         default=None,
         exclude_if=is_absent,
-        description="Where 'visual_compression' spared some: how many there were before.",
+        description="Image tokens before 'visual_compression', where it removed some.",
     )
 
 
@@ -51,7 +51,7 @@ class Usage(AnswerModel):
 
 class FunctionCall(AnswerModel):
     name: str
-    arguments: str = Field(description="JSON, as the model wrote it.")
+    arguments: str = Field(description="JSON as written by the model.")
 
 
 class ToolCall(AnswerModel):
@@ -61,7 +61,7 @@ class ToolCall(AnswerModel):
 
 
 class AnswerMessage(AnswerModel):
-    """``content`` is null where the answer is nothing but calls."""
+    """``content`` is null if the answer consists of tool calls only."""
 
     role: Literal["assistant"] = "assistant"
     content: str | None
@@ -77,7 +77,7 @@ class Choice(AnswerModel):
 
 
 class Extension(AnswerModel):
-    """Beside the fields of the OpenAI API, at the root. What there is nothing to say about is left out."""
+    """Top-level fields in addition to those of the OpenAI API. Fields without a value are left out."""
 
     metrics: AnswerMetrics | None = Field(default=None, exclude_if=is_absent)
     speculative_trace: list[TracedRound] | None = Field(default=None, exclude_if=is_absent)
@@ -99,7 +99,7 @@ class DeltaFunction(AnswerModel):
 
 
 class DeltaToolCall(AnswerModel):
-    """What call ``index`` gained. Its id, type and name come once, with its first delta."""
+    """An addition to call ``index``. The id, type and name come only with the call's first delta."""
 
     index: int
     id: str | None = Field(default=None, exclude_if=is_absent)
@@ -108,7 +108,7 @@ class DeltaToolCall(AnswerModel):
 
 
 class Delta(AnswerModel):
-    """Only what changes is written."""
+    """Holds only the fields that change."""
 
     role: Literal["assistant"] | None = Field(default=None, exclude_if=is_absent)
     content: str | None = Field(default=None, exclude_if=is_absent)

@@ -1,4 +1,4 @@
-"""The two kinds of schema: what a client sends is strict, what we answer is ours."""
+"""Base classes of the schemas: strict ones for what clients send, plain ones for what the server sends."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pydantic_core import CoreSchema, PydanticCustomError
 JsonObject = dict[str, Any]
 
 MAX_SHOWN: Final = 100
-"""Of a value that a client may have made long, in a complaint or in the log."""
+"""Characters of a client's value that are quoted in an error message or in the log."""
 
 MAX_FIELDS: Final = 1024
-"""Of an object whose fields or values are checked."""
+"""Maximum number of fields of an object whose fields or values are checked."""
 
 
 def fail_fast(schema: Any) -> None:
-    """Let every list in a schema of pydantic's end at its first wrong item."""
+    """Make validation of every list in a pydantic core schema stop at the first invalid item."""
     if isinstance(schema, dict):
         if schema.get("type") == "list":
             schema["fail_fast"] = True
@@ -32,7 +32,7 @@ def fail_fast(schema: Any) -> None:
 
 
 def few_fields(value: Any) -> Any:
-    """A validator for what comes before all others of an object."""
+    """Check the number of fields; a validator to run before all others of an object."""
     if isinstance(value, dict) and len(value) > MAX_FIELDS:
         raise PydanticCustomError(
             "too_many_fields", "An object has more than {limit} fields.", {"limit": MAX_FIELDS}
@@ -41,17 +41,17 @@ def few_fields(value: Any) -> Any:
 
 
 def _only_optional(field: FieldInfo | None) -> bool:
-    """Whether it may be left out, and null is none of its values."""
+    """Whether the field may be left out but does not accept null."""
     if field is None or field.is_required():
         return False
     return NoneType not in (field.annotation, *get_args(field.annotation))
 
 
 class ClientModel(BaseModel):
-    """Sent by a client: unknown fields, NaN and values of another JSON type are refused.
+    """Base class of what clients send: unknown fields, NaN and values of another JSON type are rejected.
 
-    A complaint costs far more than a value, so there are few of them whatever was sent: the first wrong item
-    of a list ends it, and what has too many fields is looked at no further.
+    Reporting an error costs far more than checking a value, so the number of errors is bounded: a list is
+    checked up to its first invalid item, and an object with too many fields is not checked at all.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
@@ -65,7 +65,7 @@ class ClientModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _has_few_fields(cls, value: Any) -> Any:
-        """Null is as if the field were left out, as in the OpenAI API, where it says nothing of its own."""
+        """Treat null like a missing field, as the OpenAI API does, unless null has a meaning of its own."""
         value = few_fields(value)
         if not isinstance(value, dict) or None not in value.values():
             return value
@@ -76,8 +76,8 @@ class ClientModel(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Marks a field that would change the answer and is not built. Values but these are refused by name;
-    ``instead``, a sentence, says what to send."""
+    """Marks a field that would change the answer and is not supported. Only the values in ``unless`` are
+    accepted; the error for any other includes ``instead``, a sentence that says what to send."""
 
     unless: tuple[object, ...] = (None,)
     instead: str = ""
@@ -85,14 +85,14 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class WithoutEffect:
-    """Marks a field that is accepted and changes nothing."""
+    """Marks a field that is accepted and has no effect."""
 
 
 NO_EFFECT: Final = WithoutEffect()
 
 
 class RequestModel(ClientModel):
-    """A whole request."""
+    """Base class of whole requests."""
 
     @model_validator(mode="after")
     def _refuses_what_is_not_built(self) -> Self:
@@ -112,11 +112,11 @@ def refusal(name: str, instead: str = "") -> PydanticCustomError:
 
 
 def is_absent(value: object) -> bool:
-    """For ``exclude_if``."""
+    """Whether to leave out a field; for ``exclude_if``."""
     return value is None
 
 
 class AnswerModel(BaseModel):
-    """Sent to a client."""
+    """Base class of what is sent to clients."""
 
     model_config = ConfigDict(frozen=True)

@@ -1,8 +1,8 @@
 """A request to ``/v1/chat/completions``.
 
-Every field of the OpenAI schema is here, so that no unmodified client is refused for its spelling. Those
-that change nothing here are accepted (``NO_EFFECT``). Those that would change the answer and are not built
-(``Refused``) are accepted only with a value that asks for nothing; any other value is refused by name, never
+Every field of the OpenAI schema is here, so that unmodified clients work. Fields that have no effect here
+are accepted (``NO_EFFECT``). Fields that would change the answer and are not supported (``Refused``) are
+accepted only with a value that requests nothing; any other value is an error that names the field, never
 ignored. A test compares the fields with those of the ``openai`` package.
 """
 
@@ -74,7 +74,7 @@ class ChatRequest(PictureFields, GenerationFields, OutputFields, VllmChatFields)
 
     @property
     def image_details(self) -> list[ImageDetail]:
-        """None beside a video: how many pictures it becomes is not known before it is read."""
+        """Empty if there is a video: the number of pictures in it is unknown until it is read."""
         found = media_in(self.messages)
         pictures = [one for one in found if isinstance(one, ImageUrl)]
         return [picture.detail for picture in pictures] if len(pictures) == len(found) else []

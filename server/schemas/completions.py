@@ -1,4 +1,4 @@
-"""Requests to ``/v1/completions`` and their answers, which have one shape, whole and in chunks."""
+"""Requests to ``/v1/completions`` and their responses, which look the same whole and in chunks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from server.schemas.labels import Label
 from server.schemas.sampling import INT32_MAX, TokenId
 
 DEFAULT_MAX_TOKENS: Final = 16
-"""As the OpenAI API has it."""
+"""The default of the OpenAI API."""
 
 MAX_CHOICES: Final = 1024
 
@@ -22,7 +22,7 @@ TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=1_000_000)]
 
 
 def prompt_kind(value: object) -> str:
-    """By its first item, so that a complaint is about what was meant."""
+    """Return the kind of a prompt, judged by its first item, so that errors refer to what was meant."""
     if not isinstance(value, list):
         return "str"
     match value:
@@ -44,21 +44,21 @@ AnyPrompt = Annotated[
 
 
 class CompletionRequest(GenerationFields):
-    """Every field of the OpenAI schema; ``suffix`` and ``best_of`` only with values that ask for nothing."""
+    """Every field of the OpenAI schema; ``suffix`` and ``best_of`` only with values that have no effect."""
 
     prompt_field: ClassVar[str] = "prompt"
 
     prompt: AnyPrompt = Field(
-        description="A text, token ids, or a list of either. Special tokens in a text are parsed."
+        description="Text, token IDs, or a list of either. Special tokens in text are parsed."
     )
     max_tokens: int | None = Field(
-        None, ge=0, le=INT32_MAX, description=f"{DEFAULT_MAX_TOKENS} by default; 0 with 'echo' only."
+        None, ge=0, le=INT32_MAX, description=f"{DEFAULT_MAX_TOKENS} by default; 0 only with 'echo'."
     )
     echo: bool | None = Field(
-        None, description="Put the prompt before each answer, and its 'logprobs' before the answer's."
+        None, description="Prepend the prompt to each answer, and its 'logprobs' to those of the answer."
     )
-    logprobs: int | None = Field(None, ge=0, le=20, description="How many of the likeliest tokens to tell.")
-    add_special_tokens: bool = Field(True, description="Begin a text as the tokenizer would, with BOS.")
+    logprobs: int | None = Field(None, ge=0, le=20, description="Number of most likely tokens to return.")
+    add_special_tokens: bool = Field(True, description="Add the tokenizer's special tokens, such as BOS.")
 
     user: Annotated[Label | None, NO_EFFECT] = None
     best_of: int | None = Field(None, ge=1, le=128, description="Refused unless it equals 'n'.")
@@ -67,13 +67,13 @@ class CompletionRequest(GenerationFields):
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
         if self.best_of is not None and self.best_of != self.num_choices:
-            raise refusal("best_of", "Leave it out, or send what 'n' is.")
+            raise refusal("best_of", "Leave it out, or set it to the value of 'n'.")
         if self.max_tokens == 0 and not self.echo:
-            raise refusal("max_tokens", "0 leaves nothing to answer without 'echo'.")
+            raise refusal("max_tokens", "0 is allowed only with 'echo'.")
         if len(self.prompts) * self.num_choices > MAX_CHOICES:
             raise PydanticCustomError(
                 "invalid_combination",
-                "'prompt' and '{name}' ask for more than {limit} answers together.",
+                "'prompt' and '{name}' together ask for more than {limit} answers.",
                 {"name": "n", "limit": MAX_CHOICES},
             )
         return self
@@ -104,8 +104,8 @@ class CompletionRequest(GenerationFields):
 
 
 class CompletionLogprobs(AnswerModel):
-    """One entry a token; ``text_offset`` is where its text begins in the text of the choice, or would begin
-    had no stop string cut it off. The first token of a prompt has no logprobs, as nothing is before it.
+    """One entry per token; ``text_offset`` is where its text starts in the text of the choice, or would start
+    if a stop string had not cut it off. The first token of a prompt has no logprobs, as nothing precedes it.
     """
 
     text_offset: list[int]

@@ -1,4 +1,4 @@
-"""The one shape of an error, as the OpenAI API has it."""
+"""The format of all errors, that of the OpenAI API."""
 
 from __future__ import annotations
 

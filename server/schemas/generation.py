@@ -1,4 +1,4 @@
-"""What every request for an answer has, whatever its prompt: how to draw, stream, draft and schedule it."""
+"""Fields of every request that generates: sampling, streaming, speculation and scheduling."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from server.schemas.vllm import VllmFields
 
 class StreamOptions(ClientModel):
     include_usage: bool = False
-    continuous_usage_stats: bool = Field(False, description="With 'include_usage': so far, in every chunk.")
+    continuous_usage_stats: bool = Field(False, description="With 'include_usage': report it in every chunk.")
     include_obfuscation: Annotated[bool | None, NO_EFFECT] = None
 
     @model_validator(mode="after")
@@ -32,12 +32,12 @@ class StreamOptions(ClientModel):
 
 
 class CommonFields(SamplingFields):
-    """Of every endpoint that generates."""
+    """Fields of every endpoint that generates."""
 
-    model: str | None = Field(None, description="A served model; the first one by default.")
+    model: str | None = Field(None, description="A served model; by default, the first one.")
     stream: bool | None = None
     speculative: SpeculativeFields | None = None
-    cache_salt: str = Field("", max_length=256, description="Separates prefix caches.")
+    cache_salt: str = Field("", max_length=256, description="Only equal salts share a prefix cache.")
     priority: int = Field(
         0, ge=-INT32_MAX, le=INT32_MAX, description="Lower runs first, where the server allows priorities."
     )
@@ -45,12 +45,12 @@ class CommonFields(SamplingFields):
 
 
 class GenerationFields(CommonFields, VllmFields):
-    """``prompt_field`` holds the prompt, in error messages."""
+    """``prompt_field`` is the name of the field that holds the prompt, for error messages."""
 
     prompt_field: ClassVar[str]
 
     max_tokens: MaxTokens | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = Field(None, description="How many answers; 1 by default.")
+    n: Annotated[int, Field(ge=1, le=128)] | None = Field(None, description="Number of answers; default 1.")
     stream_options: StreamOptions | None = None
 
     @model_validator(mode="after")
@@ -63,17 +63,17 @@ class GenerationFields(CommonFields, VllmFields):
 
     @property
     def token_limit(self) -> int | None:
-        """Most tokens of an answer; ``None`` takes what fits."""
+        """Maximum tokens of an answer; ``None`` allows as many as fit."""
         return self.max_tokens
 
     @property
     def image_details(self) -> list[ImageDetail]:
-        """Of each picture."""
+        """The requested detail of each picture."""
         return []
 
     @property
     def lossy(self) -> VisualCompression | None:
-        """What becomes of pictures before the model sees them; ``None`` where nobody said."""
+        """Compression of pictures before the model sees them; ``None`` if the request does not specify it."""
         return None
 
     @property
@@ -82,22 +82,22 @@ class GenerationFields(CommonFields, VllmFields):
 
     @property
     def num_logprobs(self) -> int | None:
-        """How many of the likeliest tokens to tell beside the chosen one; ``None`` tells of none."""
+        """Number of most likely tokens to return besides the chosen one; ``None`` returns no logprobs."""
         raise NotImplementedError
 
     @property
     def num_prompt_logprobs(self) -> int | None:
-        """The same for the tokens of the prompt."""
+        """Like ``num_logprobs``, for the tokens of the prompt."""
         return None
 
     @property
     def starts_text(self) -> bool:
-        """Whether the answer is a text of its own, and does not go on with the prompt's."""
+        """Whether the answer is a text of its own rather than a continuation of the prompt's."""
         return True
 
     @property
     def form_field(self) -> str:
-        """The field that says what form the answer has."""
+        """Name of the field that constrains the format of the answer."""
         return self.prompt_field
 
     @property

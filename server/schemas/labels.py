@@ -1,5 +1,5 @@
-"""What clients write on a request for themselves, or for OpenAI's own models. No answer depends on it, but
-responses bring some of it back, in several events each.
+"""Labels that clients attach to a request for themselves or for OpenAI's own models. They do not affect the
+answer, but responses echo some of them, in several events each.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 from server.schemas.base import few_fields
 
 MAX_LABEL_LEN: Final = 512
-"""OpenAI's bound of values in metadata; of users and keys it takes 64, which proxies' names may exceed."""
+"""OpenAI's limit for metadata values. Its limit for users and keys is 64, which proxies' names may exceed."""
 
 MAX_PAIRS: Final = 16
 MAX_KEY_LEN: Final = 64

@@ -1,7 +1,7 @@
-"""Messages of a conversation, as the OpenAI API spells them.
+"""Messages of a conversation, in the format of the OpenAI API.
 
-Fields that other servers put into their answers (``refusal``, ``annotations``, ``audio``) are accepted in
-assistant messages, because clients send those back as they got them.
+Fields that other servers put into their responses (``refusal``, ``annotations``, ``audio``) are accepted in
+assistant messages, because clients send these messages back unchanged.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from server.schemas.tools import MAX_TOOLS, CalledTool
 
 MAX_MESSAGES: Final = 4096
 MAX_PARTS: Final = 8192
-"""Of a conversation, and calls of functions with them: each takes ten microseconds of the event loop."""
+"""Maximum content parts and tool calls of a conversation: each takes ten microseconds of the event loop."""
 
 ImageDetail = Literal["auto", "low", "high", "original"]
 
@@ -27,7 +27,7 @@ class TextPart(ClientModel):
     text: str
     prompt_cache_breakpoint: Annotated[JsonObject | None, NO_EFFECT] = None
     cache_control: Annotated[JsonObject | None, NO_EFFECT] = Field(
-        None, description="What is cached here is found again unasked."
+        None, description="Prefix caching is automatic here."
     )
 
 
@@ -37,11 +37,11 @@ class RefusalPart(ClientModel):
 
 
 class ImageUrl(ClientModel):
-    url: str = Field(min_length=1, description="An http(s), data or file URL; the last only where allowed.")
+    url: str = Field(min_length=1, description="An http(s), data or file URL; file URLs only where allowed.")
     detail: ImageDetail = Field(
         "auto",
-        description="How much of the picture the draft sees, which changes speed alone; the model's own "
-        "processor decides the resolution.",
+        description="How much of the image the draft sees, which affects only the speed; the resolution is "
+        "up to the model's own processor.",
     )
 
 
@@ -50,7 +50,7 @@ class ImagePart(ClientModel):
     image_url: ImageUrl
     prompt_cache_breakpoint: Annotated[JsonObject | None, NO_EFFECT] = None
     cache_control: Annotated[JsonObject | None, NO_EFFECT] = Field(
-        None, description="What is cached here is found again unasked."
+        None, description="Prefix caching is automatic here."
     )
 
 
@@ -62,7 +62,7 @@ class VideoUrl(ClientModel):
 
 
 class VideoPart(ClientModel):
-    """Frames, which become pictures in their order."""
+    """Frames, which become pictures in the same order."""
 
     type: Literal["video_url"]
     video_url: VideoUrl
@@ -86,14 +86,14 @@ class AssistantMessage(ClientModel):
     name: str | None = None
     refusal: str | None = None
     annotations: Annotated[list[JsonObject] | None, NO_EFFECT] = None
-    parsed: Annotated[Any, NO_EFFECT] = Field(None, description="The `openai` package puts it there.")
+    parsed: Annotated[Any, NO_EFFECT] = Field(None, description="Set by the `openai` package.")
     audio: None = None
     function_call: None = None
     tool_calls: Annotated[list[CalledTool], Field(max_length=MAX_TOOLS)] | None = None
 
 
 class ToolMessage(ClientModel):
-    """What a function said that an assistant's message called."""
+    """The result of a function call in an assistant message."""
 
     role: Literal["tool"]
     content: str | list[TextPart]
@@ -105,7 +105,7 @@ Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage
 
 
 def few_parts(messages: Any) -> Any:
-    """A validator for what comes before all others of a conversation, or of the items of an input."""
+    """Check the number of parts; a validator to run before all others of a conversation or an input."""
     told = (
         [message for message in messages if isinstance(message, dict)] if isinstance(messages, list) else []
     )
@@ -114,7 +114,7 @@ def few_parts(messages: Any) -> Any:
     if count > MAX_PARTS:
         raise PydanticCustomError(
             "too_many_parts",
-            "{count} parts and calls; at most {limit} are taken. Join texts, or send fewer messages.",
+            "{count} parts and calls; at most {limit} are allowed. Join texts, or send fewer messages.",
             {"count": count, "limit": MAX_PARTS},
         )
     return messages
@@ -126,7 +126,7 @@ Conversation = Annotated[
 
 
 def media_in(messages: Sequence[Message]) -> list[ImageUrl | VideoUrl]:
-    """In their order of appearance."""
+    """Return the pictures and videos in order of appearance."""
     return [
         part.image_url if isinstance(part, ImagePart) else part.video_url
         for message in messages

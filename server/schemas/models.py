@@ -1,4 +1,4 @@
-"""Answers about the server and what it serves."""
+"""Responses about the server and the models it serves."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class ModelList(AnswerModel):
 
 
 class Drafting(AnswerModel):
-    """What proposes tokens, and the upper limits of its trees."""
+    """The source of draft tokens, and the upper limits of its trees."""
 
     draft: str = Field(description="'eagle', 'ngram' or 'none'")
     num_steps: int
     topk: int
     num_draft_tokens: int
-    compressors: list[str] = Field(description="What 'speculative.compressor' may be.")
+    compressors: list[str] = Field(description="Allowed values of 'speculative.compressor'.")
 
 
 class LossyPictures(AnswerModel):
-    """What becomes of pictures before the model sees them."""
+    """How pictures are compressed before the model sees them."""
 
     method: str = Field(description="'none', 'pool' or 'prune'")
     ratio: float
@@ -44,7 +44,7 @@ class Version(AnswerModel):
     version: str
     speculative: Drafting | None = Field(description="Null until the model is loaded.")
     visual_compression: LossyPictures | None = Field(
-        description="Of requests that do not say; null where none may be asked for."
+        description="Default for requests that do not specify it; null if the server does not allow it."
     )
 
 

@@ -1,4 +1,4 @@
-"""The fields of a chat that say what its answer may be: a format, tools and how they are chosen."""
+"""Fields of a chat that constrain its answer: a format, tools and the choice of tools."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ TemplateArgument = bool | int | float | Annotated[str, Field(max_length=1024)] |
 
 class OutputFields(ClientModel):
     response_format: ResponseFormat | None = None
-    structured_outputs: StructuredOutputs | None = Field(None, description="As of vLLM's users.")
+    structured_outputs: StructuredOutputs | None = Field(None, description="In vLLM's format.")
     tools: list[FunctionTool] | None = Field(None, max_length=MAX_TOOLS)
-    tool_choice: ToolChoice | None = Field(None, description="'auto' by default, where there are tools.")
-    parallel_tool_calls: bool | None = Field(None, description="False allows one call at most.")
+    tool_choice: ToolChoice | None = Field(None, description="'auto' by default if there are tools.")
+    parallel_tool_calls: bool | None = Field(None, description="False allows at most one call.")
     chat_template_kwargs: Annotated[dict[str, TemplateArgument], BeforeValidator(few_fields)] | None = Field(
-        None, max_length=16, description="Those that the model's chat template reads; others are refused."
+        None, max_length=16, description="Variables that the model's chat template reads; others are refused."
     )
 
     @model_validator(mode="after")
@@ -38,7 +38,7 @@ class OutputFields(ClientModel):
         if self.response_format is not None and self.structured_outputs is not None:
             raise PydanticCustomError(
                 "invalid_combination",
-                "'{name}' and 'response_format' exclude each other.",
+                "'{name}' and 'response_format' cannot be combined.",
                 {"name": "structured_outputs"},
             )
         return self
@@ -48,11 +48,11 @@ class OutputFields(ClientModel):
         names = [tool.function.name for tool in self.tools or ()]
         if len(set(names)) < len(names):
             raise PydanticCustomError(
-                "invalid_combination", "'{name}' has two functions of the same name.", {"name": "tools"}
+                "invalid_combination", "'{name}' has two functions with the same name.", {"name": "tools"}
             )
         if sum(tool.size for tool in self.tools or ()) > MAX_TOOLS_SIZE:
             raise PydanticCustomError(
-                "invalid_combination", "'{name}' is too large, all together.", {"name": "tools"}
+                "invalid_combination", "The functions in '{name}' are too large in total.", {"name": "tools"}
             )
         if self.tool_choice in (None, "none", "auto"):
             return self
@@ -71,7 +71,7 @@ class OutputFields(ClientModel):
 
     @property
     def _chosen(self) -> frozenset[str] | None:
-        """Names of the functions that may be called, where not all may."""
+        """Names of the functions that may be called, or ``None`` if all may."""
         match self.tool_choice:
             case NamedTool(function=function):
                 return frozenset({function.name})

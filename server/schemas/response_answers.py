@@ -1,4 +1,4 @@
-"""Answers of ``/v1/responses`` and the events that tell of one while it is made."""
+"""Responses of ``/v1/responses`` and the events that stream one."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class InputTokensDetails(AnswerModel):
     uncompressed_image_tokens: int | None = Field(
         default=None,
         exclude_if=is_absent,
-        description="Where 'visual_compression' spared some: how many there were before.",
+        description="Image tokens before 'visual_compression', where it removed some.",
     )
 
 
@@ -78,7 +78,7 @@ class IncompleteDetails(AnswerModel):
 
 
 class Response(Extension):
-    """Beside what became of the request, it repeats what was asked, as the OpenAI API does."""
+    """Holds the result and repeats the parameters of the request, as the OpenAI API does."""
 
     id: str
     object: Literal["response"] = "response"
@@ -110,7 +110,7 @@ class Response(Extension):
 
 
 class ResponseEvent(AnswerModel):
-    """One of a stream; which fields it has goes with its type, as the OpenAI API has it."""
+    """An event of a stream; which fields it has depends on its type, as in the OpenAI API."""
 
     type: str
     sequence_number: int

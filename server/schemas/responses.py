@@ -1,7 +1,7 @@
 """A request to ``/v1/responses``.
 
-Every field of the OpenAI schema is here. What would need a store of responses or tools of the server's own is
-accepted only with a value that asks for nothing; any other value is refused by name.
+Every field of the OpenAI schema is here. Those that would need stored responses or server-side tools are
+accepted only with a value that requests nothing; any other value is an error that names the field.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class InputText(ClientModel):
 
 class InputImage(ClientModel):
     type: Literal["input_image"]
-    image_url: str = Field(min_length=1, description="An http(s), data or file URL; the last where allowed.")
-    detail: ImageDetail | None = Field("auto", description="How much of the picture the draft sees.")
+    image_url: str = Field(min_length=1, description="An http(s), data or file URL; file only where allowed.")
+    detail: ImageDetail | None = Field("auto", description="How much of the image the draft sees.")
     file_id: None = Field(None, description="Refused: no files are stored.")
     prompt_cache_breakpoint: Annotated[JsonObject | None, NO_EFFECT] = None
 
@@ -51,7 +51,7 @@ Status = Literal["in_progress", "completed", "incomplete"]
 
 
 class InputMessage(ClientModel):
-    """A message as clients write it, and as they send back what we answered."""
+    """A message, written by the client or sent back from an earlier response."""
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
@@ -70,7 +70,7 @@ class FunctionCall(ClientModel):
         None,
         alias="async",
         validation_alias=AliasChoices("async", "async_"),
-        description="Clients keep it from an answer.",
+        description="Kept by clients from a response.",
     )
     caller: Annotated[JsonObject | None, NO_EFFECT] = None
     namespace: Annotated[str | None, NO_EFFECT] = None
@@ -90,7 +90,10 @@ class FunctionCallOutput(ClientModel):
 
 
 def item_kind(value: Any) -> str:
-    """What has no type is a message. In brackets, names of kinds stay out of the names of parameters."""
+    """Return the tag of an item; one without a type is a message.
+
+    The brackets keep tags out of parameter names, see ``server.errors.parameter_name``.
+    """
     kind = value.get("type", "message") if isinstance(value, dict) else "message"
     return f"[{kind[:MAX_SHOWN]}]" if isinstance(kind, str) else "[of another type]"
 
@@ -107,7 +110,7 @@ Items = Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES),
 
 
 class TextConfig(ClientModel):
-    format: JsonObject | None = Field(None, description="As 'response_format' of a chat, one level flatter.")
+    format: JsonObject | None = Field(None, description="As a chat's 'response_format', one level flatter.")
     verbosity: Annotated[Label | None, NO_EFFECT] = None
 
 
@@ -117,19 +120,19 @@ class ResponseStreamOptions(ClientModel):
 
 class ResponsesRequest(PictureFields, CommonFields):
     input: str | Items
-    instructions: str | None = Field(None, description="A system message before the input.")
+    instructions: str | None = Field(None, description="A system message to put before the input.")
     max_output_tokens: MaxTokens | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     include: list[str] | None = Field(
-        None, description=f"'{LOGPROBS}'. Others name what is never part of an answer here."
+        None, description=f"'{LOGPROBS}'. Other values have no effect: their data is never in a response."
     )
     text: TextConfig | None = None
-    tools: list[JsonObject] | None = Field(None, description="Functions.")
+    tools: list[JsonObject] | None = Field(None, description="Functions only.")
     tool_choice: Literal["none", "auto", "required"] | JsonObject | None = None
     parallel_tool_calls: bool | None = None
-    metadata: Metadata | None = Field(None, description="Comes back with the response.")
+    metadata: Metadata | None = Field(None, description="Returned with the response.")
 
-    max_tool_calls: Annotated[int | None, NO_EFFECT] = Field(None, description="Of tools that servers run.")
+    max_tool_calls: Annotated[int | None, NO_EFFECT] = Field(None, description="Concerns server-side tools.")
     prompt_cache_key: Annotated[Label | None, NO_EFFECT] = None
     prompt_cache_options: Annotated[JsonObject | None, NO_EFFECT] = None
     prompt_cache_retention: Annotated[Label | None, NO_EFFECT] = None
@@ -138,7 +141,7 @@ class ResponsesRequest(PictureFields, CommonFields):
     service_tier: Annotated[Label | None, NO_EFFECT] = None
     stream_options: Annotated[ResponseStreamOptions | None, NO_EFFECT] = None
     truncation: Annotated[Literal["auto", "disabled"] | None, NO_EFFECT] = Field(
-        None, description="Nothing is dropped: what is too long is refused."
+        None, description="Nothing is truncated: input that is too long is rejected."
     )
     user: Annotated[Label | None, NO_EFFECT] = None
 

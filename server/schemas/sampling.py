@@ -1,6 +1,6 @@
-"""How an answer is drawn: the fields that OpenAI, vLLM and SGLang clients know, with their ranges.
+"""Sampling parameters: the fields that OpenAI, vLLM and SGLang clients know, with their ranges.
 
-``None`` means that the client left the choice to the model's generation config, see ``server.sampling``.
+``None`` leaves the choice to the model's generation config, see ``server.sampling``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class SamplingFields(RequestModel):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
-    logit_bias: Biases | None = Field(None, description="Token id to bias.")
+    logit_bias: Biases | None = Field(None, description="Maps token IDs to biases.")
     seed: int | None = Field(None, ge=-INT64_MAX - 1, le=INT64_MAX)
     min_tokens: int = Field(0, ge=0, le=INT32_MAX)
     ignore_eos: bool = False

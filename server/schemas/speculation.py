@@ -1,4 +1,4 @@
-"""Draft-tree speculation as clients ask for it and hear of it. None of it changes the text of an answer."""
+"""Draft-tree speculation in requests and responses. None of it changes the text of an answer."""
 
 from __future__ import annotations
 
@@ -9,61 +9,61 @@ from server.schemas.base import AnswerModel, ClientModel, is_absent
 
 
 class SpeculativeFields(ClientModel):
-    """``None`` takes the server's setting, which also is the upper limit."""
+    """``None`` stands for the server's setting, which is also the upper limit."""
 
-    enabled: bool = Field(True, description="False is plain decoding.")
-    num_steps: int | None = Field(None, ge=0, le=MAX_STEPS, description="Bounds the depth of a draft tree.")
-    topk: int | None = Field(None, ge=0, le=MAX_TOPK, description="Bounds the children of a node.")
+    enabled: bool = Field(True, description="False for plain decoding.")
+    num_steps: int | None = Field(None, ge=0, le=MAX_STEPS, description="Maximum depth of a draft tree.")
+    topk: int | None = Field(None, ge=0, le=MAX_TOPK, description="Maximum children of a node.")
     num_draft_tokens: int | None = Field(
-        None, ge=0, le=MAX_TREE_NODES - 1, description="Bounds the nodes of a tree, its root left out."
+        None, ge=0, le=MAX_TREE_NODES - 1, description="Maximum nodes of a tree, not counting the root."
     )
     compressor: CompressorName = Field(
         "auto",
-        description="What the draft sees of pictures. 'auto': as the server was started, by each picture's "
-        "'detail'; 'none': all of them. Which of the others this server's draft has, '/version' tells.",
+        description="Compression of images for the draft. 'auto': the server's setting, adjusted to each "
+        "image's 'detail'; 'none': no compression. '/version' lists those that this server's draft has.",
     )
-    trace: bool = Field(False, description="Report every verified tree, and what was kept of pictures.")
+    trace: bool = Field(False, description="Report every verified tree, and what was kept of images.")
 
 
 class SeenPicture(AnswerModel):
-    """What the draft has of one picture, whose visual tokens lie in grids, one after the other."""
+    """What the draft sees of one picture, whose visual tokens form grids, one after the other."""
 
     compressor: str | None = Field(
-        description="The branch that it went through; 'none': all of it; null: the draft goes without."
+        description="The compressor branch used; 'none': the whole image; null: the draft does not see it."
     )
     visual_tokens: int
-    draft_visual_tokens: int = Field(description="Kept of them.")
-    grids: list[tuple[int, int]] = Field(description="Rows and columns of each grid, told row by row.")
+    draft_visual_tokens: int = Field(description="Number of these kept for the draft.")
+    grids: list[tuple[int, int]] = Field(description="Rows and columns of each grid, in row-major order.")
     sources: list[int] | None = Field(
-        description="The visual tokens, counted from 0, whose places those of the draft take; null where all "
-        "were kept, none, or where it is not known."
+        description="Indices from 0 of the visual tokens whose positions the draft's tokens take; null if "
+        "all or none were kept, or if unknown."
     )
 
 
 class SpeculativeDecoding(AnswerModel):
-    """What speculation did for an answer, over all its choices. A round verified one tree of drafts."""
+    """Statistics of speculation for an answer, over all its choices. A round verifies one draft tree."""
 
-    num_spec_steps: int = Field(description="Rounds.")
-    num_draft_tokens: int = Field(description="Drafts that were verified: nodes of all trees, without roots.")
+    num_spec_steps: int = Field(description="Number of rounds.")
+    num_draft_tokens: int = Field(description="Draft tokens verified: nodes of all trees, without roots.")
     num_accepted_draft_tokens: int
     mean_acceptance_length: float | None = Field(
-        description="Tokens of a round, the target's own (bonus) token included; null without a round."
+        description="Tokens per round, including the target's own (bonus) token; null without a round."
     )
     draft_acceptance_rate: float | None = Field(
-        description="Share of the verified drafts that were accepted; null without a draft."
+        description="Fraction of verified draft tokens that were accepted; null if there were none."
     )
-    acceptance_histogram: list[int] = Field(description="At index k: rounds in which k drafts were accepted.")
-    num_spec_tokens: int = Field(description="Output tokens of all rounds, bonus tokens included.")
+    acceptance_histogram: list[int] = Field(description="At index k: rounds with k accepted draft tokens.")
+    num_spec_tokens: int = Field(description="Output tokens of all rounds, including bonus tokens.")
     compressor: str | None = Field(
-        description="The branch that the prompt's pictures went through on their way to the draft, as "
-        "'pool-5', or 'mixed'; null where no draft saw a picture."
+        description="The compressor branch used on the prompt's images for the draft, such as 'pool-5', or "
+        "'mixed'; null if no draft saw an image."
     )
-    visual_tokens: int = Field(description="Of the prompt, all of which the model sees.")
-    draft_visual_tokens: int | None = Field(description="What a draft had of them; null where none looks.")
+    visual_tokens: int = Field(description="Visual tokens in the prompt, all seen by the model.")
+    draft_visual_tokens: int | None = Field(description="Number seen by a draft; null if none looks at them.")
     pictures: list[SeenPicture] | None = Field(
         default=None,
         exclude_if=is_absent,
-        description="With 'speculative.trace': what a draft had of each picture, in their order.",
+        description="With 'speculative.trace': what the draft saw of each image, in order.",
     )
 
 
@@ -72,15 +72,15 @@ class AnswerMetrics(AnswerModel):
 
 
 class TracedRound(AnswerModel):
-    """One verified tree. Node ``i`` drafts ``token_ids[i]`` to follow node ``parents[i]``, -1 is the root."""
+    """One verified tree. Node ``i`` drafts ``token_ids[i]`` to follow node ``parents[i]``; -1 is the root."""
 
-    index: int = Field(description="The choice.")
+    index: int = Field(description="Index of the choice.")
     position: int = Field(
-        description="How many tokens the choice had before the round; the last is the root."
+        description="Number of tokens in the choice before the round; the last is the root."
     )
     token_ids: list[int]
     tokens: list[str]
     parents: list[int]
-    accepted: list[int] = Field(description="The accepted nodes, downwards.")
+    accepted: list[int] = Field(description="The accepted nodes, from the root down.")
     bonus_token_id: int = Field(description="The target's own token after the accepted ones.")
     bonus_token: str

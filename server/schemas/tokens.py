@@ -1,4 +1,4 @@
-"""Requests and answers of ``/tokenize`` and ``/detokenize``, in vLLM's shapes."""
+"""Requests and responses of ``/tokenize`` and ``/detokenize``, in vLLM's format."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from server.schemas.messages import Conversation
 from server.schemas.sampling import TokenId
 
 MAX_BYTES: Final = 4_000_000
-"""Of the texts of one request, in UTF-8: no more tokens, and seconds of a thread that others wait for."""
+"""Maximum UTF-8 size of a request's texts, which bounds their tokens and the time of a shared thread."""
 
 MAX_TOKENS: Final = 1_000_000
-"""That are told, and that are taken back."""
+"""Maximum tokens that are returned by ``/tokenize`` or accepted by ``/detokenize``."""
 
 
 class TokenizeText(ClientModel):
@@ -34,7 +34,7 @@ def tokenize_kind(value: object) -> str:
     return "[chat]" if isinstance(value, dict) and "messages" in value else "[text]"
 
 
-# In brackets the names of the two stay out of the names of parameters, see ``server.errors``.
+# The brackets keep the tags out of parameter names, see ``server.errors.parameter_name``.
 TokenizeRequest = Annotated[
     Annotated[TokenizeChat, Tag("[chat]")] | Annotated[TokenizeText, Tag("[text]")],
     Discriminator(tokenize_kind),

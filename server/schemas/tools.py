@@ -1,4 +1,4 @@
-"""Functions that a model may call, and the form of its answer, as the OpenAI API spells them."""
+"""Functions that a model may call, and the format of its answer, as in the OpenAI API."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from processing.tools.request import ChoiceFormat, Format, JsonFormat, RegexForm
 from server.schemas.base import MAX_SHOWN, NO_EFFECT, ClientModel, JsonObject
 
 MAX_SCHEMA_SIZE: Final = 100_000
-"""Of one schema, in characters, about. Together they make a grammar, which the engine bounds."""
+"""Approximate maximum size of one schema, in characters. The engine bounds the grammar of all together."""
 MAX_SCHEMA_DEPTH: Final = 64
 MAX_TOOLS: Final = 128
 MAX_TOOLS_SIZE: Final = 400_000
 
 
 def check_schema(schema: JsonObject) -> JsonObject:
-    """Whether it may be handed on. What is in it is for the grammar's compiler to say."""
+    """Check the size and depth of a schema. Its contents are left to the grammar compiler."""
     schema_size(schema)
     return schema
 
 
 def schema_size(schema: JsonObject) -> int:
-    """In characters, about. Raises for what is too large or too deep."""
+    """Return the approximate size in characters. Raises an error if it is too large or nested too deeply."""
     size, level = 0, list[Any]([schema])
     for _ in range(MAX_SCHEMA_DEPTH):
         inner: list[Any] = []
@@ -57,18 +57,18 @@ class FunctionDefinition(ClientModel):
     description: str | None = None
     parameters: SchemaObject | None = None
     strict: bool | None = Field(
-        None, description="Arguments obey the schema to the letter, or a 400 says why not."
+        None, description="Enforce the schema on arguments exactly; a 400 if that is not possible."
     )
 
     @field_validator("parameters")
     @classmethod
     def _are_of_an_object(cls, value: JsonObject | None, info: ValidationInfo) -> JsonObject | None:
-        """Whatever else arguments might be, no client could call a function with it."""
+        """No client could call a function with arguments that are not an object."""
         kind = (value or {}).get("type", "object")
         if "object" not in (kind if isinstance(kind, list) else [kind]):
             raise PydanticCustomError(
                 "no_object",
-                "'type' must be 'object', as the function '{function}' takes named arguments; it is {kind}",
+                "'type' must be 'object', as the function '{function}' takes named arguments; got {kind}",
                 {"function": info.data.get("name", ""), "kind": json.dumps(kind)[:MAX_SHOWN]},
             )
         return value
@@ -80,7 +80,7 @@ class FunctionTool(ClientModel):
 
     @property
     def size(self) -> int:
-        """In characters, about."""
+        """Approximate size in characters."""
         told = self.function
         return len(told.name) + len(told.description or "") + schema_size(told.parameters or {})
 
@@ -118,16 +118,16 @@ ToolChoice = (
 class CalledFunction(ClientModel):
     name: FunctionName
     arguments: str
-    parsed_arguments: Annotated[Any, NO_EFFECT] = Field(None, description="The openai package puts it there.")
+    parsed_arguments: Annotated[Any, NO_EFFECT] = Field(None, description="Set by the openai package.")
 
 
 class CalledTool(ClientModel):
-    """A call in an assistant's message, as it comes back from clients."""
+    """A call in an assistant message, as sent back by clients."""
 
     id: str
     type: Literal["function"]
     function: CalledFunction
-    index: Annotated[int | None, NO_EFFECT] = Field(None, description="Clients keep it from a stream.")
+    index: Annotated[int | None, NO_EFFECT] = Field(None, description="Kept by clients from a stream.")
 
 
 class TextFormat(ClientModel):
@@ -150,7 +150,7 @@ class JsonSchema(ClientModel):
     name: Annotated[str, NO_EFFECT] = Field(max_length=256)
     description: Annotated[str | None, NO_EFFECT] = Field(None, max_length=MAX_SCHEMA_SIZE)
     schema_: SchemaObject | None = Field(None, alias="schema")
-    strict: bool | None = Field(None, description="False leaves out keywords that cannot be enforced.")
+    strict: bool | None = Field(None, description="False ignores keywords that cannot be enforced.")
 
 
 class JsonSchemaFormat(ClientModel):
@@ -167,13 +167,13 @@ Choice = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
 class StructuredOutputs(ClientModel):
-    """vLLM's way to ask for a form of answer; one of these."""
+    """vLLM's way to request a format of the answer; exactly one field is set."""
 
-    json_: SchemaObject | None = Field(None, alias="json", description="A schema.")
+    json_: SchemaObject | None = Field(None, alias="json", description="A JSON schema.")
     json_object: Literal[True] | None = None
-    regex: str | None = Field(None, min_length=1, max_length=8192, description="The whole answer matches it.")
+    regex: str | None = Field(None, min_length=1, max_length=8192, description="Must match the whole answer.")
     choice: list[Choice] | None = Field(
-        None, min_length=1, max_length=1024, description="One of these texts."
+        None, min_length=1, max_length=1024, description="The answer is one of these texts."
     )
 
     @model_validator(mode="after")
@@ -181,7 +181,7 @@ class StructuredOutputs(ClientModel):
         if len(self.model_fields_set) != 1:
             raise PydanticCustomError(
                 "invalid_combination",
-                "'{name}' takes one of 'json', 'json_object', 'regex' and 'choice'.",
+                "'{name}' takes exactly one of 'json', 'json_object', 'regex' and 'choice'.",
                 {"name": "structured_outputs"},
             )
         return self

@@ -1,4 +1,4 @@
-"""Fewer visual tokens for the model itself, as clients ask for it. This changes answers."""
+"""Fewer visual tokens for the model itself, as requested by clients. This changes answers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from server.schemas.base import ClientModel
 
 class VisualCompressionFields(ClientModel):
     method: Literal["none", "pool", "prune"] = Field(
-        description="'pool': means of neighbours; 'prune': the tokens that differ most from each other."
+        description="'pool': averages of neighbours; 'prune': the tokens that differ most from each other."
     )
-    ratio: float = Field(4.0, ge=1, le=1000, description="Visual tokens for each that is kept, nearly.")
+    ratio: float = Field(4.0, ge=1, le=1000, description="Visual tokens per token kept, approximately.")
 
 
 class PictureFields(ClientModel):
-    """Of every endpoint that takes pictures."""
+    """Fields of every endpoint that accepts pictures."""
 
     visual_compression: VisualCompressionFields | None = Field(
         None, description="Fewer visual tokens for the model: lossy, and only where the server allows it."
@@ -26,6 +26,6 @@ class PictureFields(ClientModel):
 
     @property
     def lossy(self) -> VisualCompression | None:
-        """What becomes of pictures; ``None``: what the server was started with."""
+        """The requested compression; ``None`` for the server's setting."""
         asked = self.visual_compression
         return None if asked is None else VisualCompression(method=asked.method, ratio=asked.ratio)

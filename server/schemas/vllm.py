@@ -1,7 +1,7 @@
-"""What vLLM's clients send beside the fields of OpenAI, and is not built here.
+"""vLLM's additions to the OpenAI fields that are not supported here.
 
-Tools write such fields with the values that ask for nothing; these are taken, and any other is refused by
-name, with what to send instead.
+Tools set such fields to values that request nothing; these are accepted. Any other value is an error that
+names the field and says what to send instead.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Annotated, Final
 from server.schemas.base import JsonObject, Refused, RequestModel
 
 IN_CHATS: Final = "Send 'structured_outputs' to /v1/chat/completions."
-BIAS: Final = "'logit_bias' makes tokens more likely or less."
+BIAS: Final = "Use 'logit_bias' to make tokens more or less likely."
 
 
 class VllmFields(RequestModel):
-    """Of every prompt."""
+    """Fields of every request with a prompt."""
 
     allowed_token_ids: Annotated[list[int] | None, Refused(instead=BIAS)] = None
     bad_words: Annotated[list[str] | None, Refused((None, []), BIAS)] = None
@@ -31,7 +31,7 @@ class VllmFields(RequestModel):
 
 
 class VllmChatFields(RequestModel):
-    """Of conversations alone."""
+    """Fields of conversations only."""
 
     add_generation_prompt: Annotated[bool | None, Refused((None, True))] = None
     continue_final_message: Annotated[bool | None, Refused((None, False))] = None

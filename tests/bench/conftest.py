@@ -15,7 +15,7 @@ from tests.server.conftest import Live, quiet_logs, start_live, stop_live
 
 @pytest.fixture(autouse=True)
 def _no_look_at_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second before and after each run, and a key from outside, are nothing that a test needs."""
+    """Skip measuring the load, which takes a second before and after each run, and hide the caller's key."""
     monkeypatch.setattr(document, "load", lambda: {"cpu_share": 0.0})
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 

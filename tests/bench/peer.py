@@ -35,7 +35,7 @@ class Peer(ThreadingHTTPServer):
     fails_from: int | None = None
     """The number of the answer from which on all fail."""
     interrupts_at: int | None = None
-    """The number of the question upon which somebody presses Ctrl-C: no answer comes."""
+    """The number of the question at which Ctrl-C is simulated, without an answer."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)

@@ -124,7 +124,8 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_is_asked(
 ) -> None:
     folder = tmp_path / "folder.svg"
     folder.mkdir()
-    for name, complaint in (("gone/run.svg", "there is no folder"), (folder.name, "is there and is no file")):
+    complaints = {"gone/run.svg": "there is no folder", folder.name: "exists and is not a file"}
+    for name, complaint in complaints.items():
         code = run(*two_points(peer, questions), flag, str(tmp_path / name))
         assert f"specvlm: {flag} " in str(code)
         assert complaint in str(code)
@@ -136,16 +137,16 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_is_asked(
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        (["--url", "http://127.0.0.1:9"], "specvlm: http://127.0.0.1:9/v1 cannot be asked"),
+        (["--url", "http://127.0.0.1:9"], "specvlm: http://127.0.0.1:9/v1 cannot be queried"),
         (
             ["--url", "http://127.0.0.1:9", "--data", "/nothing"],
             "specvlm: there is no file or folder '/nothing'",
         ),
-        (["--compare", "plain"], "--compare takes two sides"),
-        (["--num-prompts", "2", "--concurrency", "4"], "--num-prompts 2 cannot keep --concurrency 4 busy"),
-        (["--goodput", "itl:5"], "--goodput 'itl:5' is not NAME:MILLISECONDS"),
+        (["--compare", "plain"], "--compare needs exactly two sides"),
+        (["--num-prompts", "2", "--concurrency", "4"], "--num-prompts 2 is too few for --concurrency 4"),
+        (["--goodput", "itl:5"], "--goodput 'itl:5' must be NAME:MILLISECONDS"),
         (["--goodput", "ttft:soon"], "--goodput 'ttft:soon'"),
-        (["--url", "http://a", "--serve", "--port 1"], "--serve is for a server of our own"),
+        (["--url", "http://a", "--serve", "--port 1"], "--serve and --url cannot be combined"),
         (["--concurrency", "0"], "greater than or equal to 1"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
     ],
@@ -171,11 +172,11 @@ def test_without_a_url_a_server_is_started(
     out, err = capsys.readouterr()
     [point] = json.loads(out)["points"]
     assert point["comparison"]["same_answers"] == 2
-    assert re.search(r"the server starts, \d+ s: .*\w", err), "what it does meanwhile"
+    assert re.search(r"waiting for the server, \d+ s: .*\w", err), "what it does meanwhile"
     assert point["sides"]["speculation"]["prompt_tokens"] > 20, "a picture was sent"
 
 
 def test_a_server_that_does_not_start_says_why(tmp_path: Path) -> None:
     code = run("--model", str(tmp_path / "nothing"), "--data", "demo:text")
-    assert "specvlm serve ended with code 1" in str(code)
+    assert "specvlm serve exited with code 1" in str(code)
     assert "nothing" in str(code)

@@ -32,7 +32,7 @@ def picture(shade: int) -> bytes:
 
 
 def shades(messages: Messages) -> list[int]:
-    """Of the red pictures in them, in order."""
+    """Return the shades of red of the pictures in ``messages``, in order."""
     found = []
     for message in messages:
         for part in message["content"] if isinstance(message["content"], list) else []:
@@ -253,22 +253,22 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
         with pytest.raises((BenchError, TrainingError), match=complaint):
             load(*data, **more)
 
-    refused("the demo has no shape?s", "demo:describe+shapes")
+    refused("unknown demo tasks: shapes;", "demo:describe+shapes")
     refused("there is no file or folder", str(tmp_path / "nothing.jsonl"))
-    refused("there is no picture in", str(tmp_path))
+    refused("there are no images in", str(tmp_path))
     refused("there is no file", f"mmbench:{tmp_path}")
     refused("there is no file or folder", f"llava-wild:{tmp_path}")
     refused(r"there is no '.*Art/validation-\*.parquet'", f"mmmu:{tmp_path}")
     put_lines(tmp_path / "questions.jsonl", llava_line("gone.jpg", "What?"))
-    refused(r"questions.jsonl:1: there is no picture '.*images/gone.jpg'", f"llava-wild:{tmp_path}")
+    refused(r"questions.jsonl:1: there is no image '.*images/gone.jpg'", f"llava-wild:{tmp_path}")
     put_lines(tmp_path / "questions.jsonl", {"question": "What?"})
-    refused("questions.jsonl:1: a question has 'text' and 'image'", f"llava-wild:{tmp_path}")
+    refused("questions.jsonl:1: a question needs 'text' and 'image'", f"llava-wild:{tmp_path}")
     put_mmbench(tmp_path / "mmbench", b"no picture")
-    refused("is no picture", f"mmbench:{tmp_path}/mmbench")
+    refused("is not an image", f"mmbench:{tmp_path}/mmbench")
     put_mmmu(tmp_path, "Art", {"id": "1", "question": "What?", "options": "__import__('os')"})
     refused("Art: .*needs 'question', 'options'", f"mmmu:{tmp_path}")
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    refused("is no picture", str(tmp_path))
+    refused("is not an image", str(tmp_path))
 
 
 def test_asking_needs_no_torch() -> None:

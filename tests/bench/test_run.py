@@ -246,7 +246,7 @@ def test_ours_beside_a_peer(live: Live, peer: Peer, questions: str, tmp_path: Pa
         "rows by data and temperature, lines by side; no goodput, as no limit was stated"
     )
     assert "ours: fake-vlm, theirs: peer-vlm" in figure.get_suptitle()
-    assert panels[5].get_ylabel() == "tokens a round"
+    assert panels[5].get_ylabel() == "tokens per round"
     assert list(panels[5].lines[1].get_ydata()) == [1.5] * 4, "both sets, at one and two at a time"
     theirs = [p["sides"]["theirs"]["tokens_per_second"] for p in document["points"] if p["temperature"] == 0]
     assert sorted(panels[0].lines[1].get_ydata()) == sorted(theirs)
@@ -258,20 +258,20 @@ def test_what_cannot_be_measured_is_said(live: Live, peer: Peer, questions: str)
         with pytest.raises(BenchError, match=complaint):
             bench(BenchSettings(**base | more))
 
-    refused("127.0.0.1:9/v1 cannot be asked", url="http://127.0.0.1:9")
+    refused("127.0.0.1:9/v1 cannot be queried", url="http://127.0.0.1:9")
     refused("has no model 'other'; it has fake-vlm", url=live.url, model="other")
-    refused("answers 404", url=live.url + "/v2")
-    refused("does not say that a request may switch", url=peer.url, compare=["speculation", "plain"])
+    refused("answered 404", url=live.url + "/v2")
+    refused("does not report support for switching", url=peer.url, compare=["speculation", "plain"])
     refused("both sides are called", compare=[peer.url, peer.url])
     refused("is not 'speculation' or 'plain'", url=peer.url, compare=["speculation", "off"])
     refused("must look like http://", url="localhost:8000")
-    refused("4 questions: too few", url=peer.url, num_prompts=8, concurrency=[8])
+    refused("4 questions, too few", url=peer.url, num_prompts=8, concurrency=[8])
     peer.usage = False
     refused("reports no usage", url=peer.url)
     peer.key = "secret"
-    refused(r"wants a key \(401: Incorrect API key provided\): set --api-key", url=peer.url)
+    refused(r"requires a key \(401: Incorrect API key provided\); set --api-key", url=peer.url)
     live.engine.answer = live.engine.rejects(RequestRejectedError("invalid_request", "not today"))
-    refused("does not answer: 400: .*not today", url=live.url)
+    refused("did not answer a test request: 400: .*not today", url=live.url)
 
 
 def test_a_server_that_goes_away_ends_the_run(questions: str) -> None:

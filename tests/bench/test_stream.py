@@ -70,9 +70,9 @@ def test_the_servers_own_report_is_kept() -> None:
         (said("half"), "ended before the answer"),
         (said("half") + data({"error": {"message": "The engine stopped."}}), "The engine stopped."),
         (said("whole", "stop") + DONE, "reports no usage"),
-        (b"data: <html>\n\n", "would not send"),
-        (b'data: {"choices": 3}\n\n', "would not send"),
-        (b'data: "\xff"\n\n', "would not send"),
+        (b"data: <html>\n\n", "not in OpenAI's format"),
+        (b'data: {"choices": 3}\n\n', "not in OpenAI's format"),
+        (b'data: "\xff"\n\n', "not in OpenAI's format"),
         (b"", "ended before the answer"),
     ],
 )

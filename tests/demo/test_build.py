@@ -180,7 +180,7 @@ def test_damaged_weights_say_so(stub: Path) -> None:
 
 
 def test_missing_weights_say_so(tmp_path: Path) -> None:
-    with pytest.raises(cache.DemoUnavailableError, match=r"are not there.*--model"):
+    with pytest.raises(cache.DemoUnavailableError, match=r"are missing.*--model"):
         build.build(tmp_path / "nowhere", tmp_path, progress=False)
 
 

@@ -110,7 +110,7 @@ def test_the_dashboard_tells_what_happened(watched: Prometheus) -> None:
     assert watched.value(queries["Engines"]) == 1
     assert 0 < watched.value(queries["Prefix cache"]) < 1
     assert 0 < watched.value(queries["Plain decoding"]) < 1
-    assert 0 < watched.value(queries["Share of drafting"]) < 1
+    assert 0 < watched.value(queries["Time spent drafting"]) < 1
     counts = {
         s["metric"]["status"]: s["value"][1] for s in watched.query("sum by (status) (http_requests_total)")
     }

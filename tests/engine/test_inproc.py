@@ -182,7 +182,7 @@ def test_run_to_completion_refuses_a_core_at_work() -> None:
     core = FakeCore()
     outputs = run_to_completion(core, [make_request("a", max_tokens=99)])
     next(outputs)
-    with pytest.raises(RuntimeError, match="at work"):
+    with pytest.raises(RuntimeError, match="busy with other requests"):
         next(run_to_completion(core, [make_request("b")]))
     assert [output.request_id for output in outputs] == ["a"] * 98
 

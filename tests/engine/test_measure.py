@@ -70,11 +70,11 @@ def test_a_table_is_kept_at_the_machines_speed_of_now_and_measured_anew_where_it
     with caplog.at_level(logging.INFO):
         monkeypatch.setattr(measure, "forward_of", costing(lambda rows: 3 * (0.010 + 0.001 * rows)))
         slower = start.budget().target.points
-        assert "measured what" not in caplog.text
+        assert "measured the cost" not in caplog.text
         assert all(2 < slower[rows] / first[rows] < 4.5 for rows in first)
         monkeypatch.setattr(measure, "forward_of", costing(lambda rows: 0.010 + 0.010 * rows))
         start.budget()
-        assert "measured what" in caplog.text
+        assert "measured the cost" in caplog.text
 
 
 def test_what_was_learned_is_not_kept(tiny: BuildCheckpoint) -> None:
@@ -99,7 +99,7 @@ def test_other_kernels_and_other_products_cost_something_else(
         caplog.clear()
         with caplog.at_level(logging.INFO):
             start.budget()
-        return "measured what" in caplog.text
+        return "measured the cost" in caplog.text
 
     start = Start(tiny("llama"))
     assert measures(start)

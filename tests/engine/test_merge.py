@@ -58,15 +58,15 @@ def test_every_path_once_with_the_better_score(pairs: list[tuple[Paths, Paths]])
     drafted, found = (candidates_of([pair[i] for pair in pairs]) for i in range(2))
     merged = merge(drafted, found, lambda scores: scores * np.float32(0.5))
     merged.check()
-    assert merged.said is not None
+    assert merged.source_scores is not None
     for row, (own, other) in enumerate(pairs):
         wanted = dict(own)
         for path, score in other.items():  # beginnings first
             above = wanted[path[:-1]] if len(path) > 1 else 0.0
             wanted[path] = max(wanted.get(path, float("-inf")), min(0.5 * score, above))
         assert paths_of(merged, row, merged.scores) == wanted
-        assert paths_of(merged, row, merged.said[:, :, LOOKUP]) == other
-        assert paths_of(merged, row, merged.said[:, :, DRAFT]) == own
+        assert paths_of(merged, row, merged.source_scores[:, :, LOOKUP]) == other
+        assert paths_of(merged, row, merged.source_scores[:, :, DRAFT]) == own
 
 
 def budget() -> SpeculationBudget:
@@ -117,7 +117,7 @@ def test_what_was_said_goes_with_candidates_to_their_rows() -> None:
     """In a trial one sequence of several is drafted for; what look-up finds is not the draft's doing."""
     merged = merge(candidates_of([{(1,): -0.5}]), candidates_of([{(2,): -0.5}]), lambda scores: scores)
     wide = merged.spread([False, True])
-    assert merged.said is not None
-    assert wide.said is not None
-    assert (wide.said[1] == merged.said[0]).all()
-    assert np.isneginf(wide.said[0]).all()
+    assert merged.source_scores is not None
+    assert wide.source_scores is not None
+    assert (wide.source_scores[1] == merged.source_scores[0]).all()
+    assert np.isneginf(wide.source_scores[0]).all()

@@ -76,7 +76,7 @@ MALFORMED_TENSORS: list[tuple[str, Change, list[str]]] = [
     (
         "eagle3",
         lambda t: [t.pop(n) for n in list(t) if n.startswith("midlayer.")],
-        ["no layout that is known"],
+        ["no known layout"],
     ),
 ]
 
@@ -94,19 +94,19 @@ MALFORMED_CONFIGS: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
     ({"hidden_size": 64}, {}, ["hidden_size is 64", "width is 32"]),
     ({"target_hidden_size": 48, "num_hidden_layers": 2}, {}, ["target_hidden_size is 48", "2 layers"]),
     ({"num_attention_heads": 8, "head_dim": 8}, {}, ["q_proj.weight [32, 64] instead of [64, 64]"]),
-    ({"num_key_value_heads": 3}, {}, ["4 is no multiple of 3"]),
+    ({"num_key_value_heads": 3}, {}, ["4 is not a multiple of 3"]),
     ({"num_key_value_heads": 4}, {}, ["k_proj.weight [16, 64] instead of [32, 64]"]),
     ({"intermediate_size": 40}, {}, ["gate_proj.weight [48, 32] instead of [40, 32]"]),
     ({"draft_vocab_size": 9}, {}, ["lm_head.weight [8, 32] instead of [9, 32]", "d2t [8] instead of [9]"]),
     ({"attention_bias": True}, {}, ["missing", "q_proj.bias"]),
     ({"hidden_size": "wide"}, {}, ["hidden_size"]),
     ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, {}, ["'dynamic'"]),
-    ({"rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]}}, {}, ["M-RoPE", "the target has not"]),
-    ({"norm_output": True, "fc_norm": True}, {}, ["fc_norm", "norm_output", "not supported"]),
+    ({"rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]}}, {}, ["M-RoPE", "the target does not"]),
+    ({"norm_output": True, "fc_norm": True}, {}, ["fc_norm", "norm_output", "unsupported"]),
     ({"eagle_config": {"use_aux_hidden_state": False}}, {}, ["use_aux_hidden_state"]),
     ({"transformer_layer_config": {}}, {}, ["speculators"]),
     ({"eagle_aux_hidden_state_layer_ids": [2, 9, 13]}, {}, ["[2, 9, 13]", "0..12"]),
-    ({}, {"num_hidden_layers": 4}, ["[2, 2, 1]", "rise"]),
+    ({}, {"num_hidden_layers": 4}, ["[2, 2, 1]", "ascending"]),
     ({}, {"kind": "gemma2"}, ["gemma2", "hidden_act"]),
     ({"head_dim": 8}, {"kind": "qwen2_5_vl"}, ["mrope_section [4, 2, 2]", "head_dim 8"]),
     (
@@ -147,7 +147,7 @@ class Harmful:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [({"fc.weight": Harmful()}, "tensors alone"), ([torch.ones(1)], "by name")]
+    ("content", "said"), [({"fc.weight": Harmful()}, "only tensors"), ([torch.ones(1)], "by name")]
 )
 def test_a_bin_file_holds_tensors_by_name_and_runs_nothing(
     content: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

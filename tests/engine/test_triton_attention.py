@@ -85,7 +85,7 @@ def test_a_tree_of_64_nodes_beside_a_prompt_of_many_tiles() -> None:
     close(Scene(7, [5, 9], [64, 80], 16, [True, False], attention=FEW), None)  # bit 63 is the sign bit
     partly = Scene(5, [9, 3], [8, 2], 4, [True, True], [56, 62], FEW)
     close(partly, None)
-    with pytest.raises(RuntimeError, match="sliding window over a tree"):
+    with pytest.raises(RuntimeError, match="sliding windows are not supported for a tree"):
         partly.run(4)
 
 

@@ -194,7 +194,7 @@ def test_unaligned_frames_are_copied_into_place() -> None:
     ids=["object", "str", "big-endian", "record", "complex", "9-d"],
 )
 def test_other_arrays_are_refused_before_they_are_sent(array: np.ndarray) -> None:
-    with pytest.raises(WireError, match="do not travel"):
+    with pytest.raises(WireError, match="cannot be sent"):
         to_engine.encode(request_with(pixels=array))
 
 

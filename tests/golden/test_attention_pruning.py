@@ -102,5 +102,5 @@ def test_families_without_such_a_tower_refuse_it(tiny: BuildCheckpoint) -> None:
     assert "prune_attention" not in core.info.compressors
     (story,) = run_all(core, [(0, ask("0", prompts[0], "prune_attention"))]).values()
     assert story.end.error is not None
-    with pytest.raises(ModelLoadError, match="attends to"):
+    with pytest.raises(ModelLoadError, match="the vision tower's attention scores"):
         core_with(golden, prompts, ElasticConfig("select", (BranchConfig("prune_attention", 4),)))

@@ -92,5 +92,5 @@ def test_the_server_ends_at_once(checkpoint: Path, damage: Damage, message: str)
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 1, result.stderr
     assert message in result.stderr
-    assert "starting again" not in result.stderr
+    assert "restarting in" not in result.stderr
     assert "Traceback" not in result.stderr

@@ -167,7 +167,7 @@ def test_a_full_disk_costs_speed_only_and_no_file_is_left_half(tiny: BuildCheckp
         wait_ready(server)
         assert ask(server)
         log = server.log.read_text()
-    assert "the cost tables could not be kept" in log
+    assert "the cost tables could not be stored" in log
     assert "Traceback" not in log
     assert kept.read_bytes() == before
     assert [file for file in cache.rglob("*") if file.is_file()] == [kept]

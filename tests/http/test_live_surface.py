@@ -53,7 +53,7 @@ def test_completions_are_what_transformers_generates(live_server: LiveServer, ti
 
 def test_a_completion_cannot_claim_a_picture(live_server: LiveServer) -> None:
     client, model = client_of(live_server), model_of(live_server)
-    with pytest.raises(openai.BadRequestError, match="pictures"):
+    with pytest.raises(openai.BadRequestError, match="images"):
         client.completions.create(model=model, prompt="What is <image>?")
 
 

@@ -103,7 +103,7 @@ def compress(page: Page) -> None:
     """Another picture: what was seen of the example is not thrown away."""
     page.set_viewport_size({"width": 1280, "height": 1400})
     page.get_by_role("tab", name="Settings").click()
-    page.get_by_label("What the draft sees of pictures").select_option("prune_attention")
+    page.get_by_label("Visual tokens the draft sees").select_option("prune_attention")
     page.get_by_role("button", name="New chat").click()
     page.locator("#files").set_input_files(DOCS / "chart.png")
     page.get_by_role("textbox", name="Message").fill(QUESTION)

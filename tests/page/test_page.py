@@ -113,7 +113,7 @@ def test_errors_are_shown_where_the_answer_would_be(
     expect(failed.locator(".text")).to_have_text(after)
     if after:
         return
-    expect(page.get_by_text("it was decoded plainly")).to_be_hidden()
+    expect(page.get_by_text("by plain decoding")).to_be_hidden()
     failed.get_by_role("button", name="Edit").click()
     expect(page.locator(".exchange")).to_have_count(0)
     expect(message(page)).to_have_value("Impossible?")
@@ -139,7 +139,7 @@ def test_a_stream_that_breaks_off_is_no_answer(start_server: StartServer, open_p
     content = stream({"choices": [{"delta": {"content": "A c"}, "finish_reason": None}]})
     page.route("**/v1/chat/completions", lambda route: route.fulfill(status=200, body=content))
     ask(page)
-    expect(answer(page).get_by_role("alert")).to_contain_text("broke off")
+    expect(answer(page).get_by_role("alert")).to_contain_text("was lost")
     expect(answer(page).locator(".text")).to_have_text("A c")
 
 
@@ -166,15 +166,15 @@ def test_a_server_that_is_loading_and_one_that_is_gone(
 def test_a_key_is_asked_for_and_kept_by_the_tab_alone(start_server: StartServer, open_page: OpenPage) -> None:
     live = start_server(api_key="sesame")
     page = open_page(live.url, refuses=True, waits=False)
-    dialog = page.get_by_role("dialog", name="This server asks for an API key")
+    dialog = page.get_by_role("dialog", name="This server requires an API key")
     dialog.get_by_role("button", name="Cancel").click()
-    expect(page.locator("#server-state")).to_have_text("This server asks for a key")
+    expect(page.locator("#server-state")).to_have_text("This server requires a key")
     page.get_by_role("button", name="API key…").click()
     for key in ("wrong", "sesame"):
         dialog.get_by_label("API key").fill(key)
         page.keyboard.press("Enter")
         if key == "wrong":
-            expect(dialog.get_by_role("alert")).to_have_text("The server refused that key.")
+            expect(dialog.get_by_role("alert")).to_have_text("The server rejected this key.")
     expect(page.locator("#server-state")).to_have_text(MODEL)
     expect(dialog).to_be_hidden()
     ask(page)
@@ -197,12 +197,18 @@ def test_settings_are_sent_and_empty_ones_left_to_the_server(
     assert plain.speculative.enabled
     assert plain.speculative.trace
     page.get_by_role("tab", name="Settings").click()
-    fields = {"Temperature": "0.5", "Top p": "0.9", "Max tokens": "7", "Seed": "3", "Drafts in a tree": "5"}
+    fields = {
+        "Temperature": "0.5",
+        "Top p": "0.9",
+        "Max tokens": "7",
+        "Seed": "3",
+        "Draft tokens per tree": "5",
+    }
     for label, value in fields.items():
         page.get_by_label(label).fill(value)
     page.get_by_label("System prompt").fill("Be brief.")
     page.get_by_label("Model").select_option("second")
-    page.get_by_label("What the draft sees of pictures").select_option("none")
+    page.get_by_label("Visual tokens the draft sees").select_option("none")
     ask(page, "Again")
     expect(page.locator(".answer[aria-busy=false]")).to_have_count(2)
     sampling, speculative = live.engine.requests[1].sampling, live.engine.requests[1].speculative
@@ -220,7 +226,7 @@ def test_settings_are_sent_and_empty_ones_left_to_the_server(
     expect(page.locator(".answer[aria-busy=false]")).to_have_count(3)
     assert not live.engine.requests[2].speculative.enabled
     page.get_by_role("tab", name="Inside").click()
-    expect(page.get_by_text("it was decoded plainly")).to_be_visible()
+    expect(page.get_by_text("by plain decoding")).to_be_visible()
     page.reload()
     page.get_by_role("tab", name="Settings").click()
     expect(page.get_by_label("System prompt")).to_have_value("Be brief.")

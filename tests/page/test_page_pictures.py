@@ -79,6 +79,4 @@ def test_a_draft_that_sees_no_pictures_says_so(start_server: StartServer, open_p
     """Such as look-up."""
     page = open_page(start_server().url)
     describe_example(page, {"draft_visual_tokens": None})
-    expect(page.locator("#seen-counts")).to_have_text(
-        "The model saw 10 visual tokens. No draft looked at them."
-    )
+    expect(page.locator("#seen-counts")).to_have_text("The model saw 10 visual tokens. No draft saw them.")

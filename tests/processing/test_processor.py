@@ -171,10 +171,10 @@ def test_pictures_without_a_sensible_shape_are_refused(llava: Processor, size: t
 def test_pictures_and_places_must_agree(tiny: BuildCheckpoint) -> None:
     drops = "{% for m in messages %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %}{% endfor %}"
     processor = Processor.from_pretrained(str(tiny("llava")), chat_template=drops)
-    with pytest.raises(PromptError, match="1 pictures, but the chat template has 0 places"):
+    with pytest.raises(PromptError, match="1 images, but the chat template has 0 places"):
         processor.apply([ChatMessage("user", [ImagePart(picture(0)), TextPart("x")])])
     strings_only = Processor.from_pretrained(str(tiny("llava")), chat_template=STRING_TEMPLATE)
-    with pytest.raises(PromptError, match="takes no pictures in user messages"):
+    with pytest.raises(PromptError, match="takes no images in user messages"):
         strings_only.apply(chat_with(picture(0)))
 
 
@@ -184,7 +184,7 @@ def test_text_models(tmp_path: Path) -> None:
     assert ours.vocab_size == len(theirs)
     parts = [ChatMessage("user", [TextPart("one"), TextPart("two")])]
     assert ours.apply(parts).token_ids == ours.apply([ChatMessage("user", "one\ntwo")]).token_ids
-    with pytest.raises(PromptError, match="no pictures"):
+    with pytest.raises(PromptError, match="no images"):
         ours.apply(chat_with(picture(0)))
     assert ours.decode(ours.encode("The fox <|im_end|>")) == "The fox "
     assert ours.encode("<s>a") == [*ours.encode("", True), *ours.encode("<s>a", False)]
@@ -201,7 +201,7 @@ def test_the_template_can_be_a_file_and_a_wrong_path_is_named(tiny: BuildCheckpo
     file.write_text("{{ messages[0]['content'] }}!")
     processor = Processor.from_pretrained(str(tiny("llama")), chat_template=str(file))
     assert processor.decode(processor.apply([ChatMessage("user", "hi")]).token_ids) == "hi!"
-    with pytest.raises(ValueError, match=r"chat template cannot be read, line 2: .*endfr"):
+    with pytest.raises(ValueError, match=r"chat template is invalid, line 2: .*endfr"):
         Processor.from_pretrained(str(tiny("llama")), chat_template="{% for m in messages %}\n{% endfr %}")
     with pytest.raises(ValueError, match=r"missing\.jinja"):
         Processor.from_pretrained(str(tiny("llama")), chat_template="missing.jinja")

@@ -137,13 +137,13 @@ def test_bad_flags_end_with_a_word_about_them(flags: list[str], capsys: pytest.C
 @pytest.mark.parametrize(
     ("flag", "value", "words"),
     [
-        ("--root-path", "foo/", "'foo/' must begin with a slash and not end with one, as '/vlm'"),
-        ("--allowed-origins", "example.com", "'example.com' must be as 'https://example.com', or '*'"),
+        ("--root-path", "foo/", "'foo/' must start with a slash and not end with one, such as '/vlm'"),
+        ("--allowed-origins", "example.com", "'example.com' must look like 'https://example.com', or be '*'"),
         ("--metrics-prefix", "a-b", "'a-b' must be letters, digits and underscores"),
-        ("--limit-mm-per-prompt", "x", "'x' is no JSON object, as '{\"image\": 8}'"),
-        ("--limit-mm-per-prompt", "[1]", "'[1]' is no JSON object, as '{\"image\": 8}'"),
-        ("--api-key", "[", "begins with '[' and is no JSON list, as '[\"a\", \"b\"]'"),
-        ("--allowed-origins", "[1,", "begins with '[' and is no JSON list, as '[\"a\", \"b\"]'"),
+        ("--limit-mm-per-prompt", "x", "'x' is not a JSON object such as '{\"image\": 8}'"),
+        ("--limit-mm-per-prompt", "[1]", "'[1]' is not a JSON object such as '{\"image\": 8}'"),
+        ("--api-key", "[", "starting with '[' must be a JSON list such as '[\"a\", \"b\"]'"),
+        ("--allowed-origins", "[1,", "starting with '[' must be a JSON list such as '[\"a\", \"b\"]'"),
     ],
 )
 def test_bad_values_are_told_in_words_with_their_flag_or_variable(
@@ -306,10 +306,10 @@ def test_a_flag_of_a_command_within_a_command_is_named(capsys: pytest.CaptureFix
 def test_what_is_no_json_is_told_with_its_flag(given: list[str], said: str) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(["bench", *given])
-    assert str(caught.value.code).startswith(f"specvlm: {said} cannot be read; write JSON, as ")
+    assert str(caught.value.code).startswith(f"specvlm: {said} is not valid; write JSON such as ")
 
 
 def test_nobody_to_evaluate_is_one_clear_line() -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(["demo", "eval", "--url", "http://127.0.0.1:1"])
-    assert caught.value.code == "specvlm: --url http://127.0.0.1:1 cannot be asked: Connection error."
+    assert caught.value.code == "specvlm: request to --url http://127.0.0.1:1 failed: Connection error."

@@ -234,8 +234,8 @@ def test_what_is_refused(live: Live, http: httpx.Client) -> None:
         response = http.post(URL, json={"model": MODEL, "prompt": prompt})
         assert response.status_code == 400
         assert response.json()["error"]["param"].startswith("prompt")
-    assert "pictures" in refused(http, "prompt", prompt=f"x{IMAGE_TEXT}")
-    assert "pictures" in refused(http, "prompt", prompt=[live.engine.processor.image])
+    assert "images" in refused(http, "prompt", prompt=f"x{IMAGE_TEXT}")
+    assert "images" in refused(http, "prompt", prompt=[live.engine.processor.image])
     assert live.engine.requests == []
 
 
@@ -269,7 +269,10 @@ def test_scores_of_prompts_that_would_fill_the_memory_are_refused(
     """In one piece for each choice: 4,000 tokens, 48 choices and 20 alternatives took 2.4 GB."""
     monkeypatch.setattr("server.answering.MAX_SCORES", 3 * 5 * 4)
     assert len(ask(client, "abcde", logprobs=3, echo=True, n=3).choices) == 3
-    with pytest.raises(openai.BadRequestError, match=r"are 72; at most 60 are told at once") as refused:
+    with pytest.raises(
+        openai.BadRequestError,
+        match=r"72 log-probabilities .*; at most 60 can",
+    ) as refused:
         ask(client, ["abcde", "f"], logprobs=3, echo=True, n=3)
     assert refused.value.code == "too_many_logprobs"
     assert len(ask(client, "abcde", logprobs=3, echo=True, n=3).choices) == 3

@@ -99,7 +99,7 @@ def test_parts_of_a_conversation_are_counted(
     live.engine.processor.applied = ([], None)
     error = check_shape(http.post(path, json={"model": MODEL, field: messages}), 400)
     assert error["param"] == field
-    assert "10000 parts and calls; at most 8192 are taken" in error["message"]
+    assert "10000 parts and calls; at most 8192 are allowed" in error["message"]
     assert live.engine.processor.applied == ([], None)
 
 

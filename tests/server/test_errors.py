@@ -118,7 +118,7 @@ def test_bad_values_are_refused_by_name(
         ({"messages": ["x"]}, "Invalid value for 'messages[0]': Input should be an object"),
         ({"speculative": True}, "Invalid value for 'speculative': Input should be an object"),
         ({"logit_bias": []}, "Invalid value for 'logit_bias': Input should be an object"),
-        ({"tool_choice": {"type": "x"}}, "'x' is not known here; these are: 'function'"),
+        ({"tool_choice": {"type": "x"}}, "'x' is not supported; expected one of: 'function'"),
         ({"chat_template_kwargs": {"mode": "x" * 2000}}, "at most 1024 characters"),
     ],
 )

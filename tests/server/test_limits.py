@@ -100,7 +100,7 @@ def test_prompts_that_no_queue_holds_are_refused_for_good(start_server: StartSer
     live = start_server(max_num_queued_tokens=100)
     error = ask(live, "/v1/completions", prompt=["x" * 50, "y" * 51]).json()["error"]
     assert (error["code"], error["param"]) == ("too_many_tokens", "prompt")
-    assert "101 tokens in 2 prompts; at most 100 may wait" in error["message"]
+    assert "101 tokens in 2 prompts; at most 100 can be queued" in error["message"]
     assert live.engine.requests == []
     for prompt in (["x" * 50, "y" * 50], "x" * 101):
         assert ask(live, "/v1/completions", prompt=prompt).status_code == 200
@@ -149,7 +149,7 @@ def test_endless_texts_are_not_tokenized(live: Live) -> None:
 def test_as_many_tokens_are_told_as_are_taken_back(live: Live) -> None:
     error = ask(live, "/tokenize", prompt="x" * (MAX_TOKENS + 1)).json()["error"]
     assert error["param"] == "prompt"
-    assert f"takes {MAX_TOKENS + 1} tokens; at most {MAX_TOKENS}" in error["message"]
+    assert f"has {MAX_TOKENS + 1} tokens; at most {MAX_TOKENS}" in error["message"]
     tokens = ask(live, "/tokenize", prompt="x" * MAX_TOKENS).json()["tokens"]
     assert ask(live, "/detokenize", tokens=tokens).json() == {"prompt": "x" * MAX_TOKENS}
 

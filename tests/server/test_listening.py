@@ -28,10 +28,10 @@ def in_use() -> socket.socket:
 @pytest.mark.parametrize(
     ("host", "words"),
     [
-        ("127.0.0.1", "--port {port}: another program has that port"),
+        ("127.0.0.1", "--port {port}: another program uses this port"),
         ("192.0.2.1", "--port {port}: this machine does not have that address"),
-        ("256.1.1.1", "is no address or name"),
-        ("x" * 70, "is no address or name"),
+        ("256.1.1.1", "is not a known address or host name"),
+        ("x" * 70, "is not a known address or host name"),
     ],
 )
 def test_an_address_that_cannot_be_had_is_told_before_anything_is_loaded(

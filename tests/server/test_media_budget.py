@@ -71,7 +71,7 @@ async def test_pictures_that_are_small_one_by_one_can_be_too_large_together(
     decoded: list[Image.Image] = []
     monkeypatch.setattr("server.media.decode_picture", decoded.append)
     async with loader(**limit) as media:
-        with pytest.raises(MediaError, match=f"{next(iter(limit.values()))}.*together") as caught:
+        with pytest.raises(MediaError, match=f"{next(iter(limit.values()))}.*in total") as caught:
             async with media.load([picture(4, 4)] * 2):
                 pass
         assert (caught.value.code, decoded) == ("images_too_large", [])
@@ -166,7 +166,7 @@ async def test_prompts_hold_their_pictures_only_until_they_are_processed(
         assert [len(prompt.images) for prompt in built] == [2] * 6
         assert free == [0] * 6  # one at a time
         await soon(lambda: media._pixels.num_free == 32)
-        with pytest.raises(ApiError, match="together"):
+        with pytest.raises(ApiError, match="in total"):
             await prompts.build(messages * 2)
         await prompts.aclose()
 

@@ -30,7 +30,7 @@ WORDS = [
 
 
 def text_record(number: int, turns: int = 1) -> dict[str, Any]:
-    """OpenAI's format; every number says something else."""
+    """Return a record in OpenAI's format; each number gives another text."""
     messages: list[dict[str, Any]] = []
     for turn in range(turns):
         at = number * 7 + turn * 3
@@ -41,7 +41,7 @@ def text_record(number: int, turns: int = 1) -> dict[str, Any]:
 
 
 def picture_record(number: int, folder: Path) -> dict[str, Any]:
-    """With one PNG file in ``folder``."""
+    """Return a record with a picture, a PNG file in ``folder``."""
     name = f"{number}.png"
     picture(number).save(folder / name)
     record = text_record(number)

@@ -17,8 +17,9 @@ WORDS = ["red", "blue", "circle", "square", "three", "four", "left", "right", "s
 
 
 def reciting_target(folder: Path) -> Path:
-    """A Llama that says WORDS in a circle, whatever was said before the last word: its layers add nothing,
-    and the head's row of each word is the normed embedding of the word before it.
+    """Build a Llama that repeats WORDS in a cycle, depending on the last word alone.
+
+    Its layers add nothing, and the head's row of each word is the normed embedding of the word before it.
     """
     build_tiny("llama", folder)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
@@ -35,7 +36,7 @@ def reciting_target(folder: Path) -> Path:
 
 
 def recitals(path: Path, count: int, start: int = 0) -> Path:
-    """Dialogues in which the reciting target says what it would say."""
+    """Write dialogues whose answers are those that the reciting target would give."""
 
     def record(number: int) -> dict[str, Any]:
         said = " ".join(WORDS[(number + k) % len(WORDS)] for k in range(10 + number % 7))
@@ -49,10 +50,10 @@ def recitals(path: Path, count: int, start: int = 0) -> Path:
 def draft_chain(
     draft: EagleDraft, embeddings: Tensor, features: Tensor, start: int, later: list[Tensor]
 ) -> list[Tensor]:
-    """The states of one round, a slot at a time: the true slots up to ``start``, then one slot for each
-    embedding in ``later``, on the state before it. All ``[N, hidden]`` or ``[hidden]``.
+    """Return the states of one round, slot by slot, as serving computes them but without a cache.
 
-    What serving does, without any cache: all slots of the round run again at every step.
+    The round has the true slots up to ``start``, then one slot for each embedding in ``later``, based on the
+    state before it; all of them run again at every step. Shapes are ``[N, hidden]`` or ``[hidden]``.
     """
     truth = torch.cat([torch.zeros_like(features[:1]), features[:start]])
     states, embedded, outputs = truth, embeddings[: start + 1], []

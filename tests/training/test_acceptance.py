@@ -94,7 +94,7 @@ def test_it_is_what_drafting_and_verifying_token_by_token_gives(
 
 
 def train_a_little(draft: torch.nn.Module, teacher: Teacher, batch: Batch) -> None:
-    """So that it is right here and wrong there."""
+    """Train the draft until some of its predictions are right and others wrong."""
     from training.rows import whole_rows
     from training.unroll import unrolled
 

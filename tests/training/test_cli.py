@@ -31,7 +31,7 @@ def test_a_folder_that_cannot_be_made_is_named(reciting: Path, tmp_path: Path) -
     data = recitals(tmp_path / "a.jsonl", 2)
     (tmp_path / "file").write_text("")
     out = str(tmp_path / "file" / "out")
-    with pytest.raises(SystemExit, match=f"--out {out} cannot be made: "):
+    with pytest.raises(SystemExit, match=f"--out {out} cannot be created: "):
         CliApp.run(Train, cli_args=["--model", str(reciting), "--data", str(data), "--out", out, *FLAGS])
 
 
@@ -41,7 +41,7 @@ def test_a_model_that_is_nowhere_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     for model in (str(tmp_path / "nope"), "no/such"):
         flags = ["--model", model, "--data", str(data), "--out", str(tmp_path / "out"), *FLAGS]
         with pytest.raises(
-            SystemExit, match=f"--model {model} is no folder, nor can the hub give it: "
+            SystemExit, match=f"--model {model} is not a folder and cannot be downloaded from the hub: "
         ) as end:
             CliApp.run(Train, cli_args=flags)
         assert "\n" not in str(end.value.code)

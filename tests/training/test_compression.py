@@ -30,7 +30,7 @@ KINDS = "tttvvvvqqaaa" + "vvqqqaa"
 
 
 def batch_of(kinds: str) -> Batch:
-    """``predicts`` is of the token after, so an answer's first token is predicted at the question's last."""
+    """``predicts`` refers to the next token: an answer's first token is predicted at the question's last."""
     size = len(kinds)
     visual = torch.tensor([i for i, kind in enumerate(kinds) if kind == "v"])
     predicts = torch.tensor([[kinds[i + 1 : i + 2] == "a" for i in range(size)]])
@@ -57,7 +57,7 @@ def test_the_gate_sees_the_picture_and_the_question_before_the_answer() -> None:
 
 
 def test_a_question_does_not_go_on_in_the_next_row() -> None:
-    """A picture that nobody was asked about yet has no question, whatever begins below."""
+    """A picture at the end of a row has no question, even if the next row begins with one."""
     kinds = "tttqaavv" + "qqqqaaaa"
     visual = torch.tensor([6, 7])
     predicts = torch.tensor([[kinds[i + 1 : i + 2] == "a" for i in range(16)]]).view(2, 8)
@@ -91,7 +91,7 @@ def compression(**changes: Any) -> Compression:
 
 
 def test_branches_ratios_and_whole_pictures_are_drawn_evenly() -> None:
-    """And each picture of each step the same again."""
+    """Drawing again for the same picture and step gives the same branch."""
     made, batch, features = (
         compression(ratios=[2, 8], whole_share=0.25),
         batch_of(KINDS),
@@ -112,7 +112,7 @@ def test_branches_ratios_and_whole_pictures_are_drawn_evenly() -> None:
 
 
 def test_the_gate_learns_which_branch_costs_least() -> None:
-    """By the question: one kind is answered as well by text alone, another needs the picture."""
+    """The question decides: one kind is answered as well by text alone, another needs the picture."""
     made = compression(gate_cost=0.1)
     assert made.compressor.gate is not None
     optimizer = torch.optim.Adam(made.compressor.gate.parameters(), lr=1e-2)
@@ -141,7 +141,7 @@ def state(out: Path) -> dict[str, Tensor]:
 def test_a_stopped_run_with_a_gate_goes_on_as_if_it_had_not_stopped(
     tiny: Callable[..., Path], dialogues: Any, tmp_path: Path
 ) -> None:
-    """And what it publishes is a draft with its compressor; each branch was measured."""
+    """It also publishes a draft with its compressor, and measures each branch."""
     data, model = dialogues(10, pictures=True), tiny("llava")
     changes = compressing(
         epochs=2, noise=0.1, whole_share=0.0, ratios=[2, 4], eval_data=[data], eval_every=99
@@ -210,7 +210,7 @@ def test_the_compressor_may_learn_faster_than_the_draft(
 def test_it_does_not_matter_how_a_batch_with_compressed_pictures_is_cut(
     mode: str, tiny: Callable[..., Path], dialogues: Any, tmp_path: Path
 ) -> None:
-    """The balance term is left out: it looks at the pictures of a pass together."""
+    """The balance term is switched off, as it depends on all pictures of a pass together."""
     data, model = dialogues(8, pictures=True), tiny("llava")
     changes = compressing(mode, gate_balance=0.0, gate_every=1, lr=1e-4)
     for name, cut in (("one", {}), ("many", {"row_length": 64, "tokens_per_pass": 64})):
@@ -231,7 +231,7 @@ def test_other_pictures_are_other_data(tiny: Callable[..., Path], dialogues: Any
 def test_a_run_can_go_on_from_a_published_draft(
     tiny: Callable[..., Path], dialogues: Any, tmp_path: Path
 ) -> None:
-    """Its weights, its vocabulary, the branches that are asked for again; a gate only for the same ones."""
+    """Weights, vocabulary and requested branches are taken over, and the gate only for the same branches."""
     data, model = dialogues(8, pictures=True), tiny("llava")
     first = train(settings(model, data, tmp_path / "first", **compressing(lr=3e-3)))
     still = {"max_steps": 1, "lr": 1e-30, "draft_vocab": None, "init_draft": first}
@@ -288,5 +288,5 @@ def test_pruning_by_attention_is_refused_where_the_tower_has_no_class_token(
     tiny: Callable[..., Path], dialogues: Any, tmp_path: Path
 ) -> None:
     asked: dict[str, Any] = {"compressor": "select", "branches": ["pool:5", "prune_attention:5"]}
-    with pytest.raises(TrainingError, match="what the vision tower attends to"):
+    with pytest.raises(TrainingError, match="needs the vision tower's attention scores"):
         train(settings(tiny("llama"), dialogues(2), tmp_path / "out", **asked))

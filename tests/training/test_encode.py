@@ -71,7 +71,7 @@ def test_a_text_is_read_as_text(tiny: Callable[..., Path]) -> None:
 
 
 def test_an_answer_that_a_template_later_renders_otherwise_is_left_out(tiny: Callable[..., Path]) -> None:
-    """As templates do that drop the thinking of earlier turns: nothing to serve begins like that."""
+    """Templates that drop the reasoning of earlier turns do that; no served answer begins like this."""
     drops = (
         "{%- for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
         "{%- if m['role'] == 'assistant' and not loop.last %}{{ m['content'][-4:] }}"

@@ -48,8 +48,11 @@ def rows_of(folder: Path, ways: list[Compressor]) -> tuple[EagleDraft, Rows]:
 def alone(
     draft: EagleDraft, joined: Tensor, positions: Tensor, later: list[tuple[Tensor, int]]
 ) -> list[Tensor]:
-    """The states of one round: slots ``joined`` ``[N, D]`` at ``positions``, then one slot for each embedding
-    and position in ``later``, on the state before it."""
+    """Return the states of one round, computed without other rounds.
+
+    It has the slots ``joined`` ``[N, D]`` at ``positions``, then one slot for each embedding and position in
+    ``later``, based on the state before it.
+    """
     outputs = []
     for step in range(len(later) + 1):
         if step:

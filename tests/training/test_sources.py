@@ -129,15 +129,15 @@ USER = {"role": "user", "content": "?"}
         ("{", "not valid JSON"),
         ("[1]", "must be an object"),
         ("{}", "'messages' .* or 'conversations'"),
-        ('{"messages": []}', "'messages' must be a list that is not empty"),
-        ({"messages": [{"role": "robot", "content": "?"}]}, "'role' among"),
-        ({"messages": [{"role": "assistant", "content": "?"}]}, "nobody with the role 'user'"),
+        ('{"messages": []}', "'messages' must be a non-empty list"),
+        ({"messages": [{"role": "robot", "content": "?"}]}, "the 'role' of a message must be one of"),
+        ({"messages": [{"role": "assistant", "content": "?"}]}, "no message with the role 'user'"),
         ({"messages": [USER | {"contnet": 1}]}, "unknown fields in a message: contnet"),
         ({"messages": [USER | {"content": 7}]}, "'content' must be"),
-        ({"messages": [USER | {"content": [{"type": "audio"}]}]}, "a part must be"),
+        ({"messages": [USER | {"content": [{"type": "audio"}]}]}, "a part must have the type"),
         ({"messages": [USER], "tools": [{}]}, "'tools' are not supported"),
-        ({"image": "no.png", "conversations": [{"from": "human", "value": "<image>"}]}, "no picture"),
-        ({"conversations": [{"from": "human", "value": "<image>"}]}, "more <image> marks"),
+        ({"image": "no.png", "conversations": [{"from": "human", "value": "<image>"}]}, "no image"),
+        ({"conversations": [{"from": "human", "value": "<image>"}]}, "more <image> placeholders"),
         ({"conversations": [{"from": "bot", "value": "x"}]}, "'from' must be one of"),
         ({"image": 3, "conversations": [{"from": "human", "value": "x"}]}, "'image' must be"),
     ],
@@ -155,7 +155,7 @@ def test_a_bad_line_is_named(line: str | dict[str, Any], said: str, tmp_path: Pa
         ("https://example.org/a.png", "not downloaded"),
         ("data:image/png,x", "must look like"),
         ("data:image/png;base64,%%%", "valid base64"),
-        ("missing.png", "there is no picture"),
+        ("missing.png", "there is no image"),
     ],
 )
 def test_a_bad_picture_is_named(url: str, said: str, tmp_path: Path) -> None:
@@ -168,5 +168,5 @@ def test_a_damaged_picture_is_named_when_it_is_opened(tmp_path: Path) -> None:
     record = picture_record(1, tmp_path)
     (tmp_path / "1.png").write_bytes(png(1)[:60])
     (dialogue,) = read(write_jsonl(tmp_path / "a.jsonl", [record]))
-    with pytest.raises(DataError, match=r"^a\.jsonl:1: the picture 1\.png cannot be read"):
+    with pytest.raises(DataError, match=r"^a\.jsonl:1: the image 1\.png cannot be read"):
         dialogue.chat()

@@ -73,8 +73,9 @@ def test_packed_rows_give_each_dialogue_its_own_features(
 def test_packed_rows_give_each_dialogue_the_positions_of_its_pictures(
     family: Family, tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Of three axes, and the features of early layers of the tower at the right tokens: for what the draft
-    learns, and for its own layer.
+    """Positions have three axes, and the tower's early features must be at the right tokens.
+
+    Both are checked for what the draft learns from, and for its own layer.
     """
     folder = tiny(family)
     data, teacher = make_data(folder, tmp_path), Teacher.load(folder, "float32", torch.device("cpu"))

@@ -99,7 +99,7 @@ def test_a_draft_learns_and_is_published(reciting: Path, tmp_path: Path) -> None
     card = (folder / "README.md").read_text()
     assert '| files | ["a.jsonl"] |' in card
     assert f"| {lengths[-1]:.2f} |" in card
-    assert "acceptance length, held out" in (folder / "curve.svg").read_text()
+    assert "held-out acceptance length" in (folder / "curve.svg").read_text()
 
 
 @pytest.mark.parametrize("feature_cache_gb", [0.0, 0.1])
@@ -265,7 +265,7 @@ def test_what_is_left_out_is_counted(reciting: Path, tmp_path: Path) -> None:
     assert "| left_out_too_long | 1 |" in card
     assert "| left_out_without_answer | 2 |" in card
     data.write_text(json.dumps(mute))
-    with pytest.raises(TrainingError, match=r"none of 1 dialogues can be used.* 1 have no answer"):
+    with pytest.raises(TrainingError, match=r"none of the 1 dialogues can be used.* 1 have no answer"):
         train(settings(reciting, data, tmp_path / "other"))
 
 
@@ -285,7 +285,7 @@ def test_a_gradient_that_is_no_number_ends_the_run_and_spoils_nothing(
         return real(trainer, number, *args, **more)
 
     monkeypatch.setattr(Trainer, "step", spoiled)
-    with pytest.raises(TrainingError, match=r"step 2: .*no number.*--lr"):
+    with pytest.raises(TrainingError, match=r"step 2: the gradient norm is (inf|nan),.*--lr"):
         train(chosen)
     assert all(tensor.isfinite().all() for tensor in weights(out).values())
     assert not (tmp_path / "draft").exists()
