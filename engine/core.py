@@ -8,6 +8,8 @@ from __future__ import annotations
 import itertools
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 from engine.adapters.base import Encoded
@@ -159,11 +161,17 @@ class EngineCore:
 
         A request that can never be served is refused in the outputs of the next step.
         """
-        try:
+        with self._ending_alone(request):
             self._take_in(self._admission.admit(request))
+
+    @contextmanager
+    def _ending_alone(self, request: GenerateRequest) -> Iterator[None]:
+        """Refuse a request that cannot be queued. Whatever is odd about one request, the others go on."""
+        try:
+            yield
         except Rejected as error:
             self._pending.append(failure(request.request_id, error.code, str(error)))
-        except Exception:  # whatever is odd about one request, the others go on
+        except Exception:
             log.exception("request %s could not be queued", request.request_id)
             message = "the engine could not queue this request"
             self._pending.append(failure(request.request_id, "internal_error", message))
@@ -245,7 +253,8 @@ class EngineCore:
                 message = f"the grammar cannot be used: {grammar}"
                 self._pending.append(failure(request.request_id, "invalid_grammar", message))
             else:
-                self._queue(request, grammar)
+                with self._ending_alone(request):
+                    self._queue(request, grammar)
 
     def _encode(self, plan: StepPlan) -> None:
         for key, (code, message) in self._runner.encode(plan.encode).items():

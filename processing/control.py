@@ -39,8 +39,10 @@ class TokenSet:
     def __init__(self, tokens: Iterable[str]) -> None:
         self.tokens = tuple(sorted(set(tokens), key=lambda token: (-len(token), token)))
         self.pattern = re.compile(_any_of(self.tokens) or "(?!)")
-        self._starts = tuple({token[:n] for token in self.tokens for n in range(1, len(token))})
-        self._ends = tuple({token[n:] for token in self.tokens for n in range(1, len(token))})
+        self._starts = {token[:n] for token in self.tokens for n in range(1, len(token))}
+        self._ends = {token[n:] for token in self.tokens for n in range(1, len(token))}
+        self._lengths = range(1, max(map(len, self.tokens), default=0))
+        self._joined = "\0".join(self.tokens)
 
     def exposed(self, text: str) -> list[Range]:
         """Return ranges of ``text`` that are control tokens, or that adjacent text could complete to one.
@@ -50,17 +52,28 @@ class TokenSet:
         ranges = [match.span() for match in self.pattern.finditer(text)]  # in order, so sorting is fast
         left, right = len(text) - len(text.lstrip()), len(text.rstrip())
         for at, rest in ((0, text), (left, text[left:right])):
-            if rest and (rest.startswith(self._ends) or any(rest in token for token in self.tokens)):
+            if rest and (self._begins_as_an_end(rest) or self._is_inside(rest)):
                 ranges.append((at, at + 1))
         for at, rest in ((len(text), text), (right, text[:right])):
-            if rest.endswith(self._starts):
+            if any(rest[-length:] in self._starts for length in self._lengths):
                 ranges.append((at - 1, at))
         return _merged(ranges)
 
+    # A vocabulary may have thousands of control tokens, and a chat thousands of short texts: nothing here may
+    # try one token after the other.
+
+    def _begins_as_an_end(self, text: str) -> bool:
+        return any(text[:length] in self._ends for length in self._lengths)
+
+    def _is_inside(self, text: str) -> bool:
+        return len(text) <= len(self._lengths) + 1 and "\0" not in text and text in self._joined
+
 
 def _any_of(tokens: Iterable[str]) -> str:
-    """A pattern for the longest of ``tokens`` that begins somewhere. Common beginnings are written once: a
-    vocabulary may reserve thousands of ``<unused…>``, and each ``<`` of a text would be held against all.
+    """Return a pattern that matches any of ``tokens``, the longest first.
+
+    Common prefixes are factored out: a vocabulary may reserve thousands of ``<unused…>`` tokens, and a plain
+    alternation would try all of them at each ``<`` of a text.
     """
     root: dict[str, Any] = {}
     for token in tokens:
@@ -72,12 +85,14 @@ def _any_of(tokens: Iterable[str]) -> str:
 
 
 def _pattern_of(node: dict[str, Any]) -> str:
+    common = ""
+    while len(node) == 1 and "" not in node:  # a loop, as a token may be longer than Python recurses
+        [(char, node)] = node.items()
+        common += re.escape(char)
     branches = [re.escape(char) + _pattern_of(rest) for char, rest in node.items() if char]
     if not branches:
-        return ""
-    if len(branches) == 1 and "" not in node:
-        return branches[0]
-    return f"(?:{'|'.join(branches)})" + ("?" if "" in node else "")
+        return common
+    return f"{common}(?:{'|'.join(branches)})" + ("?" if "" in node else "")
 
 
 def _merged(ranges: Iterable[Range]) -> list[Range]:

@@ -166,7 +166,12 @@ class MediaLoader:
         num_bytes.add(len(data))
         image = await self._in_pool(open_picture, data, self._config.max_pixels)
         size = image.width * image.height
-        indices = sampled(await self._count(image, size), max_frames) if max_frames > 1 else [0]
+        indices = [0]
+        if max_frames > 1:
+            count = await self._count(image, size)
+            # A PNG may show another picture to those who cannot animate it, which comes first.
+            first = 1 if count > 1 and getattr(image, "default_image", False) else 0
+            indices = [first + index for index in sampled(count - first, max_frames)]
         num_pixels.add(size * len(indices))
         return image, indices
 

@@ -17,17 +17,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from processing.errors import PromptError
 from processing.pictures import check_shape, to_rgb
+from server.media_parts import check_parts
 from server.media_url import MediaError
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF")
-
-_JPEG: Final = b"\xff\xd8\xff"
-_SCAN: Final = b"\xff\xda"
-"""Begins a scan, and is in no coded picture: each is decoded over all pixels, and 36 bytes may be one."""
-_EXIF: Final = b"Exif\x00\x00"
-"""Pillow joins camera notes one by one."""
-_MAX_JPEG_PARTS: Final = 100
-"""Of either. Progressive pictures have about ten scans."""
 
 _DATA_HEADER = re.compile(r"data:(image/[a-z0-9.+-]+)?(;[a-z0-9._=-]+)*;base64", re.IGNORECASE)
 _MAX_HEADER_LEN: Final = 200
@@ -87,8 +80,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
-    if data.startswith(_JPEG) and any(data.count(part) > _MAX_JPEG_PARTS for part in (_SCAN, _EXIF)):
-        raise MediaError("invalid_image", "The JPEG has too many scans or notes; save it anew.")
+    check_parts(data)
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:

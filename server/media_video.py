@@ -20,6 +20,7 @@ MAX_FRAMES: Final = 1024
 """Maximum frames of one animation. All before the last one shown are decoded."""
 
 FRAMES = re.compile(r"data:video/jpeg;base64,", re.IGNORECASE)
+ANIMATED: Final = ("GIF", "WEBP", "PNG")
 ANIMATION = re.compile(r"data:image/(gif|webp|a?png);base64,", re.IGNORECASE)
 
 
@@ -57,6 +58,8 @@ def count_frames(image: Image.Image, max_total_pixels: int) -> int:
     """Return the number of frames of an opened animation. Raises ``MediaError`` for more than ``MAX_FRAMES``,
     for more pixels in all frames than ``max_total_pixels``, and for a frame larger than the first.
     """
+    if image.format not in ANIMATED:
+        return 1  # the further pictures of an MPO are no frames, and may all be the same megabytes
     size = image.size
     most = min(MAX_FRAMES, max_total_pixels // (image.width * image.height))
     try:

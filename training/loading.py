@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
+import sys
 from typing import TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
 T = TypeVar("T")
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def load_ahead(data: Dataset[T], workers: int) -> DataLoader[T]:
@@ -29,3 +32,5 @@ def _leave_signals_alone(worker: int) -> None:  # noqa: ARG001 (torch passes it)
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":  # a training process that is killed cannot end them
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

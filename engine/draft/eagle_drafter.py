@@ -183,7 +183,7 @@ class EagleDrafter:
         states = []
         for members in groups:
             with _at_stake(members):
-                states.append(self._follower.catch_up(members))
+                states.append(self._follower.catch_up(members, [one.draft_reach for one in members]))
         return torch.cat(states)
 
     def _in_one_call(

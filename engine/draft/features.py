@@ -128,11 +128,13 @@ class FeatureStore:
             index = torch.from_numpy(ends).to(features.device)
             self.page_ends.index_copy_(0, torch.from_numpy(pages[ends]).to(features.device), kept[index])
 
-    def take(self, sequence: Sequence) -> CatchUp:
-        """Remove and return what the draft of ``sequence`` can process now, all of which it must process."""
+    def take(self, sequence: Sequence, end: int) -> CatchUp:
+        """Remove and return what the draft of ``sequence`` needs for its tokens before ``end``, at most
+        ``draft_reach``. It must process all of them.
+        """
         draft = sequence.draft
         assert draft is not None
-        start, end = draft.num_seen, sequence.draft_reach
+        start = draft.num_seen
         waiting = self._waiting[draft]
         features = waiting.joined()
         rest = features[end - waiting.first :]

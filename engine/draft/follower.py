@@ -62,24 +62,29 @@ class Follower:
         if draft is None:
             return
         self._decide(sequence, draft)
-        far_behind = sequence.draft_reach - draft.num_seen >= CATCH_UP_TOKENS
+        # Without the newest token of an answer: if this step drafts after all, it needs that token's state.
+        end = draft.reach(sequence.num_computed)
+        far_behind = end - draft.num_seen >= CATCH_UP_TOKENS
         in_time = sequence.can_draft and not self.features.is_crowded  # it is caught up with where it drafts
         if far_behind and not in_time and can_follow(sequence):
-            self.catch_up([sequence])
+            self.catch_up([sequence], [end])
 
     @torch.inference_mode()
-    def catch_up(self, sequences: Seq[Sequence]) -> torch.Tensor:
-        """Process all waiting tokens; return the last states ``[S, hidden]`` of sequences that had any."""
-        for sequence in sequences:
-            draft_of(sequence).table.reserve(draft_of(sequence).num_slots + num_behind(sequence))
-            self._copy_loan(draft_of(sequence))
-        taken = [self.features.take(sequence) for sequence in sequences]
+    def catch_up(self, sequences: Seq[Sequence], ends: Seq[int]) -> torch.Tensor:
+        """Process the waiting tokens before each sequence's end; return the last states ``[S, hidden]`` of
+        sequences that had any.
+        """
+        for sequence, end in zip(sequences, ends, strict=True):
+            draft = draft_of(sequence)
+            draft.table.reserve(draft.num_slots + draft.slots_to(end))
+            self._copy_loan(draft)
+        taken = [self.features.take(*one) for one in zip(sequences, ends, strict=True)]
         row = self._rows.build(taken)
         states = torch.empty(0)
         if row is not None:
             batch, inputs = row
-            ends = torch.tensor([end - 1 for end in batch.span_starts[1:]], device=inputs.device)
-            states = self._model.forward(prepare(batch, self._cache), inputs)[ends]
+            last_rows = torch.tensor([start - 1 for start in batch.span_starts[1:]], device=inputs.device)
+            states = self._model.forward(prepare(batch, self._cache), inputs)[last_rows]
         for one in taken:
             draft = draft_of(one.sequence)
             for block in draft.blocks_to(one.end):

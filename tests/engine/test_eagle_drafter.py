@@ -251,15 +251,19 @@ def test_speculation_that_starts_late_is_caught_up_in_one_pass(tiny: BuildCheckp
     check(golden, notes, trees=False)
 
 
+@pytest.mark.parametrize("eager", [1, 4])
 def test_plain_decoding_for_long_costs_no_draft_its_place(
-    tiny: BuildCheckpoint, monkeypatch: pytest.MonkeyPatch
+    eager: int, tiny: BuildCheckpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What waits for drafts is bounded for all together: before it is full, they catch up."""
+    """What waits for drafts is bounded for all together: before it is full, they catch up. The step that does
+    so may be the one that drafts.
+    """
     golden = load_golden(tiny("llava"))
     prompts = prompts_of(golden)
     most = sum(len(prompt.token_ids) + 1 for prompt in prompts) + 4
     monkeypatch.setattr("engine.draft.features.MAX_WAITING_IN_ALL", most)
-    monkeypatch.setattr("engine.draft.follower.CATCH_UP_TOKENS", 4)
+    monkeypatch.setattr("engine.draft.follower.CATCH_UP_TOKENS", eager)
+    monkeypatch.setattr("engine.draft.features.FeatureStore.is_crowded", True)
     core, notes = watched(golden, prompts, late=NUM_TOKENS - 3)
     play(core, prompts)
     assert {note.request_id for note in notes} == {"0", "1", "2", "3"}

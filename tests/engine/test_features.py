@@ -93,7 +93,7 @@ class Bench:
         sequence = self.sequences[index]
         draft = sequence.draft
         assert draft is not None
-        one = self.store.take(sequence)
+        one = self.store.take(sequence, sequence.draft_reach)
         end = sequence.num_computed + (1 if sequence.num_wanted == 1 else 0)
         assert (one.start, one.end) == (draft.num_seen, end)
         tokens = range(one.start, one.end)
@@ -145,7 +145,7 @@ def test_a_sequence_that_starts_from_cached_pages_has_the_feature_before_them() 
     second.num_computed = 4
     DraftPages(bench.draft_pool, 4).open(second)
     bench.step([(1, 4, [], 0)])
-    one = bench.store.take(second)
+    one = bench.store.take(second, second.draft_reach)
     assert one.features[:, 0].tolist() == [value("0", 3), *(value("1", i) for i in range(4, 8))]
 
 
