@@ -207,7 +207,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     ``draft_seconds``: time spent drafting; ``step_seconds``: total time of all steps. ``draft_pictures``:
     pictures that the draft has processed, by the branch of its compressor; ``draft_visual_tokens``: their
     visual tokens, of which ``draft_kept_visual_tokens`` were kept; ``draft_kv_bytes_saved``: the KV cache
-    bytes that the others would have taken.
+    bytes that the others would have taken. ``drafting_failed``: whether an error ended speculation for good.
     """
 
     num_running: int = 0
@@ -230,6 +230,7 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     draft_visual_tokens: int = 0
     draft_kept_visual_tokens: int = 0
     draft_kv_bytes_saved: int = 0
+    drafting_failed: bool = False
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):

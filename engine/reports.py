@@ -77,4 +77,5 @@ def statistics(
         draft_visual_tokens=pictures.num_visual,
         draft_kept_visual_tokens=pictures.num_kept,
         draft_kv_bytes_saved=pictures.bytes_saved,
+        drafting_failed=speculator.has_failed,
     )

@@ -86,6 +86,9 @@ class Metrics:
         self._running = self._gauge("num_requests_running", "Sequences being generated.")
         self._waiting = self._gauge("num_requests_waiting", "Sequences waiting to be scheduled.")
         self._kv_usage = self._gauge("kv_cache_usage_perc", "Fraction of KV cache pages in use, 0 to 1.")
+        self._drafting_failed = self._gauge(
+            "spec_decode_failed", "1 if an error ended speculation until the engine restarts, else 0."
+        )
         self._recent = {name: RecentSum() for name in RECENT}
         for name, text, value in (
             ("tokens_per_second", "Tokens generated per second.", self._tokens_per_second),
@@ -128,6 +131,7 @@ class Metrics:
         self._running.set(stats.num_running)
         self._waiting.set(stats.num_waiting)
         self._kv_usage.set(stats.kv_cache_usage)
+        self._drafting_failed.set(stats.drafting_failed)
         last = self._last_stats
         for name, counter in self._engine_counters.items():
             counter.inc(increase(getattr(last, name), getattr(stats, name)))

@@ -49,6 +49,7 @@ class Speculator:
         self.num_drafted = 0
         self.accepted_per_depth: list[int] = []
         self.draft_seconds = 0.0
+        self.has_failed = False
         self._budget = budget
         self._quiet_until = 0.0  # no further warnings about memory until then
         self._watched = (0, 0)  # rounds and accepted drafts at the watchdog's last check
@@ -170,7 +171,7 @@ class Speculator:
         """
         if not is_out_of_memory(error):
             log.exception("drafting failed; this engine continues without speculation until it is restarted")
-            self.drafter, self.limits = None, NO_SPECULATION
+            self.drafter, self.limits, self.has_failed = None, NO_SPECULATION, True
         elif time.monotonic() >= self._quiet_until:
             log.warning("not enough memory to draft; some answers continue without drafts: %s", error)
             self._quiet_until = time.monotonic() + _QUIET_SECONDS

@@ -110,8 +110,10 @@ def test_no_draft_is_opened_for_a_drafter_that_is_gone(
 ) -> None:
     core, prompt = core_of(golden, eagle(golden, EagleDrafter, 40)), golden.prompt("Hello")
     monkeypatch.setattr(core._speculator.drafter, "propose", lambda *args: 1 / 0)
+    assert not core.stats.drafting_failed
     story = run_all(core, [(0, ask("0", prompt))])["0"]
     golden.compare(story.token_ids, prompt, NUM_TOKENS, "with a draft that breaks")
+    assert core.stats.drafting_failed, "nobody is told that this engine is slower than it was"
     core.add(ask("1", prompt))
     core.step()
     (sequence,) = core.scheduler.running

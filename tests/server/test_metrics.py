@@ -137,3 +137,10 @@ def test_under_vllms_prefix_its_dashboards_find_their_names_and_labels() -> None
     assert "position" in labels["vllm:spec_decode_num_accepted_tokens_per_pos_total"]
     assert labels["http_requests_total"] == {"handler", "status"}
     assert not [name for name in labels if name.startswith("specvlm")]
+
+
+def test_speculation_that_an_error_ended_shows(live: Live) -> None:
+    metrics = metrics_of(live)
+    for failed in (True, False):  # a new engine may speculate again
+        metrics.on_step(StepReport(outputs=[], stats=EngineStats(drafting_failed=failed)))
+        assert metrics.registry.get_sample_value("specvlm:spec_decode_failed", LABELS) == float(failed)
