@@ -106,10 +106,15 @@ def refuse_row_dependent(config: PretrainedConfig) -> None:
         raise ModelLoadError(f"attention layers of type {sorted(layers)} are not supported")
 
 
-def still_rope(text_model: torch.nn.Module) -> None:
-    """Let rotary embeddings that would look at the longest position of every row do without."""
-    for module in text_model.modules():
-        if getattr(module, "rope_type", None) == "dynamic":
+def still_rope(model: torch.nn.Module) -> None:
+    """Keep ``dynamic`` rotary embeddings, which would look at the longest position of every row, at the
+    frequencies of positions below ``max_position_embeddings``.
+    """
+    for module in model.modules():
+        kinds: Any = getattr(module, "rope_type", None)
+        if isinstance(kinds, dict):  # one for each type of layer
+            kinds.update({layers: "default" for layers, kind in kinds.items() if kind == "dynamic"})
+        elif kinds == "dynamic":
             setattr(module, "rope_type", "default")  # noqa: B010 (a module's attributes have no types)
 
 

@@ -226,7 +226,7 @@ class EngineCore:
         outputs, forward_seconds = self._execute(plan.spans) if plan.spans else ([], 0.0)
         outputs, self._pending = [*outputs, *self._pending], []
         if not self.scheduler.has_work:
-            self._check_no_leak()
+            self.scheduler.check_no_leak()
         ended = time.monotonic()
         self._step_seconds += ended - started
         if sizes and len(sizes) == len(plan.spans) and not encoding and forward_seconds:
@@ -329,18 +329,6 @@ class EngineCore:
         if sequence.finish_reason is not None:
             self._speculator.forget(sequence)
         return output_of(sequence, token_ids, logprobs, rounds, scores)
-
-    def _check_no_leak(self) -> None:
-        """Raise ``RuntimeError`` if an idle engine still holds pages.
-
-        When idle, every page is free or cached. A leak is a bug serious enough to stop the engine.
-        """
-        draft = self.scheduler.draft_pages
-        for pool in (self._pool, draft.pool) if draft is not None else (self._pool,):
-            if pool.num_available != pool.num_pages:
-                raise RuntimeError(
-                    f"KV pages leaked: {pool.num_free} free + {pool.num_cached} cached != {pool.num_pages}"
-                )
 
 
 def _tree_sizes(plan: StepPlan) -> list[int]:

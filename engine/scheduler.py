@@ -121,6 +121,18 @@ class Scheduler:
         sequence.finish_reason = reason
         self._leave(sequence)
 
+    def check_no_leak(self) -> None:
+        """Raise ``RuntimeError`` if pages are held while there is no work.
+
+        When idle, every page is free or cached. A leak is a bug serious enough to stop the engine.
+        """
+        pools = [self.pool] if self.draft_pages is None else [self.pool, self.draft_pages.pool]
+        for pool in pools:
+            if pool.num_available != pool.num_pages:
+                raise RuntimeError(
+                    f"KV pages leaked: {pool.num_free} free + {pool.num_cached} cached != {pool.num_pages}"
+                )
+
     def check(self) -> None:
         """Assert that everything the scheduler owns is consistent. Cheap enough to run whenever idle."""
         sequences = [*self.waiting, *self.running]

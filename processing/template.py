@@ -24,7 +24,12 @@ from processing.errors import PromptError
 # Roles that templates build control tokens from; any other role is a user's text.
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function", "ipython", "model"})
 PROBE = "specvlm-probe-0d1f"
-_PROBE_PARTS = [{"type": "text", "text": PROBE}] * 2
+# Some templates print a string only, some walk over parts, and some print the first part only.
+_PROBES: dict[str, Any] = {
+    "string": PROBE,
+    "part": [{"type": "text", "text": PROBE}],
+    "parts": [{"type": "text", "text": PROBE}] * 2,
+}
 MAX_REASON_LEN = 200
 
 # What transformers and Jinja itself provide to every template.
@@ -57,7 +62,7 @@ class ChatTemplate:
         self._takes = {
             (role, kind): self._probe(role, content)
             for role in ("system", "user", "assistant")
-            for kind, content in (("string", PROBE), ("parts", _PROBE_PARTS))
+            for kind, content in _PROBES.items()
         }
 
     def render(
@@ -97,8 +102,8 @@ class ChatTemplate:
         assert isinstance(text, str)
         return text
 
-    def _probe(self, role: str, content: object) -> bool:
-        """Return whether the content of such a message is printed as text, and not as a Python list."""
+    def _probe(self, role: str, content: str | list[Any]) -> bool:
+        """Return whether the whole content of such a message is printed, and not as a Python list."""
         probe: dict[str, Any] = {"role": role, "content": content}
         user: dict[str, Any] = {"role": "user", "content": "x"}
         chat = {"system": [probe, user], "user": [probe], "assistant": [user, probe]}[role]
@@ -106,7 +111,7 @@ class ChatTemplate:
             text = self._render(chat, add_generation_prompt=False)
         except PromptError:
             return False
-        wanted = 1 if isinstance(content, str) else len(_PROBE_PARTS)  # some read a list's first part only
+        wanted = 1 if isinstance(content, str) else len(content)
         return text.count(PROBE) == wanted and f"'{PROBE}'" not in text and f'"{PROBE}"' not in text
 
     def _as_dict(self, message: ChatMessage) -> dict[str, Any]:
@@ -129,7 +134,9 @@ class ChatTemplate:
                 {"type": "image"} if isinstance(part, ImagePart) else {"type": "text", "text": part.text}
                 for part in message.parts
             ]
-        return message.content if isinstance(message.content, str) else "\n".join(texts)
+        text = message.content if isinstance(message.content, str) else "\n".join(texts)
+        one_part = not takes_string and self._takes[role, "part"]
+        return [{"type": "text", "text": text}] if one_part else text
 
 
 def _with_parsed_arguments(call: Any) -> Any:

@@ -91,7 +91,8 @@ def _num_answered(path: Path, made_by: dict[str, Any]) -> int:
     if len(whole) < len(content):
         os.truncate(path, len(whole))
     lines = whole.splitlines()
-    if lines and (before := json.loads(lines[-1]).get("generated")) != made_by:
+    before = json.loads(lines[-1]).get("generated") if lines else None
+    if before is not None and before != {name: made_by.get(name) for name in before}:
         raise TrainingError(
             f"{path} holds answers generated with {before}, not {made_by}; remove it to start over"
         )

@@ -16,6 +16,8 @@ from processing.errors import PromptError
 from processing.pictures import check_shape, to_rgb
 from training.errors import DataError
 
+_SAMPLE = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class Picture:
@@ -30,12 +32,15 @@ class Picture:
             return os.path.relpath(self.source, folder)
         return f"data:image/*;base64,{base64.b64encode(self.source).decode()}"
 
-    def stamp(self) -> tuple[int, int]:
-        """Size and time of the file; what is in a record changes with the record."""
+    def stamp(self) -> bytes:
+        """Return a short fingerprint of the file: its size, first and last bytes. It survives a copy."""
         if isinstance(self.source, bytes):
-            return len(self.source), 0
-        found = self.source.stat()
-        return found.st_size, found.st_mtime_ns
+            return b""  # content within a record changes with the record
+        size = self.source.stat().st_size
+        with open(self.source, "rb") as file:
+            first = file.read(_SAMPLE)
+            file.seek(max(0, size - _SAMPLE))
+            return b"%d/" % size + first + file.read(_SAMPLE)
 
     def load(self) -> Image.Image:
         """Decode the picture as the server would, RGB and upright. Raises ``DataError``."""

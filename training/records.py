@@ -58,15 +58,18 @@ Item = Dialogue | Document
 
 
 def pictures_key(items: Iterable[Item]) -> str:
-    """Changes when a picture of these is replaced: sizes and times of their files, since contents may be
-    hundreds of gigabytes.
+    """Return a key that changes when one of the items' picture files is replaced; ``""`` without any.
+
+    It samples the files, whose contents may be hundreds of gigabytes.
     """
-    digest = hashlib.blake2b(digest_size=16)
+    digest, found = hashlib.blake2b(digest_size=16), False
     for item in items:
         for message in item.messages if isinstance(item, Dialogue) else ():
-            parts = message.content if isinstance(message.content, tuple) else ()
-            digest.update(repr([part.stamp() for part in parts if isinstance(part, Picture)]).encode())
-    return digest.hexdigest()
+            for part in message.content if isinstance(message.content, tuple) else ():
+                if isinstance(part, Picture):
+                    digest.update(part.stamp())
+                    found = True
+    return digest.hexdigest() if found else ""
 
 
 def _content(content: str | tuple[str | Picture, ...] | None) -> str | list[ContentPart] | None:

@@ -15,12 +15,19 @@ import msgspec
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from compressors.base import Grid
 from engine.adapters import adapter_for
 from engine.adapters.base import Adapter
-from engine.checkpoint import load_whole, read_eos_token_ids, resolve_dtype
+from engine.checkpoint import (
+    load_whole,
+    read_config,
+    read_eos_token_ids,
+    refuse_row_dependent,
+    resolve_dtype,
+    still_rope,
+)
 from engine.config import Device, DType, EngineConfig
 from engine.errors import ModelLoadError
 from processing.pictures import split_runs
@@ -71,12 +78,15 @@ class Teacher:
         These are families that the engine does not serve, and those with bidirectional attention within a
         picture, because packed rows are causal here.
         """
-        hf_config = AutoConfig.from_pretrained(folder)
         where: Device = "cpu" if device.type == "cpu" else "cuda"
-        kind = resolve_dtype(EngineConfig(model=str(folder), dtype=dtype, device=where), hf_config)
+        config = EngineConfig(model=str(folder), dtype=dtype, device=where)
+        hf_config = read_config(config)
+        kind = resolve_dtype(config, hf_config)
         adapter_type = adapter_for(hf_config.model_type)
         model = load_whole(adapter_type, str(folder), dtype=kind, attn_implementation="sdpa").to(device)
         adapter = adapter_type(model)
+        refuse_row_dependent(adapter.text_config)
+        still_rope(adapter.text_model)
         if adapter.longest_block:
             raise ModelLoadError(f"training a draft for {hf_config.model_type} is not supported")
         return cls(model, adapter, device)

@@ -99,6 +99,11 @@ class FeatureStore:
         """Whether half of what may wait in all does."""
         return self._room < MAX_WAITING_IN_ALL // 2
 
+    @property
+    def fair_share(self) -> int:
+        """Tokens that each sequence may have waiting while it is crowded: about half of the average."""
+        return max(1, MAX_WAITING_IN_ALL // (4 * max(1, len(self._waiting))))
+
     def keep(
         self,
         spans: Seq[Span],

@@ -64,9 +64,12 @@ class Follower:
         self._decide(sequence, draft)
         # Without the newest token of an answer: if this step drafts after all, it needs that token's state.
         end = draft.reach(sequence.num_computed)
-        far_behind = end - draft.num_seen >= CATCH_UP_TOKENS
-        in_time = sequence.can_draft and not self.features.is_crowded  # it is caught up with where it drafts
-        if far_behind and not in_time and can_follow(sequence):
+        most = CATCH_UP_TOKENS
+        if self.features.is_crowded:
+            most = min(most, self.features.fair_share)
+        elif sequence.can_draft:  # it is caught up with where it drafts
+            return
+        if end - draft.num_seen >= most and can_follow(sequence):
             self.catch_up([sequence], [end])
 
     @torch.inference_mode()

@@ -16,6 +16,7 @@ from torch import nn
 
 from compressors.elastic import Elastic
 from engine.attention import ATTENTION_NAME, AttentionContext
+from engine.checkpoint import still_rope
 from engine.draft.files import DraftConfig, fingerprint
 from engine.draft.published import load_any_draft
 from engine.graphs import Capture, RowGraphs
@@ -54,6 +55,7 @@ class DraftModel:
         self.feature_size, self.state_size = int(module.feature_size), int(module.config.hidden_size)
         self.vocabulary = None if vocabulary is None else vocabulary.to(self.device)
         self._module = module.to(self.device).eval().requires_grad_(False)
+        still_rope(self._module)
         # Convert only the weights: with rotary frequencies in half precision, the angles of distant positions
         # would be off by whole turns.
         for parameter in self._module.parameters():

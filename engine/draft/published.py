@@ -172,7 +172,8 @@ def _embeddings(tensors: dict[str, Tensor], text_config: PretrainedConfig) -> di
     """The target's own are used, so it does not matter for how many tokens these were made."""
     if EMBEDDINGS not in tensors:
         return {}
-    return {EMBEDDINGS: (len(tensors[EMBEDDINGS]), int(text_config.hidden_size))}
+    rows = len(tensors[EMBEDDINGS]) if tensors[EMBEDDINGS].dim() else 0
+    return {EMBEDDINGS: (rows, int(text_config.hidden_size))}
 
 
 def _head_shapes(

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from engine.checkpoint import read_eos_token_ids
+from engine.checkpoint import read_eos_token_ids, still_rope
 from engine.config import EngineConfig
 from engine.core import EngineCore
 from engine.errors import ModelLoadError
 from tests.conftest import BuildCheckpoint
 from tests.golden.reference import load_golden, request, run_core
 from tests.models import Family
+from training.teacher import Teacher
 
 
 @pytest.fixture
@@ -64,6 +66,24 @@ def test_unknown_families_are_refused_with_the_known_ones(changed: Callable[...,
     folder = changed("llava", model_type="gpt2")
     with pytest.raises(ModelLoadError, match=r"known families: .*llama, llava, "):
         EngineCore.load(EngineConfig(model=str(folder), device="cpu"))
+
+
+@pytest.mark.parametrize("kinds", ["dynamic", {"full_attention": "dynamic", "sliding_attention": "linear"}])
+def test_the_rotary_embedding_of_a_draft_looks_at_no_other_row_either(kinds: Any) -> None:
+    rotary = torch.nn.Module()
+    rotary.rope_type = kinds
+    draft = torch.nn.ModuleDict({"rotary": rotary})
+    still_rope(draft)
+    assert "dynamic" not in str(rotary.rope_type)
+    assert str(rotary.rope_type) == str(kinds).replace("dynamic", "default")
+
+
+def test_a_teacher_is_refused_where_the_engine_would_refuse_it(changed: Callable[..., Path]) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 2.0}
+    rope |= {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    folder = changed("llava", text={"rope_parameters": rope})
+    with pytest.raises(ModelLoadError, match="rope type"):
+        Teacher.load(folder, "float32", torch.device("cpu"))
 
 
 def test_quantized_checkpoints_are_refused_with_a_sentence(changed: Callable[..., Path]) -> None:

@@ -222,29 +222,6 @@ def test_what_a_template_raises_is_told(tiny: BuildCheckpoint) -> None:
         processor("{{ 1 }}").apply([ChatMessage("user", "hi")], template_kwargs={"tokenize": True})
 
 
-def test_system_messages_that_are_printed_stay_strings(tiny: BuildCheckpoint) -> None:
-    # As Llama 3.2 Vision's template: lists for users, a plain string for the system.
-    template = (
-        "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] | trim }}/"
-        "{% else %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %}{% endif %}{% endfor %}"
-    )
-    processor = Processor.from_pretrained(str(tiny("llama")), chat_template=template)
-    chat = [ChatMessage("system", [TextPart(" be"), TextPart("brief ")]), ChatMessage("user", "hi")]
-    assert processor.decode(processor.apply(chat).token_ids) == "be\nbrief/hi"
-
-
-def test_no_part_of_a_system_message_is_lost(tiny: BuildCheckpoint) -> None:
-    # As Gemma 3's and Mistral Small's templates: of a list, the first part is read.
-    template = (
-        "{% for m in messages %}{% if m['role'] == 'system' and m['content'] is not string %}"
-        "{{ m['content'][0]['text'] }}/{% elif m['content'] is string %}{{ m['content'] }}/"
-        "{% else %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %}{% endif %}{% endfor %}"
-    )
-    processor = Processor.from_pretrained(str(tiny("llama")), chat_template=template)
-    chat = [ChatMessage("system", [TextPart("be"), TextPart("brief")]), ChatMessage("user", [TextPart("hi")])]
-    assert processor.decode(processor.apply(chat).token_ids) == "be\nbrief/hi"
-
-
 class TestHash:
     def of(self, llava: Processor, image: Image.Image) -> bytes:
         (found,) = llava.apply(chat_with(image)).images

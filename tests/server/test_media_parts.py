@@ -53,13 +53,20 @@ def several(count: int, **options: object) -> bytes:
         b"\xff\xfe\x00\x02",
         b"\xff" * 100,  # read byte by byte
         b"\x00" * 100,
+        b"\xff\xed\x00\x10Photoshop 3.0\x00",
     ],
-    ids=["Exif", "APP5", "comment", "fill", "junk"],
+    ids=["Exif", "APP5", "comment", "fill", "junk", "APP13"],
 )
 def test_a_jpeg_of_thousands_of_segments_is_refused(part: bytes) -> None:
-    assert decode(with_parts(part * 20)).size == (8, 8)
+    assert decode(with_parts(part)).size == (8, 8)
     assert refused(with_parts(part * 2000)) == "invalid_image"
     check_refused(PLAIN[:20] + part * 2000)  # and nothing behind them
+
+
+@pytest.mark.parametrize("part", [b"\xff\xd9" * 100, b"\xff\xf0\x08\x02" + b"\xff\xe5\x00\x02" * 512])
+def test_what_pillow_reads_past_is_counted(part: bytes) -> None:
+    """An end before there was a scan, and segments inside one whose length Pillow does not know."""
+    check_refused(with_parts(part * 2000))
 
 
 def check_refused(data: bytes) -> None:
@@ -93,6 +100,26 @@ def test_a_png_of_thousands_of_chunks_is_refused() -> None:
     assert refused(with_chunks(b"prVt", b"", 2000)) == "invalid_image"
     assert refused(with_chunks(b"iCCP", profile, 2000)) == "invalid_image"
     assert refused(with_chunks(b"IDAT", b"", 60_000)) == "invalid_image"
+
+
+def gif(parts: bytes) -> bytes:
+    data = encoded(Image.new("RGB", (8, 8), "red"), "GIF")
+    at = data.index(b"," + struct.pack("<HHHH", 0, 0, 8, 8))
+    return data[:at] + parts + data[at:]
+
+
+def test_a_gif_of_millions_of_blocks_is_refused() -> None:
+    assert decode(gif(b"!\xfe" + b"\x02hi" * 1000 + b"\x00")).size == (8, 8)
+    assert decode(gif(b"!\xfe" + (b"\xff" + b"x" * 255) * 100_000 + b"\x00")).size == (8, 8)
+    assert refused(gif(b"!\xfe" + b"\x01h" * 1_000_000 + b"\x00")) == "invalid_image"
+    assert refused(gif(b"\x00" * 1_000_000)) == "invalid_image"
+    check_refused(gif(b"\x00" * 1_000_000))
+
+
+def test_a_jpegs_frame_is_described_once() -> None:
+    """By 64 KB of numbers each, which Pillow takes apart in Python."""
+    many = b"\xff\xc0\x00\x11\x08\x00\x08\x00\x08\x03\x01\x22\x00\x02\x11\x01\x03\x11\x01"
+    check_refused(with_parts(many * 5))
 
 
 async def test_an_mpo_is_no_video() -> None:

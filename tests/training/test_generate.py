@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,26 @@ def test_answers_of_other_settings_or_prompts_are_in_the_way(reciting: Path, tmp
     write_jsonl(data, records * 2)
     with pytest.raises(TrainingError, match="'prompts': "):
         generate(settings(reciting, data), reciting, [data])
+
+
+def test_answers_are_to_the_pictures_that_were_there(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tiny("llava")
+    data = write_jsonl(tmp_path / "a.jsonl", [picture_record(1, tmp_path)])
+    chosen = settings(folder, data)
+    generate(chosen, folder, [data])
+    [shown] = tmp_path.glob("**/*.png")
+    os.utime(shown, (1, 1))  # a copy
+    generate(chosen, folder, [data])
+    content = shown.read_bytes()
+    picture(9).save(shown)
+    with pytest.raises(TrainingError, match="start over"):
+        generate(chosen, folder, [data])
+    shown.write_bytes(content)
+    answers = read(answers_path(data))
+    for record in answers:
+        del record["generated"]["pictures"]  # made before this was looked at
+    write_jsonl(answers_path(data), answers)
+    generate(chosen, folder, [data])
 
 
 def test_what_the_target_cannot_answer_is_marked(reciting: Path, tmp_path: Path) -> None:
