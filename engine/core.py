@@ -44,7 +44,7 @@ from engine.sizing import choose_sizes
 from engine.speculation.measure import MakeBudget, measured_budget
 from engine.speculation.speculator import Speculator
 from engine.target import TargetModel
-from engine.validation import Admission, Rejected
+from engine.validation import Rejected, RequestValidator
 from engine.verify import Walk
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class EngineCore:
         )
         self._compression = None if drafter is None else drafter.compression
         compressors: tuple[CompressorName, ...] = ("auto", "none")
-        self._admission = Admission(
+        self._validator = RequestValidator(
             target.adapter,
             target.vocab_size,
             sizes.max_model_len,
@@ -129,7 +129,7 @@ class EngineCore:
             num_steps=limits.num_steps,
             topk=limits.topk,
             num_draft_tokens=limits.num_draft_tokens,
-            compressors=self._admission.compressors,
+            compressors=self._validator.compressors,
             visual_compression=config.target_visual_compression,
         )
 
@@ -162,7 +162,7 @@ class EngineCore:
         A request that can never be served is refused in the outputs of the next step.
         """
         with self._ending_alone(request):
-            self._take_in(self._admission.admit(request))
+            self._take_in(self._validator.admit(request))
 
     @contextmanager
     def _ending_alone(self, request: GenerateRequest) -> Iterator[None]:

@@ -54,6 +54,7 @@ def statistics(
     generation_tokens: int,
     step_seconds: float,
 ) -> EngineStats:
+    """Collect the statistics of an engine; the keyword arguments are what the core counts itself."""
     pages = scheduler.draft_pages
     pictures = PictureCounts() if pages is None else pages.counts
     return EngineStats(

@@ -40,7 +40,7 @@ class Rejected(ValueError):
 
 
 @dataclass(slots=True, frozen=True)
-class Admission:
+class RequestValidator:
     """The limits that a request must meet.
 
     ``compression``: the default compression of pictures for the target itself, if that is allowed.

@@ -41,7 +41,7 @@ class TokenSet:
         self.pattern = re.compile(_any_of(self.tokens) or "(?!)")
         self._starts = {token[:n] for token in self.tokens for n in range(1, len(token))}
         self._ends = {token[n:] for token in self.tokens for n in range(1, len(token))}
-        self._lengths = range(1, max(map(len, self.tokens), default=0))
+        self._longest = max(map(len, self.tokens), default=0)
         self._joined = "\0".join(self.tokens)
 
     def exposed(self, text: str) -> list[Range]:
@@ -55,7 +55,7 @@ class TokenSet:
             if rest and (self._begins_as_an_end(rest) or self._is_inside(rest)):
                 ranges.append((at, at + 1))
         for at, rest in ((len(text), text), (right, text[:right])):
-            if any(rest[-length:] in self._starts for length in self._lengths):
+            if any(rest[-length:] in self._starts for length in range(1, self._longest)):
                 ranges.append((at - 1, at))
         return _merged(ranges)
 
@@ -63,10 +63,10 @@ class TokenSet:
     # try one token after the other.
 
     def _begins_as_an_end(self, text: str) -> bool:
-        return any(text[:length] in self._ends for length in self._lengths)
+        return any(text[:length] in self._ends for length in range(1, self._longest))
 
     def _is_inside(self, text: str) -> bool:
-        return len(text) <= len(self._lengths) + 1 and "\0" not in text and text in self._joined
+        return len(text) <= self._longest and "\0" not in text and text in self._joined
 
 
 def _any_of(tokens: Iterable[str]) -> str:

@@ -24,6 +24,8 @@ MAX_JUNK: Final = 65_536
 """Bytes between the segments of a JPEG or the blocks of a GIF, which Pillow skips one by one."""
 MAX_PIXEL_CHUNKS: Final = 50_000
 """Chunks of a PNG that hold pixels. Encoders write some thousand bytes into each."""
+MAX_PROFILES: Final = 4
+"""Colour profiles of a PNG, each of which is inflated. There is one."""
 MAX_GIF_BLOCKS: Final = 300_000
 """Blocks of a GIF: more than 64 MiB of full ones."""
 
@@ -66,11 +68,8 @@ def _check_jpeg(data: bytes) -> None:
         code = len(data) if marker < 0 else _FILL.match(data, marker).end()  # type: ignore[union-attr]
         if not kinds[_SCAN]:
             junk += max(0, code - at - 1)
-        if (
-            kinds.total() > MAX_PARTS
-            or any(kinds[kind] > most for kind, most in MAX_OF_KIND.items())
-            or max(exif - MAX_EXIF, junk - MAX_JUNK) > 0
-        ):
+        dear = any(kinds[kind] > most for kind, most in MAX_OF_KIND.items())
+        if dear or kinds.total() > MAX_PARTS or exif > MAX_EXIF or junk > MAX_JUNK:
             raise MediaError("invalid_image", "The JPEG has too many segments or scans; save it again.")
         if code + 2 >= len(data) or (data[code] == _END and kinds[_SCAN]):  # what follows is not read
             return
@@ -96,8 +95,8 @@ def _check_png(data: bytes) -> None:
             pixels += 1
         else:
             others += 1
-            profiles += kind == _PROFILE  # inflated, and there is one
-        if others > MAX_PARTS or pixels > MAX_PIXEL_CHUNKS or profiles > 4:
+            profiles += kind == _PROFILE
+        if others > MAX_PARTS or pixels > MAX_PIXEL_CHUNKS or profiles > MAX_PROFILES:
             raise MediaError("invalid_image", "The PNG has too many chunks; save it again.")
         at += 12 + int.from_bytes(data[at : at + 4])
 

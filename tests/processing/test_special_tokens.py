@@ -228,6 +228,26 @@ def test_tokens_are_found_as_by_trying_the_longest_first(tokens: list[str], text
     assert found == [match.span() for match in flat.finditer(text)]
 
 
+@given(
+    st.lists(st.text("<ab|>", min_size=1, max_size=5), min_size=1, max_size=8),
+    st.text("<ab|> .", max_size=12),
+)
+def test_what_a_neighbour_could_complete_is_exposed(tokens: list[str], text: str) -> None:
+    """By trying each token, as the set does not: it may be one of thousands."""
+    found = {i for start, end in TokenSet(tokens).exposed(text) for i in range(start, end)}
+    want = {i for match in TokenSet(tokens).pattern.finditer(text) for i in range(*match.span())}
+    for rest in (text, text.strip()):
+        at = text.find(rest) if rest else 0
+        inside = any(rest in token for token in tokens)
+        begins = any(rest.startswith(token[n:]) for token in tokens for n in range(1, len(token)))
+        if rest and (inside or begins):
+            want.add(at)
+    for rest in (text, text.rstrip()):
+        if any(rest.endswith(token[:n]) for token in tokens for n in range(1, len(token))):
+            want.add(len(rest) - 1)
+    assert found == want
+
+
 def test_thousands_of_reserved_tokens_cost_no_more_than_one() -> None:
     """Gemma 3 has 6,000 of them, and looking for them holds the interpreter."""
     tokens = TokenSet(["<bos>", "[INST]", *(f"<unused{number}>" for number in range(6000))])

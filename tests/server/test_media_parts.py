@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from server.media import Video
-from server.media_parts import check_parts
+from server.media_image import open_picture
 from server.media_url import MediaError
-from tests.server.test_media_pictures import data_url, decode, encoded, refused
+from tests.server.test_media_pictures import MAX_PIXELS, data_url, decode, encoded, refused
 from tests.server.test_videos import load
 
 PLAIN = encoded(Image.new("RGB", (8, 8), "red"), "JPEG")
@@ -45,6 +45,12 @@ def several(count: int, **options: object) -> bytes:
     return encoded(first, "MPO", save_all=True, append_images=more, **options)
 
 
+def check_refused(data: bytes) -> None:
+    """For its parts, and not because Pillow could not read it."""
+    with pytest.raises(MediaError, match="too many"):
+        open_picture(data, MAX_PIXELS)
+
+
 @pytest.mark.parametrize(
     "part",
     [
@@ -59,7 +65,7 @@ def several(count: int, **options: object) -> bytes:
 )
 def test_a_jpeg_of_thousands_of_segments_is_refused(part: bytes) -> None:
     assert decode(with_parts(part)).size == (8, 8)
-    assert refused(with_parts(part * 2000)) == "invalid_image"
+    check_refused(with_parts(part * 2000))
     check_refused(PLAIN[:20] + part * 2000)  # and nothing behind them
 
 
@@ -69,14 +75,9 @@ def test_what_pillow_reads_past_is_counted(part: bytes) -> None:
     check_refused(with_parts(part * 2000))
 
 
-def check_refused(data: bytes) -> None:
-    with pytest.raises(MediaError, match="too many"):
-        check_parts(data)
-
-
 def test_a_jpeg_of_hundreds_of_scans_is_refused() -> None:
     assert decode(progressive(0)).size == decode(progressive(20)).size == (256, 256)
-    assert refused(progressive(200)) == "invalid_image"
+    check_refused(progressive(200))
 
 
 @pytest.mark.parametrize(
@@ -97,9 +98,9 @@ def test_photos_with_much_in_them_are_pictures(data: bytes) -> None:
 def test_a_png_of_thousands_of_chunks_is_refused() -> None:
     profile = b"x\0\0" + zlib.compress(bytes(1_000_000))
     assert decode(with_chunks(b"prVt", b"", 500)).size == (8, 8)
-    assert refused(with_chunks(b"prVt", b"", 2000)) == "invalid_image"
-    assert refused(with_chunks(b"iCCP", profile, 2000)) == "invalid_image"
-    assert refused(with_chunks(b"IDAT", b"", 60_000)) == "invalid_image"
+    check_refused(with_chunks(b"prVt", b"", 2000))
+    check_refused(with_chunks(b"iCCP", profile, 5))
+    check_refused(with_chunks(b"IDAT", b"", 60_000))
 
 
 def gif(parts: bytes) -> bytes:
@@ -111,8 +112,8 @@ def gif(parts: bytes) -> bytes:
 def test_a_gif_of_millions_of_blocks_is_refused() -> None:
     assert decode(gif(b"!\xfe" + b"\x02hi" * 1000 + b"\x00")).size == (8, 8)
     assert decode(gif(b"!\xfe" + (b"\xff" + b"x" * 255) * 100_000 + b"\x00")).size == (8, 8)
-    assert refused(gif(b"!\xfe" + b"\x01h" * 1_000_000 + b"\x00")) == "invalid_image"
-    assert refused(gif(b"\x00" * 1_000_000)) == "invalid_image"
+    check_refused(gif(b"!\xfe" + b"\x01h" * 1_000_000 + b"\x00"))
+    check_refused(gif(b"\x00" * 1_000_000))
     check_refused(gif(b"\x00" * 1_000_000))
 
 
