@@ -2,7 +2,7 @@
 
 Restrictive by default: only public addresses; each name is looked up once and the connection made to the
 address that was checked; no redirects, no proxies, no files unless a folder is allowed. Knows neither
-requests nor models; ``media_url`` and ``media_image`` check addresses and pictures.
+requests nor models; ``media_url`` checks addresses, and ``media_decoder`` decodes.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ import httpx
 from PIL import Image
 
 from server.media_budget import PixelBudget, PixelShare
-from server.media_image import decode_picture, open_picture, read_base64, read_data_url, too_large
+from server.media_child import Look
+from server.media_decoder import Decoders
+from server.media_image import read_base64, read_data_url, too_large
 from server.media_url import MediaError, WebURL, host_allowed, is_public, parse_web_url
-from server.media_video import Video, count_frames, decode_frames, frames_in, is_animation, sampled
+from server.media_video import Video, frames_in, is_animation, sampled
 
 __all__ = ["MediaConfig", "MediaError", "MediaLoader", "Pictures", "Video"]
 
@@ -50,8 +52,9 @@ class MediaConfig:
     none. ``timeout_s`` bounds a download as a whole, from looking up the name to the last byte.
 
     ``max_bytes`` and ``max_pixels`` apply to one picture, ``max_request_bytes`` to those of one request.
-    ``max_total_pixels`` applies to those of one request and to all that are decoded at a time, at 4 bytes a
-    pixel (up to 20 while one is decoded); pictures beyond it wait.
+    ``max_total_pixels`` applies to those of one request, with every frame of an animation, and to all that
+    are held at a time, at 4 bytes a pixel (7 when it arrives from its decoder); pictures beyond it wait.
+    ``decoders`` is the number of processes that decode.
     """
 
     allowed_domains: tuple[str, ...] = ()
@@ -62,7 +65,7 @@ class MediaConfig:
     max_total_pixels: int = 100_000_000
     timeout_s: float = 10.0
     max_downloads: int = 16
-    decode_threads: int = 4
+    decoders: int = 4
 
 
 async def resolve(host: str, port: int) -> list[str]:
@@ -84,12 +87,13 @@ class Pictures:
         return await self.share.run(pool, call, *args)
 
 
-_Opened = tuple[Image.Image, list[int]]
-"""A picture or an animation, checked but not decoded yet, and the indices of the frames to decode."""
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A file that was looked at but not decoded yet, and what to decode of it."""
 
-
-def _decode(image: Image.Image, indices: list[int]) -> list[Image.Image]:
-    return [decode_picture(image)] if len(indices) == 1 else decode_frames(image, indices)
+    data: bytes
+    indices: tuple[int, ...]
+    num_pixels: int
 
 
 @dataclass(slots=True)
@@ -121,7 +125,8 @@ class MediaLoader:
         self._resolve = resolver
         self._downloads = asyncio.Semaphore(config.max_downloads)
         self._pixels = PixelBudget(config.max_total_pixels)
-        self._pool = ThreadPoolExecutor(config.decode_threads, "media")
+        self._pool = ThreadPoolExecutor(config.decoders, "media")
+        self._decoders = Decoders(config.decoders, config.max_pixels)
         # No connection is reused: one made for a host must not serve another with the same address.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         timeout = httpx.Timeout(config.timeout_s, connect=min(CONNECT_SECONDS, config.timeout_s))
@@ -141,11 +146,12 @@ class MediaLoader:
             self._open_video(one, *tally) if isinstance(one, Video) else self._open_one(one, *tally)
             for one in sources
         )
-        share = await self._pixels.take(num_pixels.count)
+        share = await self._pixels.take(sum(one.num_pixels for own in opened for one in own))
         try:
             sizes = list(map(len, opened))
-            decoding = [share.run(self._pool, _decode, *one) for own in opened for one in own]
-            opened.clear()  # they hold data that decoding has copied
+            decode = self._decoders.decode
+            decoding = [share.run(self._pool, decode, one.data, one.indices) for own in opened for one in own]
+            opened.clear()  # they hold the files
             found = iter(await together(decoding))
             yield Pictures([list(chain.from_iterable(islice(found, size))) for size in sizes], share)
         finally:
@@ -164,25 +170,13 @@ class MediaLoader:
 
     async def _open(self, data: bytes, num_bytes: _Tally, num_pixels: _Tally, max_frames: int = 1) -> _Opened:
         num_bytes.add(len(data))
-        image = await self._in_pool(open_picture, data, self._config.max_pixels)
-        size = image.width * image.height
-        indices = [0]
-        if max_frames > 1:
-            count = await self._count(image, size)
-            # A PNG may show another picture to those who cannot animate it, which comes first.
-            first = 1 if count > 1 and getattr(image, "default_image", False) else 0
-            indices = [first + index for index in sampled(count - first, max_frames)]
-        num_pixels.add(size * len(indices))
-        return image, indices
-
-    async def _count(self, image: Image.Image, size: int) -> int:
-        """Count frames, which decodes them one after the other, with the pixel budget of one picture."""
-        total = self._config.max_total_pixels
-        share = await self._pixels.take(min(size, total))
-        try:
-            return await share.run(self._pool, count_frames, image, total)
-        finally:
-            share.close()
+        config = self._config
+        task = Look(max_frames > 1, config.max_pixels, config.max_total_pixels)
+        found = await self._in_pool(self._decoders.look, data, task)
+        size = found.width * found.height
+        num_pixels.add(size * found.num_frames)
+        shown = sampled(found.num_frames - found.first, max_frames)
+        return _Opened(data, tuple(found.first + index for index in shown), size * len(shown))
 
     async def _data(self, url: str) -> bytes:
         config = self._config
@@ -199,6 +193,7 @@ class MediaLoader:
 
     async def aclose(self) -> None:
         await self._client.aclose()
+        self._decoders.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _in_pool(self, call: Callable[..., T], *args: object) -> T:

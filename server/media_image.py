@@ -1,4 +1,4 @@
-"""Decodes untrusted bytes to an RGB picture. Blocking; knows Pillow, no network.
+"""Decodes untrusted bytes to an RGB picture. Blocking; knows Pillow, no network. Callers bound its cost.
 
 Size and format are checked in the header, before any pixel is decoded. Messages are fixed: a library's
 message has leaked an address before (CVE-2026-22778). Only the first frame of an animation is read, so
@@ -17,7 +17,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from processing.errors import PromptError
 from processing.pictures import check_shape, to_rgb
-from server.media_parts import check_parts
 from server.media_url import MediaError
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF")
@@ -70,6 +69,8 @@ def decode_picture(image: Image.Image) -> Image.Image:
     try:
         image.load()
         return upright_rgb(image)
+    except MemoryError:
+        raise
     except Exception:  # decoders may raise anything on malicious bytes
         raise MediaError("invalid_image", "The image is damaged or incomplete.") from None
 
@@ -80,7 +81,6 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
-    check_parts(data)
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
@@ -89,6 +89,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_many_pixels(min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels)) from None
+    except MemoryError:
+        raise
     except Exception:
         raise MediaError("invalid_image", "The image is damaged or incomplete.") from None
 

@@ -6,6 +6,7 @@ Blocking; knows Pillow, no network. Video containers are not read: their decoder
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -69,7 +70,7 @@ def count_frames(image: Image.Image, max_total_pixels: int) -> int:
                 raise MediaError("invalid_image", "A frame of the animation is larger than the first.")
     except EOFError:
         return number
-    except MediaError:
+    except (MediaError, MemoryError):
         raise
     except Exception:  # decoders may raise anything on malicious bytes
         raise MediaError("invalid_image", "The animation is damaged or incomplete.") from None
@@ -87,14 +88,15 @@ def sampled(count: int, most: int) -> list[int]:
     return [i * (count - 1) // (most - 1) for i in range(most)] if most > 1 else [0]
 
 
-def decode_frames(image: Image.Image, indices: list[int]) -> list[Image.Image]:
-    """Return frames of an opened animation, upright and in RGB."""
-    frames = []
-    try:
-        for index in indices:
+def decode_frames(image: Image.Image, indices: Iterable[int]) -> Iterator[Image.Image]:
+    """Yield frames of an opened animation, upright and in RGB."""
+    for index in indices:
+        try:
             image.seek(index)
             image.load()
-            frames.append(upright_rgb(image.copy()))
-    except Exception:
-        raise MediaError("invalid_image", "The animation is damaged or incomplete.") from None
-    return frames
+            frame = upright_rgb(image.copy())
+        except MemoryError:
+            raise
+        except Exception:
+            raise MediaError("invalid_image", "The animation is damaged or incomplete.") from None
+        yield frame

@@ -23,6 +23,7 @@ MAY_IMPORT = {
         *("processing", "engine.config", "engine.messages", "engine.client", "engine.errors"),
         "engine.host.garbage",
         "engine.host.logs",
+        "engine.host.programs",
     ),
     "training": ("processing", "engine", "compressors"),
     "demo": (),

@@ -12,7 +12,6 @@ import logging
 import os
 import shutil
 import stat
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,15 +37,6 @@ RECONNECT_MS = 20
 """The longest delay of a first request that is due to connecting before the worker has bound its socket."""
 
 STDERR = 2
-
-
-def module_command(module: str) -> list[str]:
-    """Return a command that runs ``module`` as a program with this process's search path.
-
-    (``-m`` would search the current folder first and run whatever is called ``engine`` there.)
-    """
-    boot = f"import runpy, sys; sys.path[:] = {sys.path!r}; runpy.run_module({module!r}, run_name='__main__')"
-    return [sys.executable, "-c", boot]
 
 
 def engine_environment(own: Mapping[str, str]) -> dict[str, str]:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from engine.client import EngineDeadError, EngineState
 from engine.config import EngineConfig, LogFormat
-from engine.ipc.child import EngineChild, module_command
+from engine.host.programs import module_command
+from engine.ipc.child import EngineChild
 from engine.ipc.streams import StreamingClient
 from engine.ipc.wire import WireError
 from engine.messages import (

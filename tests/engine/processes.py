@@ -13,7 +13,7 @@ from unittest import mock
 
 import psutil
 
-from engine.ipc.child import module_command
+from engine.host.programs import module_command
 from engine.ipc.process import ProcessClient, RestartPolicy
 from tests.engine.fake_core import Script
 

@@ -68,15 +68,21 @@ NUM_BYTES = len(base64.b64decode(picture(4, 4).partition(",")[2]))
 async def test_pictures_that_are_small_one_by_one_can_be_too_large_together(
     limit: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoded: list[Image.Image] = []
-    monkeypatch.setattr("server.media.decode_picture", decoded.append)
     async with loader(**limit) as media:
+        decoded: list[bytes] = []
+        decode = media._decoders.decode
+
+        def watched(data: bytes, indices: tuple[int, ...]) -> list[Image.Image]:
+            decoded.append(data)
+            return decode(data, indices)
+
+        monkeypatch.setattr(media._decoders, "decode", watched)
         with pytest.raises(MediaError, match=f"{next(iter(limit.values()))}.*in total") as caught:
             async with media.load([picture(4, 4)] * 2):
                 pass
         assert (caught.value.code, decoded) == ("images_too_large", [])
         async with media.load([picture(4, 4)]) as pictures:
-            assert len(pictures.images) == 1
+            assert len(pictures.images) == len(decoded) == 1
 
 
 async def test_all_that_is_allowed_together_is_loaded_in_order() -> None:
@@ -89,7 +95,7 @@ async def test_pictures_of_another_request_wait_for_memory_in_turn() -> None:
         first = Visit(media, picture(5, 4))
         await soon(lambda: first.has_pictures)
         large = Visit(media, picture(5, 4), picture(2, 2))  # 24 pixels, and 20 are left
-        await asyncio.sleep(0.05)
+        await soon(media._pixels._turn.locked)
         small = Visit(media, picture(1, 1))
         text_only = Visit(media)
         await soon(lambda: text_only.has_pictures)
@@ -107,7 +113,9 @@ async def test_a_request_that_gives_up_waiting_lets_the_next_one_pass() -> None:
     async with loader(max_total_pixels=40) as media:
         first = Visit(media, picture(5, 4))
         await soon(lambda: first.has_pictures)
-        large, small = Visit(media, picture(5, 5)), Visit(media, picture(1, 1))
+        large = Visit(media, picture(5, 5))
+        await soon(media._pixels._turn.locked)
+        small = Visit(media, picture(1, 1))
         await asyncio.sleep(0.05)
         large.task.cancel()
         await soon(lambda: small.has_pictures)
@@ -119,13 +127,13 @@ async def test_a_request_that_gives_up_waiting_lets_the_next_one_pass() -> None:
 async def test_pictures_count_for_as_long_as_a_thread_works_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
     working, go_on = threading.Event(), threading.Event()
 
-    def slow(image: Image.Image) -> Image.Image:
+    def slow(data: bytes, indices: tuple[int, ...]) -> list[Image.Image]:
         working.set()
         go_on.wait(10)
-        return image
+        return []
 
-    monkeypatch.setattr("server.media.decode_picture", slow)
     async with loader(max_total_pixels=16) as media:
+        monkeypatch.setattr(media._decoders, "decode", slow)
         gone = Visit(media, picture(4, 4))
         await soon(working.is_set)
         gone.task.cancel()
