@@ -4,8 +4,9 @@ A rendered chat has control tokens (``<|im_end|>``, ``<image>``) that the templa
 characters from a user. Users' characters that are part of such a token, or could become part of one next to
 other text ("<ima" followed by "ge>"), are wrapped in two marks before rendering; afterwards, the marks tell
 who wrote the token. Everything else renders and tokenizes as if none of this existed. (transformers' own
-``sanitize_control_tokens`` marks whole tokens only, drops users' private-use characters, and temporarily
-changes the state of the shared tokenizer, which is not thread-safe.)
+``sanitize_control_tokens`` marks whole tokens only, drops users' private-use characters, does not know its
+marks again where a template prints data as Python does, and temporarily changes the state of the shared
+tokenizer, which is not thread-safe.)
 
 Knows strings and the ``tokenizers`` library; no chats, no pictures.
 """
@@ -16,7 +17,7 @@ import json
 import re
 import secrets
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -30,7 +31,8 @@ Range = tuple[int, int]
 # Supplementary private-use planes: characters without a public meaning.
 _PRIVATE_USE = chain(range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 _MARK_CANDIDATES = "".join(map(chr, _PRIVATE_USE))
-_IDENTIFIER = re.compile(r"\w+", re.ASCII)
+# One of them as Python's repr and JSON in ASCII write it. What is escaped twice ends in the same way.
+_ESCAPED = re.compile(r"\\U(000f[0-9a-f]{4}|0010[0-9a-f]{4})|\\u(db[89a-f][0-9a-f])\\+u(d[c-f][0-9a-f]{2})")
 
 
 class TokenSet:
@@ -106,14 +108,23 @@ def _merged(ranges: Iterable[Range]) -> list[Range]:
 
 
 class Marks:
-    """Two characters that occur nowhere in a chat, so that they cannot be forged and nothing is lost."""
+    """Two characters that occur nowhere in a chat, so that they cannot be forged and nothing is lost.
 
-    def __init__(self, *data: object) -> None:
-        used: set[str] = set().union(*strings_in(data))
-        free = list(islice((char for char in _MARK_CANDIDATES if char not in used), 2))
+    ``looked_up``: names by which the template looks up fields.
+    """
+
+    def __init__(self, *data: object, looked_up: Container[str] = ()) -> None:
+        texts = list(strings_in(data))
+        used: set[str] = set().union(*texts, *map(_escaped_in, texts))
+        # From a random place: a template may join two texts, each with half an escape of a known mark.
+        start, count = secrets.randbelow(len(_MARK_CANDIDATES)), len(_MARK_CANDIDATES)
+        candidates = (_MARK_CANDIDATES[(start + n) % count] for n in range(count))
+        free = list(islice((char for char in candidates if char not in used), 2))
         if len(free) < 2:
             raise PromptError("the messages use all private-use characters of Unicode; leave some out")
         self._open, self._close = free
+        self._pattern = re.compile(f"({_spellings(self._open)})|{_spellings(self._close)}")
+        self._looked_up = looked_up
 
     def mark(self, value: Any, tokens: TokenSet) -> Any:
         """Return a copy of plain data with the users' exposed characters wrapped."""
@@ -128,20 +139,23 @@ class Marks:
     def read(self, rendered: str) -> tuple[str, list[Range]]:
         """Return the text without marks, and its ranges that users wrote and that no token may touch.
 
-        Templates may cut a string between its marks. A lone mark becomes an empty range: no token may reach
-        across it, and the template's own text stays its own.
+        Templates may print data as Python or JSON, where marks are escaped, and cut a string between its
+        marks. A lone mark becomes an empty range: no token may reach across it, and the template's own text
+        stays its own.
         """
-        open_, close = self._open, self._close
         pieces: list[str] = []
         ranges: list[Range] = []
         length = last = 0
-        for match in re.finditer(f"{open_}([^{open_}{close}]*){close}|[{open_}{close}]", rendered):
-            before, inner = rendered[last : match.start()], match[1] or ""
-            length += len(before)
-            ranges.append((length, length + len(inner)))
-            length += len(inner)
-            pieces += (before, inner)
-            last = match.end()
+        opened = False
+        for match in self._pattern.finditer(rendered):
+            pieces.append(rendered[last : match.start()])
+            length, last = length + len(pieces[-1]), match.end()
+            opens = match[1] is not None
+            if opened and not opens:
+                ranges[-1] = (ranges[-1][0], length)
+            else:
+                ranges.append((length, length))
+            opened = opens
         return "".join([*pieces, rendered[last:]]), ranges
 
     def _wrap(self, text: str, tokens: TokenSet) -> str:
@@ -153,16 +167,28 @@ class Marks:
         return "".join([*pieces, text[last:]])
 
     def _mark_name(self, name: Any, tokens: TokenSet) -> Any:
-        # Templates look up fields by name; such names are identifiers, which are not tokens by themselves.
-        return self._wrap(name, tokens) if isinstance(name, str) and not _is_identifier(name) else name
+        # Templates look up fields by name. They print other names, some between "<" and ">".
+        return self._wrap(name, tokens) if isinstance(name, str) and name not in self._looked_up else name
 
     def _mark_item(self, name: Any, value: Any, tokens: TokenSet) -> Any:
         # Templates compare types ("function", "string") and do not build tokens from them.
-        return value if name == "type" and _is_identifier(value) else self.mark(value, tokens)
+        is_type = name == "type" and isinstance(value, str) and value.isidentifier()
+        return value if is_type else self.mark(value, tokens)
 
 
-def _is_identifier(value: object) -> bool:
-    return isinstance(value, str) and _IDENTIFIER.fullmatch(value) is not None
+def _spellings(char: str) -> str:
+    """Return a pattern for a character as it is, and as ``_ESCAPED`` finds it."""
+    high, low = re.findall(r"[0-9a-f]{4}", json.dumps(char))
+    return rf"{char}|\\U{ord(char):08x}|\\u{high}\\+u{low}"
+
+
+def _escaped_in(text: str) -> set[str]:
+    """Return the characters that a text spells as ``_ESCAPED`` finds them."""
+    codes = (
+        int(code, 16) if code else 0x10000 + (int(high, 16) % 0x400 << 10) + int(low, 16) % 0x400
+        for code, high, low in _ESCAPED.findall(text)
+    )
+    return {chr(code) for code in codes}
 
 
 def strings_in(value: object) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """Chat templates: the form of messages they expect, and which tokens of the text are control tokens.
 
 A template either prints ``message['content']`` or iterates over its parts. Rendering a probe shows which, for
-every role, since many templates treat system messages differently. Knows Jinja through transformers; does not
-know pictures (only their places in a message) or token ids.
+every role, since many templates treat system messages or results of tools differently. Knows Jinja through
+transformers; does not know pictures (only their places in a message) or token ids.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jinja2 import Environment
+from jinja2 import Environment, nodes
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from jinja2.meta import find_undeclared_variables
 
@@ -24,6 +24,15 @@ from processing.errors import PromptError
 # Roles that templates build control tokens from; any other role is a user's text.
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function", "ipython", "model"})
 PROBE = "specvlm-probe-0d1f"
+# What messages of each role may follow. (Some templates want an id of nine characters.)
+_USER: dict[str, Any] = {"role": "user", "content": "x"}
+_CALL = {"id": "specvlm01", "type": "function", "function": {"name": "x", "arguments": {}}}
+_BEFORE: dict[str, list[dict[str, Any]]] = {
+    "system": [],
+    "user": [],
+    "assistant": [_USER],
+    "tool": [_USER, {"role": "assistant", "content": "x", "tool_calls": [_CALL]}],
+}
 # Some templates print a string only, some walk over parts, and some print the first part only.
 _PROBES: dict[str, Any] = {
     "string": PROBE,
@@ -44,7 +53,9 @@ class ChatTemplate:
     def __init__(self, tokenizer: Any, source: str, picture_tokens: Sequence[str] = ()) -> None:
         self._tokenizer, self._source = tokenizer, source
         self._reserved = _reserved_arguments(tokenizer.apply_chat_template)
-        self.variables = _variables(source)
+        tree = _parsed(source)
+        self.variables = frozenset(find_undeclared_variables(tree) - _GLOBALS)
+        self._looked_up = _looked_up(tree)
         given = {"messages", "tools", "documents", *self._reserved, *tokenizer.special_tokens_map}
         self.arguments = self.variables - given
         added = tokenizer.added_tokens_decoder.values()
@@ -60,9 +71,7 @@ class ChatTemplate:
         # templates that cut it out, and cached prefixes, would see a different text.
         self._assistant_tokens = TokenSet(special)
         self._takes = {
-            (role, kind): self._probe(role, content)
-            for role in ("system", "user", "assistant")
-            for kind, content in _PROBES.items()
+            (role, kind): self._probe(role, content) for role in _BEFORE for kind, content in _PROBES.items()
         }
 
     def render(
@@ -75,13 +84,13 @@ class ChatTemplate:
             raise PromptError(f"{sorted(reserved)} cannot be passed to a chat template; remove them")
         try:
             chat = [self._as_dict(message) for message in messages]
-            marks = Marks(chat, template_kwargs, self._source)
+            marks = Marks(chat, template_kwargs, self._source, looked_up=self._looked_up)
             for message in chat:
                 tokens = self._assistant_tokens if message["role"] == "assistant" else self.tokens
                 for name, value in message.items():
                     if name != "role" or value not in ROLES:
                         message[name] = marks.mark(value, tokens)
-            given = marks.mark(template_kwargs, self.tokens)
+            given = {name: marks.mark(value, self.tokens) for name, value in template_kwargs.items()}
         except RecursionError:
             raise PromptError("the arguments of a tool call are nested too deeply") from None
         rendered = self._render(chat, add_generation_prompt=add_generation_prompt, **given)
@@ -105,8 +114,9 @@ class ChatTemplate:
     def _probe(self, role: str, content: str | list[Any]) -> bool:
         """Return whether the whole content of such a message is printed, and not as a Python list."""
         probe: dict[str, Any] = {"role": role, "content": content}
-        user: dict[str, Any] = {"role": "user", "content": "x"}
-        chat = {"system": [probe, user], "user": [probe], "assistant": [user, probe]}[role]
+        if role == "tool":
+            probe["tool_call_id"] = _CALL["id"]
+        chat = [*_BEFORE[role], probe, *([_USER] if role == "system" else ())]
         try:
             text = self._render(chat, add_generation_prompt=False)
         except PromptError:
@@ -151,15 +161,23 @@ def _with_parsed_arguments(call: Any) -> Any:
     return {**call, "function": {**function, "arguments": arguments}} if isinstance(arguments, dict) else call
 
 
-def _variables(source: str) -> frozenset[str]:
-    """Return the names that a template reads but does not set. Raises ``ValueError`` if it is invalid."""
+def _parsed(source: str) -> nodes.Template:
+    """Raises ``ValueError`` if the template is invalid."""
     # transformers' own tags around an assistant's text, which Jinja does not know.
     plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", source)
     try:
-        tree = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=True).parse(plain)
+        return Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=True).parse(plain)
     except TemplateSyntaxError as error:
         raise ValueError(f"the chat template is invalid, line {error.lineno}: {error.message}") from None
-    return frozenset(find_undeclared_variables(tree) - _GLOBALS)
+
+
+def _looked_up(tree: nodes.Template) -> frozenset[str]:
+    """Return the identifiers by which a template may look up fields."""
+    names = {node.attr for node in tree.find_all(nodes.Getattr)}
+    for node in tree.find_all(nodes.Const):
+        if isinstance(node.value, str):
+            names.update(node.value.split("."))  # map(attribute="function.name")
+    return frozenset(filter(str.isidentifier, names))
 
 
 def _reserved_arguments(render: Callable[..., Any]) -> frozenset[str]:
