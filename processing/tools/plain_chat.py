@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import takewhile
 from typing import Any
 
-from processing.chat import ChatMessage, TextPart
+from processing.chat import ChatMessage, ImagePart, TextPart
 from processing.tools.request import Tool
 from processing.tools.styles import NAME, ToolStyle
 
@@ -68,10 +67,19 @@ def _name_and_arguments(call: Any) -> tuple[str, str]:
 
 
 def _joined(run: Sequence[ChatMessage]) -> ChatMessage:
-    """Join a run of messages at once: one by one, thousands of texts would be copied thousands of times."""
-    texts = [message.content for message in takewhile(lambda one: isinstance(one.content, str), run)]
-    text = ("\n\n" if run[0].role == "system" else "\n").join(map(str, texts))
-    if len(texts) == len(run):
-        return replace(run[0], content=text)
-    parts = [part for message in run[len(texts) :] for part in message.parts]
-    return replace(run[0], content=[*([TextPart(text)] if texts else ()), *parts])
+    """Join a run of messages. Texts that meet become one part, since templates put nothing between parts, or
+    trim them. All at once: one by one, thousands of texts would be copied thousands of times.
+    """
+    joined: list[list[str] | ImagePart] = []
+    for message in run:
+        for index, part in enumerate(message.parts):
+            if isinstance(part, ImagePart):
+                joined.append(part)
+            elif index == 0 and joined and isinstance(last := joined[-1], list):
+                last.append(part.text)
+            else:
+                joined.append([part.text])
+    separator = "\n\n" if run[0].role == "system" else "\n"
+    parts = [part if isinstance(part, ImagePart) else TextPart(separator.join(part)) for part in joined]
+    alone = parts[0] if len(parts) == 1 else None
+    return replace(run[0], content=alone.text if isinstance(alone, TextPart) else parts)
