@@ -207,8 +207,8 @@ def with_images(
     conversation = []
     for message in messages:
         content = message.content
-        if content is None:
-            content = (isinstance(message, AssistantMessage) and message.refusal) or ""
+        if not content:
+            content = (isinstance(message, AssistantMessage) and message.refusal) or content or ""
         told = content if isinstance(content, str) else list(chain.from_iterable(map(convert, content)))
         # OpenAI's newer name for the same role; templates of open models know the older one.
         role = "system" if message.role == "developer" else message.role

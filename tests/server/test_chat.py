@@ -284,3 +284,15 @@ def test_defaults_without_a_generation_config(live: Live, client: openai.OpenAI)
     sampling = live.engine.requests[0].sampling
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.repetition_penalty) == (1, 1, 0, 1)
     assert sampling.max_tokens == 256 - PROMPT_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [(None, "no"), ("", "no"), ([], "no"), ("said", "said"), ([{"type": "text", "text": "said"}], "said")],
+)
+def test_a_refusal_is_what_an_assistant_said_that_said_nothing_else(
+    live: Live, client: openai.OpenAI, content: Any, told: str
+) -> None:
+    ask(client, messages=[*USER, {"role": "assistant", "content": content, "refusal": "no"}])
+    messages, _ = live.engine.processor.applied
+    assert [part.text for part in messages[1].parts] == [told]
