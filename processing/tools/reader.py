@@ -2,7 +2,8 @@
 
 What is not a call stays text: markers that no JSON follows, objects that do not name a function. Arguments
 are passed on as they are written, character for character; their validity is up to the grammar. The result
-does not depend on how the text was cut into pieces.
+does not depend on how the text was cut into pieces. Reading takes time in proportion to the text: what is
+looked at again with every piece has at most ``MAX_HELD`` characters.
 """
 
 from __future__ import annotations
@@ -19,9 +20,17 @@ from processing.tools.styles import ToolStyle
 
 FUNCTION_KEYS: Final = ("name", "arguments", "parameters", "id", "type")
 
+MAX_HELD: Final = 1024
+"""Characters that wait until it is clear what they are: white space that is left out if a call follows, and
+the beginning of what may be a call. No call needs as many, so more of them are text.
+"""
+
 # How most calls begin, up to their arguments, so that those can be passed on while they are written …
 _NAME_FIRST = re.compile(
     r'\s*\{\s*"name"\s*:\s*"([^"\\]{1,256})"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
+)
+_NAME_SO_FAR = re.compile(
+    r'\s*\{\s*"name"\s*(?::\s*(?:"[^"\\]{0,256}(?:"\s*(?:,\s*(?:"[a-z]{0,10}(?:"\s*(?::\s*)?)?)?)?)?)?)?'
 )
 # … what shows that an object is not a call, by its first key or the lack of one …
 _NO_OBJECT = re.compile(r'\s*(?:[^\s{]|\{\s*[^\s"])')
@@ -57,8 +66,8 @@ class CallReader:
         self._names = names
         self._unread = ""
         self._marker = ""  # already read; becomes text again if no call follows
+        self._object: list[str] = []  # likewise, the parts of an object
         self._braces = Braces()
-        self._num_scanned = 0
         self._read = Read()
         marks = {style.begin, style.closing.strip(), *style.separator.split(), *style.also} - {""}
         self._marks = sorted(marks, key=len, reverse=True)  # longer ones first, as they may begin alike
@@ -67,15 +76,16 @@ class CallReader:
 
     def feed(self, text: str) -> Read:
         """Return what ``text`` adds. White space is held back, and left out if a call follows."""
-        self._unread += text
-        while self._unread and self._step():
-            pass
+        for at in range(0, len(text), MAX_HELD):  # as each step copies what is unread
+            self._unread += text[at : at + MAX_HELD]
+            while self._unread and self._step():
+                pass
         return self._taken()
 
     def finish(self) -> Read:
         """Return what was held back, as the text has ended."""
-        if self._step == self._head:
-            self._read.text += self._marker + self._unread
+        if self._step in (self._head, self._whole):
+            self._read.text += self._marker + "".join(self._object) + self._unread
         elif self._step == self._text or not self.num_calls:
             self._read.text += self._unread
         return self._taken()
@@ -87,7 +97,7 @@ class CallReader:
     @property
     def is_cut(self) -> bool:
         """Whether the text so far ends in the middle of a call."""
-        return self._step in (self._head, self._arguments)
+        return self._step in (self._head, self._whole, self._arguments)
 
     # Each step consumes some of ``_unread``; it returns whether another step may follow immediately.
 
@@ -95,12 +105,12 @@ class CallReader:
         begin = self._style.begin
         at = self._unread.find(begin) if begin else -1
         if at >= 0:
-            self._read.text += self._unread[:at].rstrip()
+            self._read.text += _stripped(self._unread[:at])
             self._unread = self._unread[at + len(begin) :]
             self._expect_call(begin)
             return True
         held = max((n for n in range(len(begin)) if self._unread.endswith(begin[:n])), default=0)
-        shown = self._unread[: len(self._unread) - held].rstrip() if begin else self._unread
+        shown = _stripped(self._unread[: len(self._unread) - held]) if begin else self._unread
         self._read.text += shown
         self._unread = self._unread[len(shown) :]
         return False
@@ -108,6 +118,11 @@ class CallReader:
     def _between(self) -> bool:
         """After a call, or at the start if calls have no marker: another call, or text."""
         rest = self._unread.lstrip()
+        if self.num_calls:
+            self._unread = rest
+        elif len(self._unread) - len(rest) > MAX_HELD:
+            self._step = self._text
+            return True
         marks = self._marks if self.num_calls else self._style.also  # at the start ";" separates nothing
         mark = next((mark for mark in marks if rest.startswith(mark)), None)
         if mark is not None:
@@ -119,23 +134,21 @@ class CallReader:
         elif rest[0] == "{" and self._style.wraps:
             self._expect_call("")
         else:
-            self._unread = rest if self.num_calls else self._unread
             self._step = self._text
         return True
 
     def _expect_call(self, marker: str) -> None:
-        self._marker, self._step = marker, self._head
-        self._braces, self._num_scanned = Braces(), 0
+        self._marker, self._object, self._step = marker, [], self._head
 
     def _head(self) -> bool:
         """A function's name, up to its arguments."""
         opening = self._style.opening.strip()
-        rest = self._unread.lstrip()
-        if opening and rest.startswith(opening):
-            self._marker += self._unread[: len(self._unread) - len(rest)] + opening
-            self._unread = rest[len(opening) :]
+        at = len(self._unread) - len(self._unread.lstrip())
+        if opening and self._unread.startswith(opening, at) and len(self._marker) + at < MAX_HELD:
+            self._marker += self._unread[: at + len(opening)]
+            self._unread = self._unread[at + len(opening) :]
             return True
-        match = (_NAME_FIRST if self._style.wraps else _BARE).match(self._unread)
+        match = (_NAME_FIRST if self._style.wraps else _BARE).match(self._unread, 0, MAX_HELD)
         if match is not None and self._is_known(match[1]):
             self._begin_call(match[1])
             self._unread = self._unread[match.end() :]
@@ -143,26 +156,40 @@ class CallReader:
             return True
         if match is not None:
             return self._give_up()
-        if self._style.wraps:
-            return self._whole()
-        return False if _BARE_SO_FAR.fullmatch(self._unread) else self._give_up()
+        may_wait = len(self._unread) < MAX_HELD
+        if not self._style.wraps:
+            return False if may_wait and _BARE_SO_FAR.fullmatch(self._unread) else self._give_up()
+        if _NO_OBJECT.match(self._unread):
+            return self._give_up()
+        first = _FIRST_KEY.match(self._unread, 0, MAX_HELD)
+        if first is None:
+            return False if may_wait else self._give_up()
+        if first[1] not in FUNCTION_KEYS:
+            return self._give_up()
+        if may_wait and _NAME_SO_FAR.fullmatch(self._unread):
+            return False
+        self._braces, self._step = Braces(), self._whole
+        return True
 
     def _whole(self) -> bool:
-        """An object whose parts are in another order: it is read once it is complete."""
-        first = _FIRST_KEY.match(self._unread)
-        if _NO_OBJECT.match(self._unread) or (first and first[1] not in FUNCTION_KEYS):
-            return self._give_up()
-        end = self._braces.end(self._unread[self._num_scanned :])
+        """An object whose parts are in another order: it is read once it is complete.
+
+        If it is not a call, it is text with all that is in it: its parts are not read again.
+        """
+        end = self._braces.end(self._unread)
+        part = self._unread if end is None else self._unread[:end]
+        self._object.append(part)
+        self._unread = self._unread[len(part) :]
         if end is None:
-            self._num_scanned = len(self._unread)
             return False
-        end += self._num_scanned
-        name, arguments = _call_in(self._unread[:end])
+        text = "".join(self._object)
+        name, arguments = _call_in(text)
         if name is None or not self._is_known(name):
+            self._marker += text
             return self._give_up()
         self._begin_call(name)
         self._read.calls[-1].arguments = arguments
-        self._unread, self._step = self._unread[end:], self._between
+        self._step = self._between
         return True
 
     def _arguments(self) -> bool:
@@ -194,6 +221,11 @@ class CallReader:
         self._read.text += self._marker
         self._step = self._text
         return True
+
+
+def _stripped(text: str) -> str:
+    """Return a text without the white space at its end that is left out before a call."""
+    return text[: max(len(text.rstrip()), len(text) - MAX_HELD)]
 
 
 def _call_in(text: str) -> tuple[str | None, str]:
