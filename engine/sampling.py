@@ -106,7 +106,8 @@ def _adjust(logits: torch.Tensor, rows: Seq[DrawRow]) -> torch.Tensor:
         line = adjusted[i]
         if p.logit_bias:
             ids = torch.tensor(list(p.logit_bias), device=line.device)
-            line.index_add_(0, ids, torch.tensor(list(p.logit_bias.values()), device=line.device))
+            biases = torch.tensor(list(p.logit_bias.values()), dtype=line.dtype, device=line.device)
+            line.index_add_(0, ids, biases)
         if row.forbidden_ids:
             line[torch.tensor(sorted(row.forbidden_ids), device=line.device)] = float("-inf")
         if penalised:

@@ -227,3 +227,10 @@ def test_rows_that_are_not_numbers_draw_nothing_and_leave_others_alone() -> None
         expected = draw(good, [one]).token_ids
         drawn = draw(torch.cat([*bad, good]), [one] * 4)
         assert drawn.token_ids == [NO_TOKEN] * 3 + expected
+
+
+def test_a_bias_may_be_a_whole_number() -> None:
+    """In process nothing makes it a float."""
+    logits = torch.zeros(2, 50)
+    rows = [row(temperature=0.0, logit_bias={5: 3, 6: 2}), row(temperature=0.0, logit_bias={7: 1.5})]
+    assert draw(logits, rows).token_ids == [5, 7]
