@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Final
 
 from engine.messages import EngineInfo
@@ -122,20 +123,21 @@ async def begin_completion(
 ) -> CompletionAnswer:
     """Admit a request and start its choices. Raises ``ApiError`` if it cannot be answered."""
 
+    decode = partial(parts.processor.decode, skip_special_tokens=False)
+    echoes: list[str] = []
+
     async def build(info: EngineInfo) -> list[Prompt]:
-        return [
-            await parts.prompts.build_text(
+        prompts = []
+        for prompt in request.prompts:
+            built = await parts.prompts.build_text(
                 prompt, add_special_tokens=request.add_special_tokens, max_len=info.max_model_len
             )
-            for prompt in request.prompts
-        ]
+            prompts.append(built)
+            text = ""
+            if request.echo:
+                text = prompt if isinstance(prompt, str) else await parts.prompts.in_pool(decode, prompt)
+            echoes.extend([text] * request.num_choices)
+        return prompts
 
     opened = await open_answer(parts, request, build, num_prompts=len(request.prompts), request_id=request_id)
-    echoes = [""] * len(opened.choices)
-    if request.echo:
-        texts = [
-            prompt if isinstance(prompt, str) else parts.processor.decode(prompt, skip_special_tokens=False)
-            for prompt in request.prompts
-        ]
-        echoes = [text for text in texts for _ in range(request.num_choices)]
     return CompletionAnswer(request, opened, echoes, request_id=request_id, model=model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any, get_type_hints
 
 import httpx
@@ -108,6 +109,20 @@ def test_echo(live: Live, client: openai.OpenAI) -> None:
     ids = live.engine.processor.encode("né")
     texts = [choice.text for choice in ask(client, [ids, ids[:1]], n=2, echo=True).choices]
     assert texts == ["né" + SAID] * 2 + ["n" + SAID] * 2
+
+
+def test_token_ids_are_echoed_off_the_event_loop(
+    live: Live, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, threads = live.engine.processor.decode, []
+
+    def decode(*given: Any, **how: Any) -> str:
+        threads.append(threading.current_thread().name)
+        return real(*given, **how)
+
+    monkeypatch.setattr(live.engine.processor, "decode", decode)
+    assert ask(client, [72, 105], echo=True).choices[0].text.endswith(SAID)
+    assert [name.partition("_")[0] for name in threads] == ["prompt"]
 
 
 def test_logprobs_in_their_older_shape(live: Live, client: openai.OpenAI) -> None:
