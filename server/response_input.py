@@ -75,9 +75,11 @@ def messages(request: ResponsesRequest) -> list[JsonObject]:
 def refuse_misplaced(items: Sequence[InputItem]) -> None:
     """Raise ``ApiError`` for parts in the wrong role, here because a chat would report other positions."""
     for number, item in enumerate(items):
-        for place, one in enumerate(item.content if isinstance(item, InputMessage) else ()):
+        if not isinstance(item, InputMessage) or isinstance(item.content, str):
+            continue
+        for place, one in enumerate(item.content):
             for kind, role in ((InputImage, "user"), (Refusal, "assistant")):
-                if isinstance(one, kind) and isinstance(item, InputMessage) and item.role != role:
+                if isinstance(one, kind) and item.role != role:
                     raise bad_request(
                         f"Parts of type '{one.type}' are allowed in messages with the role '{role}', not "
                         f"'{item.role}'.",

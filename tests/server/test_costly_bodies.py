@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import pytest
 from fastapi.exceptions import RequestValidationError
 
 from server.errors import ApiError, validation_error
+from server.response_input import messages
+from server.schemas.responses import InputMessage, ResponsesRequest
 from tests.server.conftest import MODEL, Live
 from tests.server.fakes import MAX_MODEL_LEN
 from tests.server.test_errors import check_shape
@@ -132,3 +134,15 @@ def test_a_type_that_is_no_text_is_not_told_at_length(http: httpx.Client) -> Non
     response = http.post("/v1/responses", json={"input": [{"type": [1] * 1000}]})
     assert response.status_code == 400
     assert len(response.text) < 500
+
+
+def test_a_text_is_not_read_character_by_character() -> None:
+    class Whole(str):
+        __slots__ = ()
+
+        def __iter__(self) -> NoReturn:
+            raise AssertionError("a megabyte takes a third of a second")
+
+    said = [InputMessage.model_construct(role="user", content=Whole("Hi"))]
+    told = messages(ResponsesRequest.model_construct(input=said))
+    assert told == [{"role": "user", "content": "Hi"}]
