@@ -1,4 +1,5 @@
-"""Reads JSON bodies: uncompressed, of limited size, in UTF-8 without lone surrogates, NaN or deep nesting.
+"""Reads JSON bodies: uncompressed, of limited size in bytes and in parts (``server.json_size``), in UTF-8
+without lone surrogates, NaN or deep nesting.
 
 The framework's own limit would answer in plain text, this one in the format of all errors.
 """
@@ -14,23 +15,19 @@ from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope
 
 from server.errors import (
     CLIENT_CLOSED_REQUEST,
     BodyRefused,
+    body_too_costly,
     body_too_large,
     shutting_down,
-    too_many_containers,
 )
+from server.json_size import JsonSize
 
 BODY_SECONDS: Final = 120.0
 """Time limit for a whole body, so that a slow client cannot hold its connection forever."""
-
-
-MAX_CONTAINERS: Final = 100_000
-"""Maximum lists and objects in a body: each takes three bytes of text but a hundred of memory, and time of
-the event loop, 13 seconds for a million parts of a message.
-"""
 
 
 class OpenBodies:
@@ -59,6 +56,10 @@ class OpenBodies:
 class StrictRequest(Request):
     """Takes its size limit in bytes, ``max_request_size``, and ``open_bodies`` from the state of the app."""
 
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        super().__init__(scope, receive)
+        self._json_size = JsonSize()
+
     async def stream(self) -> AsyncGenerator[bytes, None]:
         if any(one.lower() != "identity" for one in self.headers.getlist("content-encoding")):
             raise HTTPException(415)
@@ -70,6 +71,7 @@ class StrictRequest(Request):
             size += len(chunk)
             if size > limit:
                 raise BodyRefused(body_too_large(limit))
+            self._json_size.add(chunk)
             yield chunk
 
     async def body(self) -> bytes:
@@ -86,9 +88,8 @@ class StrictRequest(Request):
 
     async def json(self) -> Any:
         body = await self.body()
-        # Brackets in strings count too: no prompt that fits a model comes close.
-        if (count := body.count(b"[") + body.count(b"{")) > MAX_CONTAINERS:
-            raise BodyRefused(too_many_containers(count, MAX_CONTAINERS))
+        if (excess := self._json_size.excess) is not None:
+            raise BodyRefused(body_too_costly(excess))
         return from_json(body, allow_inf_nan=False)
 
 

@@ -167,11 +167,10 @@ def head_too_large(max_size: int) -> ApiError:
     )
 
 
-def too_many_containers(count: int, most: int) -> ApiError:
+def body_too_costly(excess: str) -> ApiError:
     return ApiError(
         413,
-        f"The request body has {count} lists and objects (each '[' and '{{' counts, even inside strings); "
-        f"at most {most} are allowed. Send fewer messages, parts or prompts at once.",
+        f"The request body has {excess}. Send fewer messages, parts, prompts or token IDs at once.",
         code="request_too_large",
     )
 
