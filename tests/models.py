@@ -64,6 +64,8 @@ VLMS: Mapping[str, Builder] = {
     "qwen2_vl": qwen.build_qwen2_vl,
     "qwen2_5_vl": qwen.build_qwen2_5_vl,
     "qwen3_vl": qwen.build_qwen3_vl,
+    "llava_siglip": llava.build_of_siglip,
+    "llava_full": llava.build_with_class_token,
 }
 
 Family = str

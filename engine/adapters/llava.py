@@ -1,8 +1,9 @@
-"""LLaVA-1.5: a fixed number of visual tokens per picture, projected features of a CLIP-style tower."""
+"""LLaVA-1.5 and LLaVA-Interleave: a fixed number of visual tokens per picture, projected features of a tower
+with a class token (CLIP) or without one (SigLIP).
+"""
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import numpy as np
@@ -15,9 +16,12 @@ from engine.adapters.vision import VisionAdapter, tensor_of
 from engine.errors import ModelLoadError
 from processing.prompt import ImageInput
 
+_CLASS_TOKEN = ("embeddings.class_embedding", "embeddings.cls_token")
+"""The names of such a token's weight in the towers of transformers."""
+
 
 class LlavaAdapter(VisionAdapter):
-    """Adapter for LLaVA-1.5.
+    """Adapter for LLaVA-1.5 and LLaVA-Interleave.
 
     ``tensors`` of a picture: ``pixel_values``, float32 ``[1, 3, image_size, image_size]``.
     """
@@ -29,8 +33,12 @@ class LlavaAdapter(VisionAdapter):
         super().__init__(model)
         vision, config = model.config.vision_config, model.config
         self._pixel_shape = (1, vision.num_channels, vision.image_size, vision.image_size)
+        self._side = vision.image_size // vision.patch_size
+        names = [name for name, _ in model.model.vision_tower.named_parameters()]
+        class_tokens = sum(name.endswith(_CLASS_TOKEN) for name in names)
+        # This leaves out the tower's first feature, whether it is a class token or not.
         drop = config.vision_feature_select_strategy == "default"
-        self._num_tokens = (vision.image_size // vision.patch_size) ** 2 + (0 if drop else 1)
+        self._num_tokens = self._side**2 + class_tokens - (1 if drop else 0)
         is_clip = vision.model_type == "clip_vision_model"
         self._attention = ClassAttention(model.model.vision_tower) if is_clip and drop else None
 
@@ -51,9 +59,9 @@ class LlavaAdapter(VisionAdapter):
             raise ValueError(f"a picture takes {self._num_tokens} placeholder tokens, got {image.num_tokens}")
 
     def _grids(self, image: ImageInput) -> tuple[Grid, ...]:
-        side = math.isqrt(image.num_tokens)
-        class_token = image.num_tokens - side**2  # 1 if the tower's class token is kept
-        return ((1, 1),) * class_token + ((side, side),)
+        # A square with a patch missing is no grid: it does not add up, which the caller notices.
+        kept = image.num_tokens - self._side**2
+        return ((1, 1),) * kept + ((self._side, self._side),)
 
     def _encode(self, images: list[ImageInput]) -> list[torch.Tensor]:
         pixels = self._pixels([image.tensors["pixel_values"] for image in images])

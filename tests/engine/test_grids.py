@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,9 +17,9 @@ from processing.errors import PromptError
 from processing.prompt import ImageInput
 from tests.conftest import BuildCheckpoint
 from tests.golden.reference import load_golden
-from tests.golden.speculating import target_of
+from tests.golden.speculating import asking, plain_core, run_all, target_of
 from tests.golden.test_families import PICTURE_FAMILIES, SMALL, TALL, WIDE
-from tests.models import Family, picture
+from tests.models import IMAGE_SIZE, PATCH_SIZE, TOKENS_PER_IMAGE, Family, picture
 
 ANY_SIZE = ("mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 TILED = ("llava_next", "llava_onevision")
@@ -48,11 +52,37 @@ def test_the_newline_of_each_row_is_in_the_last_column(
     assert (last == golden.model.model.image_newline).all()
 
 
+@pytest.mark.parametrize(
+    ("family", "before"), [("llava", ()), ("llava_siglip", ()), ("llava_full", ((1, 1),))]
+)
+def test_a_class_token_is_a_grid_of_its_own(family: Family, before: Any, tiny: BuildCheckpoint) -> None:
+    golden = load_golden(tiny(family))
+    (image,) = golden.prompt("What?", [SMALL]).images
+    side = IMAGE_SIZE // PATCH_SIZE
+    assert target_of(golden.folder)[0].adapter.grids(image) == (*before, (side, side))
+
+
 def test_tokens_that_fit_no_grid_are_one_row(tiny: BuildCheckpoint) -> None:
     golden = load_golden(tiny("internvl"))
     (image,) = golden.prompt("What?", [SMALL]).images
     odd = ImageInput(hash=b"", spans=[(0, image.num_tokens - 1)], tensors=image.tensors)
     assert target_of(golden.folder)[0].adapter.grids(odd) == ((1, image.num_tokens - 1),)
+
+
+def test_a_square_without_its_first_patch_is_one_row(tiny: BuildCheckpoint, tmp_path: Path) -> None:
+    """ "default" leaves out the first feature, which is a patch where the tower has no class token."""
+    folder = shutil.copytree(tiny("llava_siglip"), tmp_path / "default")
+    for name in ("config.json", "processor_config.json"):
+        told = json.loads((folder / name).read_text())
+        told["vision_feature_select_strategy"] = "default"
+        (folder / name).write_text(json.dumps(told))
+    golden = load_golden(folder)
+    prompt = golden.prompt("What?", [SMALL])
+    (image,) = prompt.images
+    assert image.num_tokens == TOKENS_PER_IMAGE - 1
+    assert target_of(folder)[0].adapter.grids(image) == ((1, image.num_tokens),)
+    story = run_all(plain_core(golden), [(0, asking("a", prompt, max_tokens=8))])["a"]
+    golden.compare(story.token_ids, prompt, 8, "without the first patch")
 
 
 @pytest.mark.parametrize("family", ["llava", *PICTURE_FAMILIES])

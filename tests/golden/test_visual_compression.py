@@ -24,7 +24,16 @@ from tests.golden.test_families import SMALL, TALL, WIDE
 from tests.models import Family
 
 NUM_TOKENS = 10
-SUPPORTED: tuple[Family, ...] = ("llava", "llava_next", "llava_onevision", "idefics3", "smolvlm", "internvl")
+SUPPORTED: tuple[Family, ...] = (
+    "llava",
+    "llava_siglip",
+    "llava_full",
+    "llava_next",
+    "llava_onevision",
+    "idefics3",
+    "smolvlm",
+    "internvl",
+)
 WAYS = (
     VisualCompression(method="pool", ratio=4),
     VisualCompression(method="prune", ratio=2.5),

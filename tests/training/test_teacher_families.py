@@ -16,7 +16,17 @@ from training.teacher import Teacher
 
 
 @pytest.mark.parametrize(
-    "family", ["llava_next", "llava_onevision", "idefics3", "smolvlm", "internvl", "mistral3"]
+    "family",
+    [
+        "llava_siglip",
+        "llava_full",
+        "llava_next",
+        "llava_onevision",
+        "idefics3",
+        "smolvlm",
+        "internvl",
+        "mistral3",
+    ],
 )
 def test_packed_rows_give_each_dialogue_its_own_features(
     family: Family, tiny: Callable[..., Path], tmp_path: Path
