@@ -44,7 +44,7 @@ def resolve_dtype(config: EngineConfig, hf_config: PretrainedConfig) -> torch.dt
         return dtype
     if resolve_device(config.device).type == "cpu":
         return torch.float32
-    own = hf_config.get_text_config().dtype or hf_config.dtype
+    own = hf_config.dtype or hf_config.get_text_config().dtype  # in the order of transformers
     return own if isinstance(own, torch.dtype) else torch.bfloat16
 
 

@@ -11,11 +11,11 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, LlavaNextConfig
 
 from engine.attention import prepare
 from engine.batch import Part, build_batch
-from engine.checkpoint import has_own_buffers, stored_half
+from engine.checkpoint import has_own_buffers, resolve_dtype, stored_half
 from engine.config import EngineConfig
 from engine.kernels.cpu import Kernels
 from engine.kv_cache import KVCache
@@ -101,6 +101,25 @@ def test_only_what_transformers_reads_is_looked_at(
     folder.rename(repository / "snapshots" / commit)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert stored_half("some/model", None) == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("whole", "text", "wanted"),
+    [
+        (torch.float16, torch.bfloat16, torch.float16),  # llava-v1.6-mistral-7b's
+        (None, torch.bfloat16, torch.bfloat16),
+        (torch.float16, None, torch.float16),
+        (None, None, torch.bfloat16),
+    ],
+)
+def test_on_a_gpu_a_checkpoint_has_the_type_that_it_has_for_transformers(
+    whole: torch.dtype | None, text: torch.dtype | None, wanted: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which reads it at the root; the language model's part may name the one that it was made from."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    config = LlavaNextConfig(text_config=LlamaConfig(dtype=text), dtype=whole)
+    assert (config.dtype, config.get_text_config().dtype) == (whole, text)
+    assert resolve_dtype(EngineConfig(model="any"), config) == wanted
 
 
 def test_numbers_that_a_model_makes_itself_are_noticed() -> None:
