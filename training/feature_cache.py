@@ -5,6 +5,9 @@ bfloat16 ``[T, 2, hidden]`` (input embedding, feature), float32 ``[T]`` (scores,
 bytes ``[T]`` that mark the tokens already cached. A pass is read from the cache if all its tokens are there.
 Features are rounded to bfloat16 whether they are read or have just been computed, so a run resumed in the
 middle of an epoch learns the same as an uninterrupted one.
+
+The operating system writes the files to the disk in any order: if it stops without warning, tokens may be
+marked whose values are lost. Files are therefore used only until the next boot.
 """
 
 from __future__ import annotations
@@ -20,12 +23,14 @@ from training.batches import Batch
 from training.errors import TrainingError
 from training.teacher import Seen, Teacher
 
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
 
 class FeatureCache:
     """A cached ``teacher.see``.
 
     ``num_tokens``: number of tokens in all examples. ``key``: changes with everything that the features
-    depend on; files with another key in ``folder`` are removed.
+    depend on; files with another key in ``folder``, or of an earlier boot, are removed.
 
     Raises ``TrainingError`` if it would need more than ``limit_gb`` (1e9 bytes) or more than the disk has.
     """
@@ -44,7 +49,7 @@ class FeatureCache:
         self._teacher = teacher
         # Memory mapped from a network disk is not shared between machines, so each one has its own files.
         start = f"features-{socket.gethostname()}-"
-        self._paths = {part: folder / f"{start}{key}.{part}" for part in parts}
+        self._paths = {part: folder / f"{start}{_boot()}{key}.{part}" for part in parts}
         for old in set(folder.glob(f"{start}*")) - set(self._paths.values()):
             old.unlink()
         mapped = {part: _mapped(self._paths[part], *wanted) for part, wanted in parts.items()}
@@ -77,6 +82,14 @@ class FeatureCache:
         """Delete the files; the cache must not be used afterwards."""
         for path in self._paths.values():
             path.unlink(missing_ok=True)
+
+
+def _boot() -> str:
+    """Return what tells this boot of the machine from others; empty where the system has no such thing."""
+    try:
+        return f"{_BOOT_ID.read_text().strip()}-"
+    except OSError:
+        return ""
 
 
 def _mapped(path: Path, count: int, kind: torch.dtype) -> Tensor:

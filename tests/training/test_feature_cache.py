@@ -12,6 +12,7 @@ import torch
 
 from tests.training.test_acceptance import make_data, one_batch
 from tests.training.test_training import settings, stop_after
+from training import feature_cache
 from training.errors import TrainingError
 from training.feature_cache import FeatureCache
 from training.run import train
@@ -40,6 +41,23 @@ def test_it_gives_what_the_teacher_gives_in_any_packing(tiny: Callable[..., Path
     FeatureCache(teacher, tmp_path, total, "other", 1.0)
     assert len(list(tmp_path.glob("features-*-other.*"))) == 3
     assert not list(tmp_path.glob("features-*-key.*"))
+
+
+def test_what_another_boot_left_is_not_trusted(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power failure tokens may be marked whose values never reached the disk."""
+    folder, boot = tiny("llava"), tmp_path / "boot_id"
+    monkeypatch.setattr(feature_cache, "_BOOT_ID", boot)
+    data, teacher = make_data(folder, tmp_path), Teacher.load(folder, "float32", torch.device("cpu"))
+    total, batch = int(data.index.lengths.sum()), one_batch(data, [[0, 1], [2], [3]])
+    passes: list[int] = []
+    monkeypatch.setattr(teacher, "see", lambda batch, see=teacher.see: passes.append(1) or see(batch))
+    for name, wanted in (("one", 1), ("one", 1), ("two", 2), ("two", 2), (None, 3), (None, 3)):
+        boot.write_text(f"{name}\n") if name else boot.unlink(missing_ok=True)
+        FeatureCache(teacher, tmp_path, total, "key", 1.0).see(batch)
+        assert len(passes) == wanted
+        assert len(list(tmp_path.glob("features-*"))) == 3
 
 
 def test_the_teacher_runs_in_the_first_epoch_only(
