@@ -21,15 +21,23 @@ left to torch as large matrix products.
 
 @dataclass(frozen=True, slots=True)
 class CpuAttention:
-    """CPU attention in float32. Does not support rows that see later ones."""
+    """CPU attention in float32. Leaves spans with rows that see later ones to torch, and only those: what is
+    beside them is computed as ever, to the last bit.
+    """
 
     kernels: Kernels
 
     def plan(self, batch: Batch) -> FewRows | None:
-        if batch.visible_ends is not None:
-            return None
         short = [s for s in range(batch.num_sequences) if batch.query_len(s) <= FEW]
-        return FewRows(batch, short, self.kernels) if short else None
+        served = [s for s in short if not _sees_later_rows(batch, s)]
+        return FewRows(batch, served, self.kernels) if served else None
+
+
+def _sees_later_rows(batch: Batch, sequence: int) -> bool:
+    if batch.visible_ends is None or batch.is_tree(sequence):
+        return False
+    ends = batch.visible_ends[batch.span_starts[sequence] : batch.span_starts[sequence + 1]]
+    return bool((ends.numpy() > np.arange(batch.prefix_lens[sequence], batch.kv_len(sequence)) + 1).any())
 
 
 class FewRows:

@@ -267,3 +267,18 @@ def test_queries_of_a_picture_see_each_other(
         if start < num_queries:
             scene.join(s, start, min(start + length, num_queries))
     torch.testing.assert_close(scene.run(window), scene.expected(window), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_a_picture_changes_nothing_beside_it(window: int | None) -> None:
+    """Nor how it is rounded: a sampled answer would depend on the pictures of others."""
+    prefixes, queries, trees = [200, 5, 40, 7, 3], [1, 12, 9, 5, 100], [False] * 3 + [True, False]
+    scene = Scene(11, prefixes, queries, 16, trees, attention=CpuAttention(own_kernels()))
+    alone = scene.run(window)
+    scene.join(1, 2, 10)
+    beside = scene.run(window)
+    starts = scene.batch.span_starts
+    assert not torch.equal(beside[starts[1] : starts[2]], alone[starts[1] : starts[2]])
+    for s in (0, 2, 3):
+        assert torch.equal(beside[starts[s] : starts[s + 1]], alone[starts[s] : starts[s + 1]])
+    torch.testing.assert_close(beside, scene.expected(window), rtol=1e-4, atol=1e-5)
