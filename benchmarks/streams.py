@@ -1,4 +1,4 @@
-"""Compares throughput with and without speculation for 1 to 16 concurrent streams: it must never lose."""
+"""Compares throughput with and without speculation for 1 to 16 concurrent streams: it should rarely lose."""
 
 from __future__ import annotations
 

@@ -48,7 +48,9 @@ class Drafter(Protocol):
         """
 
     def follow(self, running: Seq[Sequence]) -> None:
-        """Process what accumulates for sequences that get no tree yet, that is, long prompts."""
+        """Process what accumulates for sequences that get no tree: long prompts, and answers that are decoded
+        plainly for long.
+        """
 
     def forget(self, sequence: Sequence) -> None:
         """Drop the state of a sequence that has ended; its ``finish_reason`` says how."""

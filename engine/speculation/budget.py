@@ -1,4 +1,4 @@
-"""Decides how much to speculate so that it never loses: measured costs against learned acceptance. No torch.
+"""Decides how much to speculate so that it rarely loses: measured costs against learned acceptance. No torch.
 
 There are two decisions per step, both maximising the expected tokens per second of the whole batch: before
 drafting, how many levels to draft (0 is plain decoding, without any draft work); after it, which candidates
