@@ -9,9 +9,10 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from engine.config import EngineConfig
-from engine.draft.base import Drafter, NgramSource
+from engine.draft.base import Drafter
 from engine.draft.eagle_drafter import EagleDrafter
 from engine.draft.model import DraftModel
+from engine.draft.ngram_drafter import NgramDrafter
 from engine.errors import ModelLoadError
 from engine.sizing import Sizes
 from engine.target import TargetModel
@@ -34,7 +35,7 @@ def choose_drafter(config: EngineConfig, target: TargetModel, sizes: Sizes) -> D
         return None
     own = Path(config.model) / OWN_DRAFT
     image_token = target.adapter.image_token_id
-    lookup = NgramSource(never=frozenset() if image_token is None else frozenset({image_token}))
+    lookup = NgramDrafter(never=frozenset() if image_token is None else frozenset({image_token}))
     if config.draft == "ngram" or (config.draft == "auto" and not own.is_dir()):
         return lookup
     folder = own if config.draft == "auto" else _find(config.draft)

@@ -21,7 +21,6 @@ import torch
 from engine.attention import prepare
 from engine.batch import Batch, Part, build_batch, padded
 from engine.config import SpeculativeConfig
-from engine.draft.base import NgramSource
 from engine.draft.candidates import Candidates, nothing
 from engine.draft.compression import Compression
 from engine.draft.features import FeatureStore
@@ -29,6 +28,7 @@ from engine.draft.follower import CATCH_UP_TOKENS, Follower, can_follow, draft_o
 from engine.draft.level_graphs import LevelGraphs, Trees
 from engine.draft.levels import Grown, Ints, children, first_level, next_frontier, to_host
 from engine.draft.model import DraftModel
+from engine.draft.ngram_drafter import NgramDrafter
 from engine.draft.pages import DraftPages, spare_pages
 from engine.graphs import Capture, captured
 from engine.kernels.grow import Roots
@@ -59,7 +59,7 @@ class EagleDrafter:
         *,
         caching: bool,
         max_num_seqs: int,
-        lookup: NgramSource | None = None,
+        lookup: NgramDrafter | None = None,
         settings: SpeculativeConfig | None = None,
         knows_attention: bool = False,
     ) -> None:

@@ -9,11 +9,11 @@ continuations of the latest few matches are merged into a tree. A match has the 
 through its parent T, the token has probability W / (T + 1): longer matches and more agreement make it
 likelier, and a single match of two tokens is an even bet. Going down a path lengthens the matches along it.
 
-    drafter = NgramDrafter(never=frozenset({image_token_id}))
-    drafter.begin("a", prompt_token_ids, salt="")
-    candidates = drafter.propose(["a"], [SpeculativeConfig(num_steps=6, topk=2, num_draft_tokens=16)])
-    drafter.extend("a", accepted_token_ids)
-    drafter.end("a", remember=True)
+    lookup = NgramLookup(never=frozenset({image_token_id}))
+    lookup.begin("a", prompt_token_ids, salt="")
+    candidates = lookup.propose(["a"], [SpeculativeConfig(num_steps=6, topk=2, num_draft_tokens=16)])
+    lookup.extend("a", accepted_token_ids)
+    lookup.end("a", remember=True)
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class _Node:
     score: float
 
 
-class NgramDrafter:
+class NgramLookup:
     """Drafts for running requests. Costs a few microseconds per node and about 0.6 KB per token of context.
 
     ``never``: tokens that are never proposed (image placeholders); a path ends before them.

@@ -13,7 +13,7 @@ import pytest
 from engine.config import EngineConfig
 from engine.draft.base import Drafter
 from engine.draft.eagle_drafter import EagleDrafter
-from engine.draft.ngram import NgramDrafter
+from engine.draft.ngram_drafter import NgramDrafter
 from engine.host.cache_folder import cache_folder
 from engine.kv_cache import KVCache
 from engine.packing import pack_linears
@@ -48,7 +48,7 @@ class Start:
         self.target = TargetModel.load(self.config)
         sizes = choose_sizes(self.config, self.target.kv_shape, 512, self.target.device)
         self.cache = KVCache(self.target.kv_shape, sizes.num_pages, self.config.page_size, self.target.device)
-        self.drafter: Drafter = NgramDrafter()
+        self.drafter: Drafter = NgramDrafter(frozenset())
         if eagle_draft:
             self.drafter = eagle(load_golden(model), EagleDrafter)(self.config, self.target, sizes)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine.config import SpeculativeConfig
 from engine.draft.candidates import Candidates
-from engine.draft.ngram import NgramDrafter
+from engine.draft.ngram import NgramLookup
 from engine.draft.ngram_index import NgramIndex
 
 MAX, MIN, MATCHES, FLOOR = 4, 2, 8, 0.02
@@ -114,18 +114,18 @@ def test_proposes_what_a_plain_search_finds(
     others: list[tuple[list[int], list[int]]],
     limit: SpeculativeConfig,
 ) -> None:
-    drafter = NgramDrafter(never=frozenset({IMAGE}), min_probability=FLOOR)
+    lookup = NgramLookup(never=frozenset({IMAGE}), min_probability=FLOOR)
     for other_prompt, other_output in others:
-        drafter.begin("other", other_prompt, "")
-        drafter.extend("other", other_output)
-        drafter.end("other", remember=True)
+        lookup.begin("other", other_prompt, "")
+        lookup.extend("other", other_output)
+        lookup.end("other", remember=True)
     memory = [Remembered(p[-MAX:], o) for p, o in others]
-    drafter.begin("a", prompt, "")
+    lookup.begin("a", prompt, "")
     own = list(prompt)
     for output in [[], *outputs]:
-        drafter.extend("a", output)
+        lookup.extend("a", output)
         own += output
-        candidates = drafter.propose(["a"], [limit])
+        candidates = lookup.propose(["a"], [limit])
         candidates.check()
         got = paths_of(candidates)
         expected = all_paths(search(own, memory, {IMAGE}, limit.num_steps), limit)
@@ -137,72 +137,72 @@ def test_proposes_what_a_plain_search_finds(
 
 
 def test_text_that_repeats_gives_deep_paths() -> None:
-    drafter = NgramDrafter()
-    drafter.begin("poem", [1, 2, 3, 4, 5, 1, 2, 3], "")
+    lookup = NgramLookup()
+    lookup.begin("poem", [1, 2, 3, 4, 5, 1, 2, 3], "")
     deep = limits(num_steps=12)
-    assert (4, 5, 1, 2, 3, 4, 5, 1, 2, 3, 4, 5) in paths_of(drafter.propose(["poem"], [deep]))
-    drafter.begin("dots", [9, 7, 7, 7, 7], "")
-    assert (7,) * 10 in paths_of(drafter.propose(["dots"], [deep]))
+    assert (4, 5, 1, 2, 3, 4, 5, 1, 2, 3, 4, 5) in paths_of(lookup.propose(["poem"], [deep]))
+    lookup.begin("dots", [9, 7, 7, 7, 7], "")
+    assert (7,) * 10 in paths_of(lookup.propose(["dots"], [deep]))
 
 
 def test_agreement_and_longer_matches_are_likelier() -> None:
-    drafter = NgramDrafter()
-    drafter.begin("once", [1, 2, 3, 9, 1, 2], "")
-    drafter.begin("twice", [1, 2, 3, 8, 1, 2, 3, 9, 1, 2], "")
-    drafter.begin("longer", [9, 1, 2, 3, 9, 1, 2], "")
-    drafter.begin("split", [1, 2, 3, 8, 1, 2, 4, 9, 1, 2], "")
-    rows = [paths_of(drafter.propose([name], [limits()])) for name in ("split", "once", "twice", "longer")]
+    lookup = NgramLookup()
+    lookup.begin("once", [1, 2, 3, 9, 1, 2], "")
+    lookup.begin("twice", [1, 2, 3, 8, 1, 2, 3, 9, 1, 2], "")
+    lookup.begin("longer", [9, 1, 2, 3, 9, 1, 2], "")
+    lookup.begin("split", [1, 2, 3, 8, 1, 2, 4, 9, 1, 2], "")
+    rows = [paths_of(lookup.propose([name], [limits()])) for name in ("split", "once", "twice", "longer")]
     split, once, twice, longer = (row[(3,)] for row in rows)
     assert split < once < min(twice, longer)
 
 
 def test_requests_draft_together_and_the_short_ones_are_padded() -> None:
-    drafter = NgramDrafter()
-    drafter.begin("new", [1, 2, 3, 4], "")
-    drafter.begin("repeats", [1, 2, 3, 1, 2], "")
-    both = drafter.propose(["new", "repeats"], [limits(), limits(num_steps=2)])
+    lookup = NgramLookup()
+    lookup.begin("new", [1, 2, 3, 4], "")
+    lookup.begin("repeats", [1, 2, 3, 1, 2], "")
+    both = lookup.propose(["new", "repeats"], [limits(), limits(num_steps=2)])
     both.check()
     assert not np.isfinite(both.scores[0]).any()
     assert set(paths_of(both, 1)) == {(3,), (3, 1)}
-    nothing = drafter.propose(["new"], [limits()])
+    nothing = lookup.propose(["new"], [limits()])
     nothing.check()
     assert nothing.scores.shape == (1, 0)
 
 
 def test_outputs_of_ended_requests_are_found_from_their_first_token_but_prompts_are_not() -> None:
-    drafter = NgramDrafter()
-    drafter.begin("old", [50, 51, 52, 53, 98, 99], "")
-    drafter.extend("old", [10, 11, 12])
-    drafter.end("old", remember=True)
-    drafter.begin("new", [60, 61, 98, 99], "")  # the template's end is the same
-    assert set(paths_of(drafter.propose(["new"], [limits()]))) == {(10,), (10, 11), (10, 11, 12)}
-    drafter.begin("spy", [50, 51, 52], "")
-    assert not paths_of(drafter.propose(["spy"], [limits()]))
+    lookup = NgramLookup()
+    lookup.begin("old", [50, 51, 52, 53, 98, 99], "")
+    lookup.extend("old", [10, 11, 12])
+    lookup.end("old", remember=True)
+    lookup.begin("new", [60, 61, 98, 99], "")  # the template's end is the same
+    assert set(paths_of(lookup.propose(["new"], [limits()]))) == {(10,), (10, 11), (10, 11, 12)}
+    lookup.begin("spy", [50, 51, 52], "")
+    assert not paths_of(lookup.propose(["spy"], [limits()]))
 
 
 def test_nothing_of_other_requests_is_proposed_to_one_that_is_shown_what_was_proposed() -> None:
-    drafter = NgramDrafter()
-    drafter.begin("a", [1, 2], "")
-    drafter.extend("a", [7, 8, 9])
-    drafter.end("a", remember=True)
-    drafter.begin("open", [5, 1, 2], "")
-    drafter.begin("traced", [5, 1, 2], "", only_own=True)
-    assert (7, 8, 9) in paths_of(drafter.propose(["open"], [limits()]))
-    assert not paths_of(drafter.propose(["traced"], [limits()]))
-    drafter.extend("traced", [6, 5, 1])
-    assert (2, 6) in paths_of(drafter.propose(["traced"], [limits()]))  # its own text is
+    lookup = NgramLookup()
+    lookup.begin("a", [1, 2], "")
+    lookup.extend("a", [7, 8, 9])
+    lookup.end("a", remember=True)
+    lookup.begin("open", [5, 1, 2], "")
+    lookup.begin("traced", [5, 1, 2], "", only_own=True)
+    assert (7, 8, 9) in paths_of(lookup.propose(["open"], [limits()]))
+    assert not paths_of(lookup.propose(["traced"], [limits()]))
+    lookup.extend("traced", [6, 5, 1])
+    assert (2, 6) in paths_of(lookup.propose(["traced"], [limits()]))  # its own text is
 
 
 def test_a_request_that_is_not_remembered_leaves_nothing() -> None:
-    drafter = NgramDrafter()
-    drafter.begin("old", [1, 2], "")
-    drafter.extend("old", [3, 4, 5])
-    drafter.end("old", remember=False)
-    drafter.begin("new", [1, 2, 3], "")
-    assert not paths_of(drafter.propose(["new"], [limits()]))
-    assert drafter.num_remembered_tokens == 0
+    lookup = NgramLookup()
+    lookup.begin("old", [1, 2], "")
+    lookup.extend("old", [3, 4, 5])
+    lookup.end("old", remember=False)
+    lookup.begin("new", [1, 2, 3], "")
+    assert not paths_of(lookup.propose(["new"], [limits()]))
+    assert lookup.num_remembered_tokens == 0
     with pytest.raises(KeyError):
-        drafter.propose(["old"], [limits()])
+        lookup.propose(["old"], [limits()])
 
 
 @given(
@@ -215,39 +215,39 @@ def test_salts_share_nothing_and_memory_is_bounded(
     jobs: list[tuple[str, list[int]]], capacity: int, tail: list[int]
 ) -> None:
     """Every salt writes with tokens of its own; a look-up under a salt meets those only."""
-    drafter = NgramDrafter(memory_tokens=capacity)
+    lookup = NgramLookup(memory_tokens=capacity)
     for salt, output in jobs:
-        drafter.begin("job", tail, salt)  # the same prompt for all
-        drafter.extend("job", [token + 100 * ord(salt) for token in output])
-        drafter.end("job", remember=True)
-        assert drafter.num_remembered_tokens <= capacity
+        lookup.begin("job", tail, salt)  # the same prompt for all
+        lookup.extend("job", [token + 100 * ord(salt) for token in output])
+        lookup.end("job", remember=True)
+        assert lookup.num_remembered_tokens <= capacity
     for salt in "xyz":
-        drafter.begin(salt, tail, salt)
-    rows = drafter.propose(list("xyz"), [limits()] * 3)
+        lookup.begin(salt, tail, salt)
+    rows = lookup.propose(list("xyz"), [limits()] * 3)
     for row, salt in enumerate("xyz"):
         foreign = {token for path in paths_of(rows, row) for token in path if token not in tail}
         assert {token // 100 for token in foreign} <= {ord(salt)}
 
 
 def test_the_oldest_outputs_leave_first() -> None:
-    drafter = NgramDrafter(memory_tokens=3 * (5 + 10))  # three outputs of ten with their leads
+    lookup = NgramLookup(memory_tokens=3 * (5 + 10))  # three outputs of ten with their leads
     for number in range(4):
-        drafter.begin("job", [1, 2, 3, 4], f"salt {number % 2}")
-        drafter.extend("job", range(100 * number, 100 * number + 10))
-        drafter.end("job", remember=True)
+        lookup.begin("job", [1, 2, 3, 4], f"salt {number % 2}")
+        lookup.extend("job", range(100 * number, 100 * number + 10))
+        lookup.end("job", remember=True)
     for number, known in enumerate([False, True, True, True]):
-        drafter.begin("look", [100 * number, 100 * number + 1], f"salt {number % 2}")
-        assert bool(paths_of(drafter.propose(["look"], [limits()]))) is known
-        drafter.end("look", remember=False)
+        lookup.begin("look", [100 * number, 100 * number + 1], f"salt {number % 2}")
+        assert bool(paths_of(lookup.propose(["look"], [limits()]))) is known
+        lookup.end("look", remember=False)
 
 
 def test_an_output_larger_than_memory_keeps_its_end() -> None:
-    drafter = NgramDrafter(memory_tokens=20)
-    drafter.begin("long", [1, 2], "")
-    drafter.extend("long", range(1000, 2000))
-    drafter.end("long", remember=True)
-    drafter.begin("look", [1990, 1991], "")
-    assert (1992, 1993) in paths_of(drafter.propose(["look"], [limits()]))
+    lookup = NgramLookup(memory_tokens=20)
+    lookup.begin("long", [1, 2], "")
+    lookup.extend("long", range(1000, 2000))
+    lookup.end("long", remember=True)
+    lookup.begin("look", [1990, 1991], "")
+    assert (1992, 1993) in paths_of(lookup.propose(["look"], [limits()]))
 
 
 @given(pieces=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=6))
@@ -273,8 +273,8 @@ def test_forgetting_removes_every_entry(pieces: list[list[int]]) -> None:
 
 
 def test_an_image_placeholder_ends_a_path() -> None:
-    drafter = NgramDrafter(never=frozenset({IMAGE}))
-    drafter.begin("a", [10, 11, 12, IMAGE, IMAGE, IMAGE, 13, 10, 11], "")
-    assert set(paths_of(drafter.propose(["a"], [limits()]))) == {(12,)}
-    drafter.begin("b", [10, IMAGE, IMAGE, IMAGE, IMAGE], "")
-    assert not paths_of(drafter.propose(["b"], [limits()]))
+    lookup = NgramLookup(never=frozenset({IMAGE}))
+    lookup.begin("a", [10, 11, 12, IMAGE, IMAGE, IMAGE, 13, 10, 11], "")
+    assert set(paths_of(lookup.propose(["a"], [limits()]))) == {(12,)}
+    lookup.begin("b", [10, IMAGE, IMAGE, IMAGE, IMAGE], "")
+    assert not paths_of(lookup.propose(["b"], [limits()]))

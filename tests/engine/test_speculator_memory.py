@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from engine.config import NO_SPECULATION
-from engine.draft.base import NgramSource
 from engine.draft.eagle_drafter import EagleDrafter
+from engine.draft.ngram_drafter import NgramDrafter
 from engine.messages import SpeculativeParams
 from engine.speculation.speculator import Speculator
 from tests.conftest import BuildCheckpoint
@@ -222,7 +222,7 @@ def test_what_waits_for_a_draft_that_was_given_up_is_given_back(
 
 
 def test_look_up_goes_on_after_it(golden: Golden, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, prompt = NgramSource(frozenset()), golden.prompt("a b a b a b a b")
+    source, prompt = NgramDrafter(frozenset()), golden.prompt("a b a b a b a b")
     core = core_of(golden, given(source))
     fail = iter([True, False, True])
     failing = fails(source._ngrams.extend, lambda *args: next(fail, False))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
 from engine.core import EngineCore
-from engine.draft.base import NgramSource
+from engine.draft.ngram_drafter import NgramDrafter
 from engine.grammar.grammar import GrammarCompiler
 from engine.messages import GenerateRequest
 from tests.conftest import BuildCheckpoint
@@ -130,7 +130,7 @@ def test_no_draft_changes_a_constrained_answer(
         Garbage(drafts.full, 500),
         Oracle(answers),
         Scattered(drafts.mixed, 500, answers),
-        NgramSource(frozenset()),
+        NgramDrafter(frozenset()),
     ):
         got = run_all(drafting(golden, drafter), arrivals())
         for name, story in got.items():

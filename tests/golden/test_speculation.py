@@ -10,8 +10,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from engine.draft.base import NgramSource
 from engine.draft.eagle_drafter import EagleDrafter
+from engine.draft.ngram_drafter import NgramDrafter
 from engine.messages import GenerateRequest, SpeculativeParams, TokenLogprobs
 from processing.prompt import Prompt
 from tests.conftest import BuildCheckpoint
@@ -49,7 +49,7 @@ DRAFTS: dict[str, Callable[[Golden, Answers], MakeDraft]] = {
     "eagle": lambda golden, answers: eagle(golden, EagleDrafter),
     "eagle, 40 tokens": lambda golden, answers: eagle(golden, EagleDrafter, 40),
     "steered eagle": lambda golden, answers: eagle(golden, SteeredEagle, 40, answers=answers),
-    "ngram": lambda golden, answers: given(NgramSource(frozenset())),
+    "ngram": lambda golden, answers: given(NgramDrafter(frozenset())),
 }
 
 
@@ -130,7 +130,7 @@ def test_a_trace_shows_nothing_of_what_others_were_answered(tiny: BuildCheckpoin
     """Look-up remembers answers: asked again it knows them, but not where its proposals are shown."""
     golden = load_golden(tiny("llava"))
     prompts = prompts_of(golden)[:1]
-    core = core_of(golden, given(NgramSource(frozenset())))
+    core = core_of(golden, given(NgramDrafter(frozenset())))
     run_all(core, requests_of(prompts))
     proposed = {}
     for traced in (False, True):
