@@ -36,10 +36,10 @@ from engine.kernels.choose import attention_kernels, install_parts
 from engine.kernels.cpu import Kernels
 from engine.kernels.install import install
 from engine.kernels.modules import KernelLinear
+from engine.kernels.onednn import OnednnLinear, can_pack, pack_linears, packing_pays
 from engine.kernels.spans import AttentionKernels
 from engine.kernels.stack import KernelStack
 from engine.kv_cache import KVCache, KVShape
-from engine.packing import PackedLinear, can_pack, pack_linears, packing_pays
 from engine.visual_compression import compress, whole_of
 from processing.prompt import ImageInput, Prompt
 
@@ -98,7 +98,7 @@ class TargetModel:
         if kernels is not None:
             self._head = KernelLinear(self._head.weight, getattr(self._head, "bias", None), kernels)
         elif can_pack(device, dtype) and packing_pays([self._head]):
-            self._head = PackedLinear(self._head)
+            self._head = OnednnLinear(self._head)
         model.set_output_embeddings(self._head)  # otherwise the plain copy would stay in memory
 
     @classmethod
@@ -274,7 +274,7 @@ class TargetModel:
 
 
 def _rows_of(head: torch.nn.Module, vocabulary: torch.Tensor) -> torch.nn.Linear:
-    weight: Any = head.weight.to_dense() if isinstance(head, PackedLinear) else head.weight
+    weight: Any = head.weight.to_dense() if isinstance(head, OnednnLinear) else head.weight
     bias: Any = getattr(head, "bias", None)
     rows = torch.nn.Linear(weight.shape[1], len(vocabulary), bias=bias is not None, device="meta")
     rows.weight = torch.nn.Parameter(weight[vocabulary.to(weight.device)].clone(), requires_grad=False)

@@ -25,8 +25,8 @@ from engine.kernels.choose import install_parts
 from engine.kernels.grow import Grower
 from engine.kernels.install import install
 from engine.kernels.modules import KernelLinear
+from engine.kernels.onednn import can_pack, pack_linears
 from engine.kv_cache import KVCache, KVShape
-from engine.packing import can_pack, pack_linears
 from engine.target import TargetModel
 
 log = logging.getLogger(__name__)

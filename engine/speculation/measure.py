@@ -26,8 +26,8 @@ from engine.draft.eagle_drafter import EagleDrafter
 from engine.draft.files import fingerprint
 from engine.host.cache_folder import cache_folder
 from engine.kernels.grow import Roots
+from engine.kernels.onednn import OnednnLinear
 from engine.kv_cache import KVCache
-from engine.packing import PackedLinear
 from engine.speculation.budget import SpeculationBudget
 from engine.speculation.costs import CostTable, DraftCosts, load_tables, save_tables
 from engine.target import TargetModel
@@ -198,7 +198,7 @@ def _products(target: TargetModel) -> str:
     if target.kernels is not None:
         return target.kernels.build
     modules = (*target.adapter.text_model.modules(), target.head_of(None))
-    return "packed" if any(isinstance(module, PackedLinear) for module in modules) else "plain"
+    return "packed" if any(isinstance(module, OnednnLinear) for module in modules) else "plain"
 
 
 def _own_version() -> str:

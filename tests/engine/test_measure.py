@@ -15,8 +15,8 @@ from engine.draft.base import Drafter
 from engine.draft.eagle_drafter import EagleDrafter
 from engine.draft.ngram_drafter import NgramDrafter
 from engine.host.cache_folder import cache_folder
+from engine.kernels.onednn import pack_linears
 from engine.kv_cache import KVCache
-from engine.packing import pack_linears
 from engine.sizing import choose_sizes
 from engine.speculation import measure
 from engine.speculation.budget import SpeculationBudget
@@ -92,7 +92,7 @@ def test_other_kernels_and_other_products_cost_something_else(
     tiny: BuildCheckpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(measure, "forward_of", costing(lambda rows: 0.005 + 0.001 * rows))
-    for module in ("engine.packing", "engine.target"):
+    for module in ("engine.kernels.onednn", "engine.target"):
         monkeypatch.setattr(f"{module}.packing_pays", lambda linears: False)
 
     def measures(start: Start) -> bool:
@@ -107,7 +107,7 @@ def test_other_kernels_and_other_products_cost_something_else(
     plain = Start(tiny("llama"), cpu_kernels=False)
     assert measures(plain)
     assert not measures(plain)
-    monkeypatch.setattr("engine.packing.packing_pays", lambda linears: True)
+    monkeypatch.setattr("engine.kernels.onednn.packing_pays", lambda linears: True)
     assert pack_linears(plain.target.adapter.text_model) > 0
     assert measures(plain), "packed products cost something else"
     monkeypatch.setattr(start.target.kernels, "build", "another compiler's")

@@ -17,7 +17,7 @@ _ROWS = (1, 4, 8)  # typical row counts when decoding a few streams or a draft t
 _WORTHWHILE = 0.85  # packing must save this much to be chosen: less may be noise
 
 
-class PackedLinear(nn.Module):
+class OnednnLinear(nn.Module):
     """Equivalent of the ``nn.Linear`` it replaces, with a packed copy of its weight."""
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -55,7 +55,7 @@ def pack_linears(model: nn.Module) -> int:
     distinct.clear()
     while found:  # one at a time, so that a plain copy is freed before the next packed one is made
         module, name, child = found.pop()
-        setattr(module, name, PackedLinear(child))
+        setattr(module, name, OnednnLinear(child))
     return count
 
 
@@ -67,7 +67,7 @@ def packing_pays(linears: Sequence[nn.Linear], repeats: int = 30) -> bool:
     """
     plain = packed = 0.0
     for linear in linears:
-        candidate = PackedLinear(linear)
+        candidate = OnednnLinear(linear)
         for rows in _ROWS:
             inputs = torch.zeros(1, rows, linear.in_features, dtype=linear.weight.dtype)
             times = [(_seconds(linear, inputs), _seconds(candidate, inputs)) for _ in range(repeats)]
