@@ -24,7 +24,7 @@ class RequestRejectedError(ValueError):
 
 
 class EngineClient(Protocol):
-    """A running engine, in this process (``engine.inproc``) or in another one (``engine.ipc.process``)."""
+    """A running engine; ``engine.ipc.process`` has one in a process of its own."""
 
     @property
     def state(self) -> EngineState: ...

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from engine.config import EngineConfig
 from engine.core import EngineCore
-from engine.inproc import run_to_completion
+from engine.loop import run_to_completion
 from engine.messages import FinishReason, GenerateRequest, RequestOutput, SamplingParams
 from processing.chat import ChatMessage
 from processing.errors import PromptError

@@ -1,6 +1,6 @@
 """The engine loop: drives one core and guarantees that every request ends exactly once.
 
-The same loop runs in process (``engine.inproc``) and behind sockets (``engine.ipc.worker``). It knows
+The same loop runs in process (``run_to_completion``) and behind sockets (``engine.ipc.worker``). It knows
 nothing of threads or transport.
 """
 
@@ -31,6 +31,9 @@ from engine.messages import (
 )
 
 HEARTBEAT_SECONDS = 1.0
+
+MAX_OPEN = 128
+"""The default number of requests that an offline run keeps open at a time."""
 
 INTAKE_SECONDS = 0.005
 """Time for new requests between two steps: a flood of them must not delay the running ones."""
@@ -192,6 +195,35 @@ class EngineLoop:
         while self._open:
             request_id, _ = self._open.popitem()
             yield _ended(request_id, reason, error)
+
+
+def run_to_completion(
+    core: Core, requests: Iterable[GenerateRequest], *, max_open: int = MAX_OPEN
+) -> Iterator[RequestOutput]:
+    """Yield the outputs of all ``requests`` as they come, without threads. The core is always left empty.
+
+    Requests are consumed lazily: at most ``max_open`` are open at any time. A refused request ends with an
+    output whose finish reason is ``error``; a broken engine raises.
+    """
+    if max_open < 1:
+        raise ValueError("max_open must be at least 1")
+    if core.has_work:
+        raise RuntimeError("the core is busy with other requests")
+    loop = EngineLoop(core)
+    coming = iter(requests)
+    try:
+        while True:
+            for request in itertools.islice(coming, max_open - loop.num_open):
+                loop.submit(request)
+            if not loop.num_open:
+                return
+            yield from loop.step().outputs
+    except BaseException:  # requests left behind would run, and produce outputs, during the next run
+        try:
+            loop.abort_all()
+        except Exception:
+            log.exception("the core could not be cleared")
+        raise
 
 
 def _ended(request_id: str, reason: FinishReason, error: RequestError | None = None) -> RequestOutput:

@@ -10,8 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from engine.client import EngineDeadError, RequestRejectedError
-from engine.inproc import InprocClient, run_to_completion
-from engine.loop import EngineLoop, Unreadable
+from engine.loop import EngineLoop, Unreadable, run_to_completion
 from engine.messages import (
     AbortRequest,
     ClientMessage,
@@ -22,6 +21,7 @@ from engine.messages import (
 )
 from tests.engine.clients import collect, outputs_of, until, until_idle
 from tests.engine.fake_core import BREAK, FORGET, REJECT, FakeCore, Script, expected, make_request
+from tests.engine.inproc_client import InprocClient
 
 
 def run_loop(

@@ -11,10 +11,10 @@ from itertools import groupby
 import msgspec
 import pytest
 
-from engine.inproc import InprocClient
 from engine.loop import EngineLoop
 from engine.messages import AbortRequest, ClientMessage, GenerateRequest, Shutdown, StepReport
 from tests.engine.fake_core import FORGET, FakeCore, expected, make_request
+from tests.engine.inproc_client import InprocClient
 
 ADD_SECONDS = 0.002
 

@@ -1,56 +1,20 @@
-"""In-process engines for tests, scripts and offline use.
-
-The loop is the same as the worker's. Uses no sockets, and takes a core that is already loaded.
-"""
+"""The client of an engine in this process: no sockets, and a core that is already loaded."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from engine.client import EngineDeadError
 from engine.core_protocol import Core
 from engine.ipc.streams import StreamingClient
 from engine.loop import EngineLoop
-from engine.messages import ClientMessage, EngineInfo, GenerateRequest, RequestOutput, Shutdown, StepReport
-
-MAX_OPEN = 128
-"""The default number of requests that an offline run keeps open at a time."""
+from engine.messages import ClientMessage, EngineInfo, Shutdown, StepReport
 
 log = logging.getLogger(__name__)
-
-
-def run_to_completion(
-    core: Core, requests: Iterable[GenerateRequest], *, max_open: int = MAX_OPEN
-) -> Iterator[RequestOutput]:
-    """Yield the outputs of all ``requests`` as they come, without threads. The core is always left empty.
-
-    Requests are consumed lazily: at most ``max_open`` are open at any time. A refused request ends with an
-    output whose finish reason is ``error``; a broken engine raises.
-    """
-    if max_open < 1:
-        raise ValueError("max_open must be at least 1")
-    if core.has_work:
-        raise RuntimeError("the core is busy with other requests")
-    loop = EngineLoop(core)
-    coming = iter(requests)
-    try:
-        while True:
-            for request in itertools.islice(coming, max_open - loop.num_open):
-                loop.submit(request)
-            if not loop.num_open:
-                return
-            yield from loop.step().outputs
-    except BaseException:  # requests left behind would run, and produce outputs, during the next run
-        try:
-            loop.abort_all()
-        except Exception:
-            log.exception("the core could not be cleared")
-        raise
 
 
 class InprocClient(StreamingClient):
@@ -77,7 +41,7 @@ class InprocClient(StreamingClient):
         )
         self._thread.start()
 
-    async def wait_ready(self, timeout: float | None = None) -> EngineInfo:  # noqa: ARG002 (it never waits)
+    async def wait_ready(self, timeout: float | None = None) -> EngineInfo:
         if self._state != "ready" or self._info is None:
             raise EngineDeadError(f"the engine is {self._state}")
         return self._info
