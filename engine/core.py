@@ -98,14 +98,14 @@ class EngineCore:
             caching=config.enable_prefix_caching,
             draft_pages=None if drafter is None else drafter.pages,
         )
-        self._compression = None if drafter is None else drafter.compression
+        self._branches = None if drafter is None else drafter.branches
         compressors: tuple[CompressorName, ...] = ("auto", "none")
         self._validator = RequestValidator(
             target.adapter,
             target.vocab_size,
             sizes.max_model_len,
             config.encoder_cache_tokens,
-            compressors if self._compression is None else self._compression.names,
+            compressors if self._branches is None else self._branches.names,
             config.target_visual_compression,
         )
         self._compiling = None if grammars is None else GrammarQueue(grammars)
@@ -197,7 +197,7 @@ class EngineCore:
             prompt_positions=adapter.positions(request.prompt),
             both_ways=adapter.longest_block > 0,
             grammar=grammar,
-            views=None if self._compression is None else self._compression.views(request, adapter),
+            views=None if self._branches is None else self._branches.views(request, adapter),
         )
         self.scheduler.add(sequence)
 

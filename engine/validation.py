@@ -43,7 +43,7 @@ class Rejected(ValueError):
 class RequestValidator:
     """The limits that a request must meet.
 
-    ``compression``: the default compression of pictures for the target itself, if that is allowed.
+    ``visual_compression``: the default compression of pictures for the target itself, if that is allowed.
     """
 
     adapter: Adapter
@@ -51,10 +51,10 @@ class RequestValidator:
     max_model_len: int
     encoder_cache_tokens: int
     compressors: tuple[CompressorName, ...]
-    compression: VisualCompression | None = None
+    visual_compression: VisualCompression | None = None
 
     def __post_init__(self) -> None:
-        if self.compression is not None and not self.adapter.can_spare_tokens:
+        if self.visual_compression is not None and not self.adapter.can_spare_tokens:
             raise ModelLoadError("--target-visual-compression is not supported for this model's family")
 
     def admit(self, request: GenerateRequest) -> GenerateRequest:
@@ -70,10 +70,10 @@ class RequestValidator:
         return request
 
     def _compressed(self, request: GenerateRequest) -> GenerateRequest:
-        how = request.visual_compression or self.compression
+        how = request.visual_compression or self.visual_compression
         if how is None or how.method == "none":
             return request
-        if self.compression is None:
+        if self.visual_compression is None:
             raise Rejected(
                 "invalid_request", "visual_compression was not allowed when the engine was started"
             )

@@ -91,17 +91,17 @@ def reader(kind: Any) -> Callable[[Any], Any]:
     """Return a validator of JSON text or the object it stands for; ``kind`` defines its fields and ranges."""
 
     def read(value: Any) -> Any:
-        if isinstance(value, kind):
-            return value
         if isinstance(value, str):
             return msgspec.json.decode(value, type=kind)
-        return msgspec.convert(value, kind)
+        return value if isinstance(value, kind) else msgspec.convert(value, kind)
 
     return read
 
 
 Speculative = Annotated[SpeculativeConfig, NoDecode, PlainValidator(reader(SpeculativeConfig))]
-Lossy = Annotated[VisualCompression | None, NoDecode, PlainValidator(reader(VisualCompression | None))]
+VisualCompressionFlag = Annotated[
+    VisualCompression | None, NoDecode, PlainValidator(reader(VisualCompression | None))
+]
 
 
 class ServeSettings(BaseSettings):
@@ -160,7 +160,7 @@ class ServeSettings(BaseSettings):
         "compression of visual tokens for the draft (compressor, compressor_ratios).",
     )
 
-    target_visual_compression: Lossy = Field(
+    target_visual_compression: VisualCompressionFlag = Field(
         None,
         description="Lossy: allow fewer visual tokens for the model itself, which changes answers. JSON with "
         "method ('none', 'pool' or 'prune') and ratio, the default for requests that do not specify it.",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from typing import Protocol
 
+from engine.draft.branches import Branches
 from engine.draft.candidates import Candidates
-from engine.draft.compression import Compression
 from engine.draft.ngram_drafter import NgramDrafter
 from engine.draft.pages import DraftPages
 from engine.plan import Span
@@ -17,8 +17,8 @@ from engine.sequence import Sequence
 class Drafter(Protocol):
     """Proposes candidate trees. A draft may be wrong in any way without changing the output.
 
-    ``pages``: the page pool of a draft with a KV cache. ``compression``: how a draft that sees pictures
-    compresses them.
+    ``pages``: the page pool of a draft with a KV cache. ``branches``: the compressors of a draft
+    that sees pictures.
 
     If memory runs out, a drafter raises but stays usable; it stops drafting for the sequences whose state it
     lost.
@@ -26,7 +26,7 @@ class Drafter(Protocol):
 
     kind: str
     pages: DraftPages | None
-    compression: Compression | None
+    branches: Branches | None
 
     @property
     def lookup(self) -> NgramDrafter | None:

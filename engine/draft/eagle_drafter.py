@@ -21,8 +21,8 @@ import torch
 from engine.attention import prepare
 from engine.batch import Batch, Part, build_batch, padded
 from engine.config import SpeculativeConfig
+from engine.draft.branches import Branches
 from engine.draft.candidates import Candidates, nothing
-from engine.draft.compression import Compression
 from engine.draft.features import FeatureStore
 from engine.draft.follower import CATCH_UP_TOKENS, Follower, can_follow, draft_of, num_behind, reserve
 from engine.draft.level_graphs import LevelGraphs, Trees
@@ -65,22 +65,20 @@ class EagleDrafter:
     ) -> None:
         own_pages = num_pages + spare_pages(max_num_seqs, page_size)
         self.model, self.lookup = model, lookup
-        self.compression: Compression | None = Compression(
+        self.branches: Branches | None = Branches(
             settings or SpeculativeConfig(), model.compressor, knows_attention=knows_attention
         )
         self.cache = KVCache(model.kv_shape, own_pages, page_size, model.device, model.attention)
         pages = DraftPages(
             PagePool(own_pages),
             page_size,
-            num_kept=self.compression.num_kept,
+            num_kept=self.branches.num_kept,
             version=model.version,
             slot_bytes=model.kv_shape.bytes_per_token,
         )
         self.pages: DraftPages | None = pages
         features = FeatureStore(num_pages, page_size, model.feature_size, model.dtype, model.device)
-        self._follower = Follower(
-            model, self.compression, pages, self.cache, features, embed, caching=caching
-        )
+        self._follower = Follower(model, self.branches, pages, self.cache, features, embed, caching=caching)
         self._page_size = page_size
         self._embed = embed
         self.graphs: LevelGraphs | None = None

@@ -16,7 +16,7 @@ import torch
 
 from compressors.gate import QUESTION_TOKENS
 from engine.attention import prepare
-from engine.draft.compression import Compression
+from engine.draft.branches import Branches
 from engine.draft.features import FeatureStore
 from engine.draft.kv import DraftKV
 from engine.draft.model import DraftModel
@@ -39,7 +39,7 @@ class Follower:
     def __init__(
         self,
         model: DraftModel,
-        compression: Compression,
+        branches: Branches,
         pages: DraftPages,
         cache: KVCache,
         features: FeatureStore,
@@ -48,9 +48,9 @@ class Follower:
         caching: bool,
     ) -> None:
         self.features = features
-        self._model, self._compression, self._pages = model, compression, pages
+        self._model, self._branches, self._pages = model, branches, pages
         self._cache, self._caching = cache, caching
-        self._rows = DraftRows(model, compression, embed, pages.page_size)
+        self._rows = DraftRows(model, branches, embed, pages.page_size)
 
     def follow(self, sequence: Sequence) -> None:
         """Catch up with an unfinished prompt, so that little is left at its end. Also catch up with answers
@@ -120,7 +120,7 @@ class Follower:
             self._pages.decide(sequence, self._choose(sequence))
         elif not through:
             begun = [view for view in draft.undecided if view.image.start < sequence.num_computed]
-            self._pages.decide(sequence, [self._compression.strongest(view) for view in begun])
+            self._pages.decide(sequence, [self._branches.strongest(view) for view in begun])
 
     def _choose(self, sequence: Sequence) -> list[str]:
         """Return the gate's choice for each undecided picture, from the features of it and the question."""
@@ -134,7 +134,7 @@ class Follower:
         text = np.flatnonzero(~visual)
         questions = [text[text >= view.image.end - first][-QUESTION_TOKENS:] for view in undecided]
         pictures = torch.stack([_mean(features, own) for own in rows])
-        return self._compression.choose(pictures, torch.stack([_mean(features, own) for own in questions]))
+        return self._branches.choose(pictures, torch.stack([_mean(features, own) for own in questions]))
 
 
 def draft_of(sequence: Sequence) -> DraftKV:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 
+from engine.draft.branches import Branches
 from engine.draft.candidates import Candidates
-from engine.draft.compression import Compression
 from engine.draft.ngram import NgramLookup
 from engine.draft.pages import DraftPages
 from engine.plan import Span
@@ -18,7 +18,7 @@ class NgramDrafter:
 
     kind = "ngram"
     pages: DraftPages | None = None
-    compression: Compression | None = None
+    branches: Branches | None = None
     lookup = None
 
     def __init__(self, never: frozenset[int]) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from compressors.base import Compressed
 from engine.batch import Batch, Part, build_batch
-from engine.draft.compression import Compression, picture_of
+from engine.draft.branches import Branches, picture_of
 from engine.draft.features import CatchUp
 from engine.draft.kv import DraftKV
 from engine.draft.model import DraftModel
@@ -60,11 +60,11 @@ class DraftRows:
     def __init__(
         self,
         model: DraftModel,
-        compression: Compression,
+        branches: Branches,
         embed: Callable[[torch.Tensor], torch.Tensor],
         page_size: int,
     ) -> None:
-        self._model, self._compression = model, compression
+        self._model, self._branches = model, branches
         self._embed, self._page_size = embed, page_size
 
     @torch.inference_mode()
@@ -109,7 +109,7 @@ class DraftRows:
             members = [i for i, cut in enumerate(cuts) if cut.block.tag == tag]
             (rows,) = to_device([np.concatenate([cuts[i].rows for i in members])], inputs.device)
             pictures = [picture_of(cuts[i].block.view, cuts[i].scores) for i in members]
-            found.update(zip(members, self._compression.branch(tag)(inputs[rows], pictures), strict=True))
+            found.update(zip(members, self._branches.branch(tag)(inputs[rows], pictures), strict=True))
         ordered = [found[i] for i in range(len(cuts))]
         sources = torch.cat([one.sources for one in ordered]).cpu()  # one copy for all
         parts = sources.split([len(one.sources) for one in ordered])

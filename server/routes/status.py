@@ -10,7 +10,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from server.errors import engine_unavailable
-from server.schemas.models import Drafting, LossyPictures, Status, Version
+from server.schemas.models import AllowedVisualCompression, Drafting, Status, Version
 from server.state import State
 from server.version import VERSION
 
@@ -55,5 +55,5 @@ async def version(state: State) -> Version:
             compressors=list(info.compressors),
         )
         if (how := info.visual_compression) is not None:
-            lossy = LossyPictures(method=how.method, ratio=how.ratio)
+            lossy = AllowedVisualCompression(method=how.method, ratio=how.ratio)
     return Version(version=VERSION, speculative=drafting, visual_compression=lossy)

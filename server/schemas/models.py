@@ -33,7 +33,7 @@ class Drafting(AnswerModel):
     compressors: list[str] = Field(description="Allowed values of 'speculative.compressor'.")
 
 
-class LossyPictures(AnswerModel):
+class AllowedVisualCompression(AnswerModel):
     """How pictures are compressed before the model sees them."""
 
     method: str = Field(description="'none', 'pool' or 'prune'")
@@ -43,7 +43,7 @@ class LossyPictures(AnswerModel):
 class Version(AnswerModel):
     version: str
     speculative: Drafting | None = Field(description="Null until the model is loaded.")
-    visual_compression: LossyPictures | None = Field(
+    visual_compression: AllowedVisualCompression | None = Field(
         description="Default for requests that do not specify it; null if the server does not allow it."
     )
 

@@ -9,8 +9,8 @@ from collections.abc import Sequence as Seq
 import numpy as np
 
 from engine.config import SpeculativeConfig
+from engine.draft.branches import Branches
 from engine.draft.candidates import Candidates
-from engine.draft.compression import Compression
 from engine.draft.eagle_drafter import EagleDrafter
 from engine.draft.pages import DraftPages
 from engine.plan import Span
@@ -30,7 +30,7 @@ class Adversary:
 
     kind = "adversary"
     pages: DraftPages | None = None
-    compression: Compression | None = None
+    branches: Branches | None = None
 
     def nodes(self, sequence: Sequence, limits: SpeculativeConfig) -> Nodes:
         raise NotImplementedError

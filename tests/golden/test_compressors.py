@@ -17,7 +17,7 @@ from compressors.base import Picture
 from compressors.elastic import BranchConfig, ElasticConfig, training_free
 from engine.config import CompressorName, SpeculativeConfig
 from engine.core import EngineCore
-from engine.draft.compression import Compression
+from engine.draft.branches import Branches
 from engine.errors import ModelLoadError
 from engine.messages import EngineStats, GenerateRequest, SpeculativeParams
 from processing.prompt import Prompt
@@ -226,7 +226,7 @@ def dense_check(
     """
     dense = DenseDraft(golden, draft_folder(golden.folder, 40, SELECT))
     trained, scores = draft_model_of(golden.folder, 40, SELECT).compressor, scores or {}
-    compression = Compression(SpeculativeConfig(), trained, knows_attention=bool(scores))
+    branches = Branches(SpeculativeConfig(), trained, knows_attention=bool(scores))
     assert notes
     for note in notes:
         ways: list[Way] = []
@@ -234,7 +234,7 @@ def dense_check(
             assert tag is not None, "the draft goes without a picture"
             rows = np.concatenate([np.arange(start, start + length) for start, length in image.spans])
             picture = Picture(core.target.adapter.grids(image), image.hash, scores.get(image.hash))
-            ways.append((torch.from_numpy(rows), compression.branch(tag), picture))
+            ways.append((torch.from_numpy(rows), branches.branch(tag), picture))
         given = golden.inputs_of(prompts[int(note.request_id.split("/")[0])])
         keys, values = dense.compressed_kv(note.token_ids, note.images, given, ways)
         assert len(keys) == len(note.keys), f"{note.request_id}: another number of slots"

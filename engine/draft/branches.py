@@ -25,7 +25,7 @@ RATIO = 5.0
 """Default ratio of training-free branches, if neither the settings nor the draft specify one."""
 
 
-class Compression:
+class Branches:
     """Resolves the compressor branches of a draft.
 
     ``trained``: the compressor that is part of the draft, if any, on the draft's device. ``knows_attention``:
