@@ -22,12 +22,26 @@ MAX_STEPS = 32
 MAX_TOPK = 32
 
 
-class SpeculativeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Upper limits of every draft tree; within them, each step chooses what pays.
+class TreeLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """Upper limits of a draft tree.
 
-    ``num_steps``: depth; ``topk``: children per node; ``num_draft_tokens``: nodes without the root, at most
-    ``MAX_TREE_NODES`` - 1. ``compressor``: how pictures are compressed for the draft if a request does not
-    specify it; ``compressor_ratios``: visual tokens per kept token, by branch.
+    ``num_steps``: depth; ``topk``: children per node; ``num_draft_tokens``: nodes without the root.
+    """
+
+    num_steps: int
+    topk: int
+    num_draft_tokens: int
+
+    @property
+    def enabled(self) -> bool:
+        return all((self.num_steps, self.topk, self.num_draft_tokens))
+
+
+class SpeculativeConfig(TreeLimits, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The engine's setting: upper limits of every draft tree; within them, each step chooses what pays.
+
+    ``num_draft_tokens``: at most ``MAX_TREE_NODES`` - 1. ``compressor``: how pictures are compressed for the
+    draft if a request does not specify it; ``compressor_ratios``: visual tokens per kept token, by branch.
     """
 
     num_steps: int = 6
@@ -35,10 +49,6 @@ class SpeculativeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     num_draft_tokens: int = 32
     compressor: CompressorName = "auto"
     compressor_ratios: dict[BranchName, Annotated[float, msgspec.Meta(ge=1)]] = {}
-
-    @property
-    def enabled(self) -> bool:
-        return all((self.num_steps, self.topk, self.num_draft_tokens))
 
     def __post_init__(self) -> None:
         limits = {"num_steps": MAX_STEPS, "topk": MAX_TOPK, "num_draft_tokens": MAX_TREE_NODES - 1}
@@ -65,7 +75,7 @@ class VisualCompression(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 NO_COMPRESSION = VisualCompression(method="none")
-NO_SPECULATION = SpeculativeConfig(num_steps=0, topk=0, num_draft_tokens=0)
+NO_SPECULATION = TreeLimits(num_steps=0, topk=0, num_draft_tokens=0)
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -20,7 +20,7 @@ from engine.draft.level_graphs import SEQUENCES
 from engine.draft.pages import spare_pages
 from engine.errors import ModelLoadError
 from engine.kv_cache import KVCache
-from engine.plan import Limits
+from engine.plan import StepLimits
 from engine.target import TargetModel
 from processing.chat import ChatMessage, ImagePart, TextPart
 from processing.processor import Processor
@@ -34,7 +34,7 @@ _LEVEL_BYTES = 16  # per row and token in the graphs of a draft's levels: logits
 _DRAFT_LAYERS = 2  # weights of a draft in target layers: its own layer and what joins its inputs
 
 
-def reserved_bytes(config: EngineConfig, target: TargetModel, limits: Limits) -> int:
+def reserved_bytes(config: EngineConfig, target: TargetModel, limits: StepLimits) -> int:
     """Return the CUDA memory to reserve: the largest step's peak, the encoder cache, and the future draft.
 
     Raises ``ModelLoadError`` if the largest step does not fit.

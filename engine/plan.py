@@ -10,7 +10,7 @@ from processing.prompt import ImageInput
 
 
 @dataclass(slots=True, frozen=True)
-class Limits:
+class StepLimits:
     """Upper limits of one step and of the set of running sequences.
 
     One token of every running sequence must fit in a step, together with ``longest_block``: the largest

@@ -20,7 +20,7 @@ from engine.draft.pages import DraftPages
 from engine.encoder_cache import EncoderCache
 from engine.messages import FinishReason
 from engine.pages import PagePool
-from engine.plan import Limits, Span, StepPlan
+from engine.plan import Span, StepLimits, StepPlan
 from engine.sequence import Sequence
 from processing.prompt import ImageInput
 
@@ -33,7 +33,7 @@ class Scheduler:
 
     def __init__(
         self,
-        limits: Limits,
+        limits: StepLimits,
         pool: PagePool,
         encoder_cache: EncoderCache[Any],
         *,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import NO_SPECULATION, SpeculativeConfig
+from engine.config import NO_SPECULATION, TreeLimits
 from engine.draft.kv import DraftKV
 from engine.draft.slots import Block, SlotMap, View
 from engine.grammar.grammar import GrammarState
@@ -53,7 +53,7 @@ class Sequence:
     images: list[ImageInput]
     image_keys: list[bytes]
     sampling: SamplingParams
-    limits: SpeculativeConfig
+    limits: TreeLimits
     trace: bool
     salt: str
     order: tuple[int, int]
@@ -91,7 +91,7 @@ class Sequence:
         table: PageTable,
         eos_token_ids: frozenset[int],
         max_model_len: int,
-        limits: SpeculativeConfig,
+        limits: TreeLimits,
         prompt_positions: Positions | None = None,
         both_ways: bool = False,
         grammar: GrammarState | None = None,
@@ -171,12 +171,12 @@ class Sequence:
         assert self.draft is not None
         return self.draft.reach(self.num_computed + (1 if self.can_draft else 0))
 
-    def tree_limits(self, num_steps: int, topk: int) -> SpeculativeConfig:
+    def tree_limits(self, num_steps: int, topk: int) -> TreeLimits:
         """The limits of this sequence's tree in a round of depth ``num_steps`` and width ``topk``.
 
         The last token that the length limit allows needs no draft.
         """
-        return SpeculativeConfig(
+        return TreeLimits(
             num_steps=max(0, min(self.limits.num_steps, num_steps, self.num_left - 1)),
             topk=min(self.limits.topk, topk),
             num_draft_tokens=self.limits.num_draft_tokens,
@@ -291,10 +291,10 @@ def _shown(block: Block, trace: bool) -> ShownPicture:
     )
 
 
-def _limits(asked: SpeculativeParams, limits: SpeculativeConfig) -> SpeculativeConfig:
+def _limits(asked: SpeculativeParams, limits: TreeLimits) -> TreeLimits:
     """Return the lower of the requested and the engine's limits; no speculation if any of them is 0."""
     parts = {}
     for name in ("num_steps", "topk", "num_draft_tokens"):
         wanted, most = getattr(asked, name), getattr(limits, name)
         parts[name] = most if wanted is None else min(wanted, most)
-    return SpeculativeConfig(**parts) if asked.enabled and all(parts.values()) else NO_SPECULATION
+    return TreeLimits(**parts) if asked.enabled and all(parts.values()) else NO_SPECULATION

@@ -11,7 +11,7 @@ from engine.config import EngineConfig
 from engine.errors import ModelLoadError
 from engine.host.memory import available_memory
 from engine.kv_cache import KVShape
-from engine.plan import Limits
+from engine.plan import StepLimits
 
 _GIB = 1 << 30
 _MAX_CPU_KV = 4 * _GIB
@@ -24,7 +24,7 @@ class Sizes:
 
     max_model_len: int
     num_pages: int
-    limits: Limits
+    limits: StepLimits
 
 
 def choose_sizes(
@@ -33,7 +33,7 @@ def choose_sizes(
     model_len: int,
     device: torch.device,
     longest_block: int = 0,
-    reserved: Callable[[Limits], int] = lambda _: 0,
+    reserved: Callable[[StepLimits], int] = lambda _: 0,
 ) -> Sizes:
     """Choose the sizes for a model with KV of this ``shape`` and a context of ``model_len`` tokens.
 
@@ -70,14 +70,14 @@ def choose_sizes(
     return Sizes(max_model_len, min(num_pages, useful), limits)
 
 
-def _limits(config: EngineConfig, device: torch.device, longest_block: int) -> Limits:
+def _limits(config: EngineConfig, device: torch.device, longest_block: int) -> StepLimits:
     on_cpu = device.type == "cpu"
     tokens = config.max_num_batched_tokens or max(
         config.max_num_seqs + longest_block, 256 if on_cpu else 8192
     )
     encoder = config.max_num_encoder_tokens or (512 if on_cpu else 8192)
     try:
-        return Limits(config.max_num_seqs, tokens, encoder, longest_block)
+        return StepLimits(config.max_num_seqs, tokens, encoder, longest_block)
     except ValueError as error:
         raise ModelLoadError(str(error)) from error
 

@@ -20,7 +20,7 @@ import torch
 
 from engine.attention import prepare
 from engine.batch import Batch, Part, build_batch, padded
-from engine.config import SpeculativeConfig
+from engine.config import SpeculativeConfig, TreeLimits
 from engine.draft.branches import Branches
 from engine.draft.candidates import Candidates, nothing
 from engine.draft.features import FeatureStore
@@ -84,7 +84,7 @@ class EagleDrafter:
         self.graphs: LevelGraphs | None = None
 
     def capture(
-        self, max_num_seqs: int, max_pages: int, axes: int, settings: SpeculativeConfig, capture: Capture
+        self, max_num_seqs: int, max_pages: int, axes: int, limits: TreeLimits, capture: Capture
     ) -> None:
         """Capture CUDA graphs that run small batches from now on.
 
@@ -100,8 +100,8 @@ class EagleDrafter:
                 max_num_seqs=max_num_seqs,
                 max_pages=max_pages,
                 axes=axes,
-                num_steps=settings.num_steps,
-                topk=settings.topk,
+                num_steps=limits.num_steps,
+                topk=limits.topk,
             )
             graphs.prepare()
             self.model.capture(self.cache, max_num_seqs, max_pages, axes, capture)

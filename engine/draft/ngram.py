@@ -11,7 +11,7 @@ likelier, and a single match of two tokens is an even bet. Going down a path len
 
     lookup = NgramLookup(never=frozenset({image_token_id}))
     lookup.begin("a", prompt_token_ids, salt="")
-    candidates = lookup.propose(["a"], [SpeculativeConfig(num_steps=6, topk=2, num_draft_tokens=16)])
+    candidates = lookup.propose(["a"], [TreeLimits(num_steps=6, topk=2, num_draft_tokens=16)])
     lookup.extend("a", accepted_token_ids)
     lookup.end("a", remember=True)
 """
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.config import SpeculativeConfig
+from engine.config import TreeLimits
 from engine.draft.candidates import Candidates
 from engine.draft.ngram_index import NgramIndex
 
@@ -113,7 +113,7 @@ class NgramLookup:
         if remember:
             self._remember(request)
 
-    def propose(self, request_ids: Sequence[str], limits: Sequence[SpeculativeConfig]) -> Candidates:
+    def propose(self, request_ids: Sequence[str], limits: Sequence[TreeLimits]) -> Candidates:
         """Return the candidates of each request, best first; C is the most that any of them has, possibly 0.
 
         Raises ``KeyError`` for an id that is not running.
@@ -158,7 +158,7 @@ class NgramLookup:
             return continuation
         return continuation[: next(i for i, token in enumerate(continuation) if token in self._stops)]
 
-    def _grow(self, matches: list[_Match], limit: SpeculativeConfig) -> list[_Node]:
+    def _grow(self, matches: list[_Match], limit: TreeLimits) -> list[_Node]:
         """Grow a tree, likeliest nodes first, so that a parent comes before its children."""
         nodes: list[_Node] = []
         waiting: list[tuple[float, int, _Node, list[_Match]]] = []  # a heap; the number breaks ties

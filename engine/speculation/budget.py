@@ -42,7 +42,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import SpeculativeConfig
+from engine.config import TreeLimits
 from engine.draft.candidates import Candidates, DraftTree, best_first
 from engine.draft.merge import DRAFT, LOOKUP
 from engine.speculation.acceptance import KNOTS, AcceptanceModel, CandidateSpectrum, knot_places
@@ -116,7 +116,7 @@ class SpeculationBudget:
     def plan(
         self,
         request_ids: Sequence[str],
-        limits: Sequence[SpeculativeConfig],
+        limits: Sequence[TreeLimits],
         *,
         behind: Sequence[int],
         max_rows: int,

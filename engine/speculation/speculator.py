@@ -14,7 +14,7 @@ from collections.abc import Sequence as Seq
 import numpy as np
 import numpy.typing as npt
 
-from engine.config import NO_SPECULATION, SpeculativeConfig
+from engine.config import NO_SPECULATION, TreeLimits
 from engine.draft.base import Drafter
 from engine.draft.candidates import Candidates, DraftTree, best_first, pick
 from engine.draft.merge import merge
@@ -41,7 +41,7 @@ class Speculator:
     """
 
     def __init__(
-        self, drafter: Drafter | None, limits: SpeculativeConfig, budget: SpeculationBudget | None = None
+        self, drafter: Drafter | None, limits: TreeLimits, budget: SpeculationBudget | None = None
     ) -> None:
         self.drafter = drafter
         self.limits = limits if drafter is not None else NO_SPECULATION

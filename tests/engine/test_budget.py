@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config import SpeculativeConfig
+from engine.config import TreeLimits
 from engine.draft.candidates import Candidates, DraftTree, best_first, pick
 from engine.speculation.budget import SpeculationBudget
 from engine.speculation.costs import CostTable, DraftCosts
@@ -16,7 +16,7 @@ from engine.speculation.nodes import MARGIN, choose_counts
 # Milliseconds of one forward of a 135M model on two cores: eager, steep and bumpy; compiled, flat to 8 rows.
 EAGER = {1: 59, 2: 99, 3: 120, 4: 98, 6: 109, 8: 102, 12: 118, 16: 152, 24: 180, 32: 156, 48: 191, 64: 233}
 COMPILED = {1: 42, 2: 39, 3: 45, 4: 42, 6: 43, 8: 50, 12: 58, 16: 67, 24: 82, 32: 103, 48: 140, 64: 162}
-LIMIT = SpeculativeConfig(num_steps=6, topk=6, num_draft_tokens=32)
+LIMIT = TreeLimits(num_steps=6, topk=6, num_draft_tokens=32)
 
 
 def costs(points: dict[int, int]) -> CostTable:
@@ -54,7 +54,7 @@ def names(count: int) -> list[str]:
 
 def chosen_of(budget: SpeculationBudget, candidates: Candidates, **limits: int) -> np.ndarray:
     count = candidates.num_sequences
-    limit = SpeculativeConfig(**{"num_steps": 6, "topk": 6, "num_draft_tokens": 32, **limits})
+    limit = TreeLimits(**{"num_steps": 6, "topk": 6, "num_draft_tokens": 32, **limits})
     plan = budget.plan(names(count), [limit] * count, behind=[1] * count, max_rows=512)
     return budget.choose(plan, candidates)
 
@@ -106,7 +106,7 @@ def test_what_is_chosen_hangs_together_and_keeps_every_cap(
         tree = a_tree([score for score, _ in nodes])
         budget.observe("request 0", tree, [i for i, (_, accepted) in enumerate(nodes) if accepted])
     count = candidates.num_sequences
-    limit = SpeculativeConfig(num_steps=6, topk=6, num_draft_tokens=num_draft_tokens)
+    limit = TreeLimits(num_steps=6, topk=6, num_draft_tokens=num_draft_tokens)
     plan = budget.plan(
         names(count), [limit] * count, behind=[1] * count, max_rows=count + room + 3, other_rows=3
     )
@@ -199,7 +199,7 @@ def test_nothing_to_choose_is_fine() -> None:
 
 @pytest.mark.parametrize("field", ["num_steps", "topk", "num_draft_tokens"])
 def test_a_zero_in_any_limit_is_plain_decoding(field: str) -> None:
-    off = SpeculativeConfig(**{"num_steps": 6, "topk": 6, "num_draft_tokens": 32, field: 0})
+    off = TreeLimits(**{"num_steps": 6, "topk": 6, "num_draft_tokens": 32, field: 0})
     budget = a_budget({1: 40, 64: 41})
     assert budget.plan(names(2), [off, off], behind=[1, 1], max_rows=64).levels == 0
     plan = budget.plan(names(2), [off, LIMIT], behind=[1, 1], max_rows=64)
@@ -209,7 +209,7 @@ def test_a_zero_in_any_limit_is_plain_decoding(field: str) -> None:
 
 
 def test_each_request_keeps_its_own_depth() -> None:
-    shallow = SpeculativeConfig(num_steps=2, topk=6, num_draft_tokens=32)
+    shallow = TreeLimits(num_steps=2, topk=6, num_draft_tokens=32)
     budget = a_budget({1: 40, 64: 41})
     plan = budget.plan(names(2), [shallow, LIMIT], behind=[1, 1], max_rows=64)
     assert plan.levels_each.tolist() == [2, 6]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from engine.config import SpeculativeConfig
+from engine.config import TreeLimits
 from engine.draft.candidates import Candidates, DraftTree, pick
 from engine.speculation.budget import SpeculationBudget
 from engine.speculation.costs import CostTable, DraftCosts
@@ -57,7 +57,7 @@ class World:
 
     def step(self) -> int:
         """Levels drafted in one step of all sequences."""
-        limit = SpeculativeConfig(num_steps=LIMIT.num_steps, topk=WIDTH, num_draft_tokens=32)
+        limit = TreeLimits(num_steps=LIMIT.num_steps, topk=WIDTH, num_draft_tokens=32)
         plan = self.budget.plan(
             self.requests, [limit] * self.count, behind=self.behind.tolist(), max_rows=512
         )

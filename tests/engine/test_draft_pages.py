@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from engine.config import SpeculativeConfig
+from engine.config import TreeLimits
 from engine.draft.pages import DraftPages
 from engine.draft.slots import WHOLE, SlotMap, View
 from engine.encoder_cache import EncoderCache
 from engine.messages import GenerateRequest, SamplingParams
 from engine.pages import PagePool, PageTable
-from engine.plan import Limits
+from engine.plan import StepLimits
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence
 from processing.prompt import ImageInput, Prompt
@@ -59,7 +59,7 @@ class Chats:
         pages = DraftPages(PagePool(draft_pages), page_size, num_kept=num_kept)
         self.encoder: EncoderCache[Any] = EncoderCache(1000)
         self.scheduler = Scheduler(
-            Limits(4, chunk, 1000), pool, self.encoder, caching=True, draft_pages=pages
+            StepLimits(4, chunk, 1000), pool, self.encoder, caching=True, draft_pages=pages
         )
         self.pool, self.pages, self.page_size = pool, pages, page_size
         self.draft = DraftWriter(pages, caching=True)
@@ -79,7 +79,7 @@ class Chats:
             table=PageTable(self.pool, self.page_size),
             eos_token_ids=frozenset(),
             max_model_len=1000,
-            limits=SpeculativeConfig(),
+            limits=TreeLimits(num_steps=6, topk=6, num_draft_tokens=32),
             views=[View(i, i.hash, (), tag) for i, tag in zip(turn.images, turn.tags, strict=True)],
         )
         self.scheduler.add(sequence)

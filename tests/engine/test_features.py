@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config import SpeculativeConfig
+from engine.config import TreeLimits
 from engine.draft.candidates import DraftTree
 from engine.draft.features import FeatureStore
 from engine.draft.pages import DraftPages
@@ -21,7 +21,7 @@ from engine.sequence import Sequence
 from processing.prompt import Prompt
 
 SIZE, PAGES = 3, 160
-LIMITS = SpeculativeConfig(num_steps=3, topk=3, num_draft_tokens=9)
+LIMITS = TreeLimits(num_steps=3, topk=3, num_draft_tokens=9)
 
 
 def sequence_of(name: str, num_prompt: int, page_size: int, pool: PagePool, draft_pool: PagePool) -> Sequence:

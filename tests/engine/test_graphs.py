@@ -17,7 +17,7 @@ import torch
 from engine.attention import prepare
 from engine.batch import Part, build_batch
 from engine.capturing import pages_of
-from engine.config import SpeculativeConfig
+from engine.config import TreeLimits
 from engine.core import EngineCore
 from engine.draft.eagle_drafter import EagleDrafter
 from engine.graphs import Run
@@ -84,7 +84,7 @@ def without_kernels(family: str, tiny: BuildCheckpoint) -> Golden:
     return golden
 
 
-def capture(core: EngineCore, page_size: int, limits: SpeculativeConfig, again: Again) -> EagleDrafter:
+def capture(core: EngineCore, page_size: int, limits: TreeLimits, again: Again) -> EagleDrafter:
     pages = pages_of(core.info.max_model_len, page_size)
     core.target.capture(core._runner._cache, 4, pages, again)
     drafter = core._speculator.drafter

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config import SpeculativeConfig
+from engine.config import TreeLimits
 from engine.draft.candidates import Candidates, pick
 from engine.draft.merge import DRAFT, LOOKUP, merge
 from engine.speculation.budget import SpeculationBudget
@@ -76,7 +76,7 @@ def budget() -> SpeculationBudget:
 
 def round_of(own: SpeculationBudget, drafted: Paths, found: Paths, right: set[tuple[int, ...]]) -> Paths:
     """One round; the paths that were verified, with their scores."""
-    limits = [SpeculativeConfig(num_steps=3, topk=4, num_draft_tokens=8)]
+    limits = [TreeLimits(num_steps=3, topk=4, num_draft_tokens=8)]
     plan = own.plan(["a"], limits, behind=[1], max_rows=64)
     merged = merge(candidates_of([drafted]), candidates_of([found]), own.translate)
     chosen = own.choose(plan, merged)
@@ -102,7 +102,7 @@ def test_each_source_is_believed_as_far_as_it_was_right() -> None:
 
 def test_what_is_looked_up_may_be_deeper_than_what_is_drafted() -> None:
     own = budget()
-    limits = [SpeculativeConfig(num_steps=3, topk=4, num_draft_tokens=8)]
+    limits = [TreeLimits(num_steps=3, topk=4, num_draft_tokens=8)]
     plan = own.plan(["a"], limits, behind=[1], max_rows=64)
     shallow = dataclasses.replace(plan, levels_each=np.array([1]))
     drafted: Paths = {(1,): -0.1, (1, 1): -0.2}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config import SpeculativeConfig
+from engine.config import TreeLimits
 from engine.draft.candidates import Candidates
 from engine.draft.ngram import NgramLookup
 from engine.draft.ngram_index import NgramIndex
@@ -22,8 +22,8 @@ Paths = dict[tuple[int, ...], float]
 texts = st.lists(st.integers(0, 4), min_size=1, max_size=24)
 
 
-def limits(num_steps: int = 6, topk: int = 3, num_draft_tokens: int = 32) -> SpeculativeConfig:
-    return SpeculativeConfig(num_steps=num_steps, topk=topk, num_draft_tokens=num_draft_tokens)
+def limits(num_steps: int = 6, topk: int = 3, num_draft_tokens: int = 32) -> TreeLimits:
+    return TreeLimits(num_steps=num_steps, topk=topk, num_draft_tokens=num_draft_tokens)
 
 
 def paths_of(candidates: Candidates, row: int = 0) -> Paths:
@@ -77,7 +77,7 @@ def search(
     return matches
 
 
-def all_paths(matches: list[tuple[int, list[int]]], limit: SpeculativeConfig) -> Paths:
+def all_paths(matches: list[tuple[int, list[int]]], limit: TreeLimits) -> Paths:
     """Every path above the floor, within depth and width, with the score that the module's docstring says."""
     paths: Paths = {}
 
@@ -112,7 +112,7 @@ def test_proposes_what_a_plain_search_finds(
     prompt: list[int],
     outputs: list[list[int]],
     others: list[tuple[list[int], list[int]]],
-    limit: SpeculativeConfig,
+    limit: TreeLimits,
 ) -> None:
     lookup = NgramLookup(never=frozenset({IMAGE}), min_probability=FLOOR)
     for other_prompt, other_output in others:

@@ -17,14 +17,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from engine.config import NO_SPECULATION, SpeculativeConfig
+from engine.config import NO_SPECULATION, TreeLimits
 from engine.draft.candidates import DraftTree, pick
 from engine.draft.pages import DraftPages
 from engine.draft.slots import View
 from engine.encoder_cache import EncoderCache
 from engine.messages import GenerateRequest, SamplingParams
 from engine.pages import PagePool, PageTable
-from engine.plan import Limits, Span
+from engine.plan import Span, StepLimits
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence
 from processing.prompt import ImageInput, Prompt
@@ -35,7 +35,7 @@ EOS = 9
 IMAGE_TOKEN = 8
 LONGEST_PICTURE = 6
 MAX_MODEL_LEN = 44
-LIMITS = SpeculativeConfig(num_steps=4, topk=3, num_draft_tokens=12)
+LIMITS = TreeLimits(num_steps=4, topk=3, num_draft_tokens=12)
 
 
 def fingerprints(token_ids: Seq[int], images: Seq[ImageInput], salt: str) -> list[int]:
@@ -93,7 +93,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.pool = PagePool(-(-MAX_MODEL_LEN // page_size) + spare_pages)
         self.encoder: EncoderCache[Any] = EncoderCache(encoder_capacity)
         block = LONGEST_PICTURE if both_ways else 0
-        self.limits = Limits(max_num_seqs, max(chunk, max_num_seqs + block), encoder_budget, block)
+        self.limits = StepLimits(max_num_seqs, max(chunk, max_num_seqs + block), encoder_budget, block)
         pages = DraftPages(PagePool(draft_pages), page_size, num_kept=num_kept) if draft_pages else None
         self.draft = None if pages is None else DraftWriter(pages, caching=caching)
         self.scheduler = Scheduler(self.limits, self.pool, self.encoder, caching=caching, draft_pages=pages)

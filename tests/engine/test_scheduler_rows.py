@@ -5,24 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.config import SpeculativeConfig
+from engine.config import TreeLimits
 from engine.draft.candidates import DraftTree, pick
 from engine.encoder_cache import EncoderCache
 from engine.messages import GenerateRequest, SamplingParams
 from engine.pages import PagePool, PageTable
-from engine.plan import Limits, StepPlan
+from engine.plan import StepLimits, StepPlan
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence
 from processing.prompt import ImageInput, Prompt
 from tests.engine.trees import candidates_of
 
-LIMITS = SpeculativeConfig(num_steps=4, topk=3, num_draft_tokens=30)
+LIMITS = TreeLimits(num_steps=4, topk=3, num_draft_tokens=30)
 
 
 def scheduler_of(
     max_num_seqs: int = 4, rows: int = 25, *, pages: int = 400, longest_block: int = 0
 ) -> Scheduler:
-    limits = Limits(max_num_seqs, rows, 100, longest_block)
+    limits = StepLimits(max_num_seqs, rows, 100, longest_block)
     return Scheduler(limits, PagePool(pages), EncoderCache(100), caching=True)
 
 
@@ -161,9 +161,9 @@ def test_rows_for_prompts_are_told_before(length: int, runs: bool) -> None:
     assert scheduler.prompt_rows == 0
     ask(scheduler, 2, length + 20 * runs)
     if runs:
-        scheduler.limits = Limits(4, 22, 100)
+        scheduler.limits = StepLimits(4, 22, 100)
         step(scheduler)
-        scheduler.limits = Limits(4, 25, 100)
+        scheduler.limits = StepLimits(4, 25, 100)
     told = scheduler.prompt_rows
     assert told == min(length, 18)
     assert rows_of(step(scheduler, {"0": 5}), "2") == told

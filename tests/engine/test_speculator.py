@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.config import SpeculativeConfig
+from engine.config import TreeLimits
 from engine.draft.candidates import Candidates
 from engine.encoder_cache import EncoderCache
 from engine.messages import GenerateRequest, SamplingParams, SpeculativeParams
 from engine.pages import PagePool, PageTable
-from engine.plan import Limits, Span
+from engine.plan import Span, StepLimits
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence
 from engine.speculation.budget import DraftPlan, SpeculationBudget
@@ -28,7 +28,7 @@ from processing.prompt import Prompt
 from tests.engine.trees import Nodes, candidates_of
 from tests.golden.drafts import Adversary
 
-LIMITS = SpeculativeConfig(num_steps=3, topk=4, num_draft_tokens=20)
+LIMITS = TreeLimits(num_steps=3, topk=4, num_draft_tokens=20)
 
 
 class Fixed(Adversary):
@@ -50,7 +50,7 @@ class Fixed(Adversary):
 
 def running(asked: Seq[SpeculativeParams], max_tokens: int = 50) -> Scheduler:
     """A scheduler whose sequences "0", "1" … have their prompts behind them and one token of output."""
-    scheduler = Scheduler(Limits(len(asked) + 1, 500, 10), PagePool(2000), EncoderCache(10), caching=True)
+    scheduler = Scheduler(StepLimits(len(asked) + 1, 500, 10), PagePool(2000), EncoderCache(10), caching=True)
     for number, one in enumerate(asked):
         add(scheduler, number, [number, 2, 3], one, max_tokens)
     for span in scheduler.schedule().spans:

@@ -8,7 +8,7 @@ from collections.abc import Sequence as Seq
 
 import numpy as np
 
-from engine.config import SpeculativeConfig
+from engine.config import TreeLimits
 from engine.draft.branches import Branches
 from engine.draft.candidates import Candidates
 from engine.draft.eagle_drafter import EagleDrafter
@@ -21,7 +21,7 @@ from tests.engine.trees import Nodes, candidates_of
 Answers = Mapping[str, Seq[int]]
 """The right output of each request."""
 
-Shape = Callable[[random.Random, SpeculativeConfig], list[int]]
+Shape = Callable[[random.Random, TreeLimits], list[int]]
 """Draws the parents of one tree within these limits."""
 
 
@@ -32,7 +32,7 @@ class Adversary:
     pages: DraftPages | None = None
     branches: Branches | None = None
 
-    def nodes(self, sequence: Sequence, limits: SpeculativeConfig) -> Nodes:
+    def nodes(self, sequence: Sequence, limits: TreeLimits) -> Nodes:
         raise NotImplementedError
 
     def keep(self, spans: Seq[Span], outcome: Outcome) -> None:
@@ -60,7 +60,7 @@ class Oracle(Adversary):
     def __init__(self, answers: Answers, wrong_at: Mapping[str, int] | None = None) -> None:
         self._answers, self._wrong_at = answers, wrong_at or {}
 
-    def nodes(self, sequence: Sequence, limits: SpeculativeConfig) -> Nodes:
+    def nodes(self, sequence: Sequence, limits: TreeLimits) -> Nodes:
         chain = list(right_tokens(self._answers, sequence)[: limits.num_steps])
         wrong = self._wrong_at.get(sequence.request_id, 0)
         if 1 <= wrong <= len(chain):
@@ -74,7 +74,7 @@ class Garbage(Adversary):
     def __init__(self, shape: Shape, vocab_size: int) -> None:
         self._shape, self._vocab_size, self._rng = shape, vocab_size, random.Random(0)
 
-    def nodes(self, sequence: Sequence, limits: SpeculativeConfig) -> Nodes:
+    def nodes(self, sequence: Sequence, limits: TreeLimits) -> Nodes:
         parents = self._shape(self._rng, limits)
         return [(self._rng.randrange(self._vocab_size), parent) for parent in parents]
 
@@ -86,7 +86,7 @@ class Scattered(Garbage):
         super().__init__(shape, vocab_size)
         self._answers = answers
 
-    def nodes(self, sequence: Sequence, limits: SpeculativeConfig) -> Nodes:
+    def nodes(self, sequence: Sequence, limits: TreeLimits) -> Nodes:
         nodes = super().nodes(sequence, limits)
         for token_id, node in right_path(self._answers, sequence, [p for _, p in nodes], self._rng):
             nodes[node] = (token_id, nodes[node][1])
@@ -132,26 +132,26 @@ def right_path(
     return path
 
 
-def chain(rng: random.Random, limits: SpeculativeConfig) -> list[int]:
+def chain(rng: random.Random, limits: TreeLimits) -> list[int]:
     return list(range(-1, min(limits.num_steps, limits.num_draft_tokens) - 1))
 
 
-def wide(rng: random.Random, limits: SpeculativeConfig) -> list[int]:
+def wide(rng: random.Random, limits: TreeLimits) -> list[int]:
     """Children of the root alone."""
     return [-1] * min(limits.topk, limits.num_draft_tokens)
 
 
-def full(rng: random.Random, limits: SpeculativeConfig) -> list[int]:
+def full(rng: random.Random, limits: TreeLimits) -> list[int]:
     """As many nodes as the limits allow, each below a random one."""
     return _random_parents(rng, limits, limits.num_draft_tokens)
 
 
-def mixed(rng: random.Random, limits: SpeculativeConfig) -> list[int]:
+def mixed(rng: random.Random, limits: TreeLimits) -> list[int]:
     """Another size each time, nothing among them."""
     return _random_parents(rng, limits, rng.choice([0, 1, 2, 5, 20, limits.num_draft_tokens]))
 
 
-def _random_parents(rng: random.Random, limits: SpeculativeConfig, count: int) -> list[int]:
+def _random_parents(rng: random.Random, limits: TreeLimits, count: int) -> list[int]:
     parents: list[int] = []
     depths, children = {-1: 0}, {-1: 0}
     while len(parents) < min(count, limits.num_draft_tokens):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import Qwen2VLConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 
-from engine.config import SpeculativeConfig
+from engine.config import TreeLimits
 from engine.messages import SpeculativeParams
 from engine.mrope import grid_positions
 from engine.pages import PagePool, PageTable
@@ -80,7 +80,7 @@ def test_any_part_of_a_sequence_has_the_positions_of_the_whole(
         table=PageTable(PagePool(9), 4),
         eos_token_ids=frozenset(),
         max_model_len=99,
-        limits=SpeculativeConfig(),
+        limits=TreeLimits(num_steps=6, topk=6, num_draft_tokens=32),
         prompt_positions=grid_positions(len(kinds), images, 2),
     )
     later = torch.arange(len(kinds), 90) + deltas[0]
