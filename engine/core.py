@@ -294,8 +294,10 @@ class EngineCore:
                 continue
             seconds = outcome.seconds if len(part) == len(spans) else 0.0
             self._speculator.keep(part, outcome)
-            for span, walked, scores in zip(part, outcome.walks, outcome.prompt_logprobs, strict=True):
-                span.sequence.prompt_logprobs += scores
+            for span, walked, prompt_logprobs in zip(
+                part, outcome.walks, outcome.prompt_logprobs, strict=True
+            ):
+                span.sequence.prompt_logprobs += prompt_logprobs
                 if walked is None:
                     self.scheduler.commit(span, [], span.end)
                 elif not walked.token_ids:
@@ -312,11 +314,12 @@ class EngineCore:
             traced = self._speculator.count(span, walked, len(taken))
             rounds = [traced] if span.sequence.trace else None
         logprobs = None if walked.logprobs is None else walked.logprobs[: len(taken)]
-        sequence, scores = span.sequence, None
+        sequence, prompt_logprobs = span.sequence, None
         if sequence.num_output_tokens == len(taken):  # the first output: the prompt has been processed
             self._prompt_tokens += sequence.num_prompt_tokens
-            scores = None if sequence.sampling.prompt_logprobs is None else sequence.prompt_logprobs
-        return self._output(sequence, taken, logprobs, rounds, scores)
+            if sequence.sampling.prompt_logprobs is not None:
+                prompt_logprobs = sequence.prompt_logprobs
+        return self._output(sequence, taken, logprobs, rounds, prompt_logprobs)
 
     def _output(
         self,
@@ -324,11 +327,11 @@ class EngineCore:
         token_ids: list[int],
         logprobs: list[TokenLogprobs] | None = None,
         rounds: list[TracedRound] | None = None,
-        scores: list[TokenLogprobs] | None = None,
+        prompt_logprobs: list[TokenLogprobs] | None = None,
     ) -> RequestOutput:
         if sequence.finish_reason is not None:
             self._speculator.forget(sequence)
-        return output_of(sequence, token_ids, logprobs, rounds, scores)
+        return output_of(sequence, token_ids, logprobs, rounds, prompt_logprobs)
 
 
 def _tree_sizes(plan: StepPlan) -> list[int]:

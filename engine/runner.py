@@ -135,9 +135,10 @@ class Runner:
                 fill_ahead(spans, event.query)
             for i, walked in zip(drawing, walk(logits, [spans[i] for i in drawing]), strict=True):
                 walks[i] = walked
-        scores = score_prompts(spans, batch.span_starts[:-1], hidden, self._target.logits)
+        prompt_logprobs = score_prompts(spans, batch.span_starts[:-1], hidden, self._target.logits)
         self._compact(spans, walks)
-        return Outcome(walks, scores, features, embeddings, image_scores, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        return Outcome(walks, prompt_logprobs, features, embeddings, image_scores, seconds)
 
     def _compact(self, spans: Seq[Span], walks: Iterable[Walk | None]) -> None:
         """Move the KV of accepted nodes into logical order: node ``path[i]`` becomes token ``i + 1`` after

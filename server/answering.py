@@ -22,7 +22,7 @@ from processing.tools.support import FREE, OutputPlan
 from server.admission import Admission, Ticket
 from server.choice import Choice, Piece
 from server.deadline import deadline_after, until
-from server.errors import bad_request, engine_unavailable, too_many_scores
+from server.errors import bad_request, engine_unavailable, too_many_prompt_logprobs
 from server.generation import Generation
 from server.logprobs import LogprobFormatter
 from server.metrics import Metrics
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 BuildPrompts = Callable[[EngineInfo], Awaitable[list[Prompt]]]
 
-MAX_SCORES = 1_000_000
+MAX_PROMPT_LOGPROBS = 1_000_000
 """Maximum prompt log-probabilities in an answer, including alternatives: about 400 MB while it is written."""
 
 
@@ -126,7 +126,7 @@ async def open_answer(
             raise engine_unavailable()
         async with until(deadline):
             prompts = await build(info)
-        check_scores(request, prompts)
+        check_prompt_logprobs(request, prompts)
         choices = make_choices(
             parts, request, prompts, plan, info, ticket, request_id=request_id, arrival=arrival
         )
@@ -146,14 +146,14 @@ async def open_answer(
     return OpenAnswer(prompts, choices, generation, system_fingerprint(info))
 
 
-def check_scores(request: GenerationFields, prompts: list[Prompt]) -> None:
+def check_prompt_logprobs(request: GenerationFields, prompts: list[Prompt]) -> None:
     """Raise ``ApiError`` if there would be too many prompt log-probabilities, which are sent in one piece."""
     if request.num_prompt_logprobs is None:
         return
     tokens = sum(len(prompt.token_ids) for prompt in prompts)
     count = tokens * request.num_choices * (1 + request.num_prompt_logprobs)
-    if count > MAX_SCORES:
-        raise too_many_scores(count, MAX_SCORES)
+    if count > MAX_PROMPT_LOGPROBS:
+        raise too_many_prompt_logprobs(count, MAX_PROMPT_LOGPROBS)
 
 
 def picture_bytes(prompts: list[Prompt]) -> int:

@@ -54,8 +54,8 @@ class Piece:
     @property
     def weight(self) -> int:
         """Number of tokens, alternatives and nodes, without those of the prompt, which has its own limit."""
-        scores = sum(1 + len(token.top_logprobs) for token in self.logprobs)
-        return scores + sum(1 + len(one.token_ids) for one in self.rounds)
+        logprobs = sum(1 + len(token.top_logprobs) for token in self.logprobs)
+        return logprobs + sum(1 + len(one.token_ids) for one in self.rounds)
 
     def __bool__(self) -> bool:
         told = self.logprobs or self.prompt_logprobs or self.rounds

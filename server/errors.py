@@ -184,7 +184,7 @@ def too_many_tokens(num_tokens: int, num_prompts: int, most: int) -> ApiError:
     )
 
 
-def too_many_scores(count: int, most: int) -> ApiError:
+def too_many_prompt_logprobs(count: int, most: int) -> ApiError:
     return bad_request(
         f"The prompts have {count} log-probabilities in all choices; at most {most} can be returned at once. "
         "Ask for fewer choices, prompts or alternatives.",
@@ -192,7 +192,7 @@ def too_many_scores(count: int, most: int) -> ApiError:
     )
 
 
-def too_many_scores_kept(most: int) -> ApiError:
+def too_many_token_details(most: int) -> ApiError:
     return bad_request(
         f"The answer has details of more than {most} tokens, alternatives and traced nodes, the most that "
         "can be returned at once. Ask for fewer of them, or stream a chat or completion.",

@@ -13,7 +13,7 @@ from contextlib import aclosing
 from typing import Generic, TypeVar
 
 from server.deadline import until
-from server.errors import ApiError, too_many_scores_kept, too_much_unread
+from server.errors import ApiError, too_many_token_details, too_much_unread
 
 T = TypeVar("T")
 
@@ -86,7 +86,7 @@ class Generation(Generic[T]):
         return None
 
     def _too_much(self) -> ApiError:
-        return too_many_scores_kept(MAX_KEPT) if self._keeps_all else too_much_unread()
+        return too_many_token_details(MAX_KEPT) if self._keeps_all else too_much_unread()
 
     def close(self) -> None:
         for task in self._tasks:

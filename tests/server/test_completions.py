@@ -278,11 +278,11 @@ def test_one_failing_prompt_fails_the_request_once(live: Live, http: httpx.Clien
     assert "[DONE]" not in text
 
 
-def test_scores_of_prompts_that_would_fill_the_memory_are_refused(
+def test_logprobs_of_prompts_that_would_fill_the_memory_are_refused(
     live: Live, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In one piece for each choice: 4,000 tokens, 48 choices and 20 alternatives took 2.4 GB."""
-    monkeypatch.setattr("server.answering.MAX_SCORES", 3 * 5 * 4)
+    monkeypatch.setattr("server.answering.MAX_PROMPT_LOGPROBS", 3 * 5 * 4)
     assert len(ask(client, "abcde", logprobs=3, echo=True, n=3).choices) == 3
     with pytest.raises(
         openai.BadRequestError,
@@ -293,7 +293,7 @@ def test_scores_of_prompts_that_would_fill_the_memory_are_refused(
     assert len(ask(client, "abcde", logprobs=3, echo=True, n=3).choices) == 3
 
 
-def test_an_answer_of_too_many_scores_can_be_streamed(
+def test_an_answer_of_too_many_token_details_can_be_streamed(
     client: openai.OpenAI, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is kept until it is whole: 128 choices of 8,000 tokens with 20 alternatives would fill gigabytes."""
