@@ -10,54 +10,33 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from engine.client import EngineClient
 from engine.messages import EngineInfo, GenerateRequest
 from processing.prompt import Prompt
 from processing.stop import StopMatcher
 from processing.tools.support import FREE, OutputPlan
-from server.admission import Admission, Ticket
+from server.admission import Ticket
 from server.choice import Choice, Piece
 from server.deadline import deadline_after, until
 from server.errors import bad_request, engine_unavailable, too_many_prompt_logprobs
 from server.generation import Generation
 from server.logprobs import LogprobFormatter
-from server.metrics import Metrics
-from server.prompts import PromptBuilder
-from server.sampling import SamplingBuilder, SamplingDefaults
+from server.sampling import sampling_params
 from server.schemas.answers import PromptTokensDetails, Usage
 from server.schemas.generation import GenerationFields
 from server.schemas.speculation import AnswerMetrics
 from server.speculation import TraceFormatter, answer_metrics, speculative_params
+from server.state import ServerState
 from server.timeline import Timeline
 from server.version import system_fingerprint
 from server.visual_compression import least_len
-
-if TYPE_CHECKING:
-    from processing.processor import Processor
 
 BuildPrompts = Callable[[EngineInfo], Awaitable[list[Prompt]]]
 
 MAX_PROMPT_LOGPROBS = 1_000_000
 """Maximum prompt log-probabilities in an answer, including alternatives: about 400 MB while it is written."""
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerParts:
-    """The objects that answering needs, built once per app."""
-
-    client: EngineClient
-    processor: Processor
-    prompts: PromptBuilder
-    defaults: SamplingDefaults
-    admission: Admission
-    metrics: Metrics
-    allows_priorities: bool
-    timeout: float | None
-    """Seconds that a request may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +80,7 @@ class OpenAnswer:
 
 
 async def open_answer(
-    parts: AnswerParts,
+    state: ServerState,
     request: GenerationFields,
     build: BuildPrompts,
     *,
@@ -112,25 +91,25 @@ async def open_answer(
     """Admit a request and start its choices, each constrained and parsed by ``plan``. Raises ``ApiError`` if
     the request cannot be answered.
     """
-    arrival, deadline = time.monotonic(), deadline_after(parts.timeout)
-    if request.priority and not parts.allows_priorities:
+    arrival, deadline = time.monotonic(), deadline_after(state.settings.request_timeout)
+    if request.priority and state.settings.scheduling_policy != "priority":
         raise bad_request(
             "'priority' requires the server to be started with '--scheduling-policy priority'.",
             param="priority",
             code="unsupported_parameter",
         )
-    ticket = parts.admission.admit(num_prompts * request.num_choices)
+    ticket = state.admission.admit(num_prompts * request.num_choices)
     try:
-        info = parts.client.info
+        info = state.client.info
         if info is None:
             raise engine_unavailable()
         async with until(deadline):
             prompts = await build(info)
         check_prompt_logprobs(request, prompts)
         choices = make_choices(
-            parts, request, prompts, plan, info, ticket, request_id=request_id, arrival=arrival
+            state, request, prompts, plan, info, ticket, request_id=request_id, arrival=arrival
         )
-        parts.admission.check()
+        state.admission.check()
         ticket.wait([len(prompt.token_ids) for prompt in prompts])  # after rejecting what can never run
         ticket.hold(picture_bytes(prompts))
     except BaseException:
@@ -138,7 +117,7 @@ async def open_answer(
         raise
     generation = Generation(
         [choice.pieces() for choice in choices],
-        partial(parts.client.when_ended, [choice.request_id for choice in choices], ticket.release),
+        partial(state.client.when_ended, [choice.request_id for choice in choices], ticket.release),
         deadline,
         weight=lambda piece: piece.weight,
         keeps_all=not request.stream,
@@ -163,7 +142,7 @@ def picture_bytes(prompts: list[Prompt]) -> int:
 
 
 def make_choices(
-    parts: AnswerParts,
+    state: ServerState,
     request: GenerationFields,
     prompts: list[Prompt],
     plan: OutputPlan,
@@ -175,15 +154,14 @@ def make_choices(
 ) -> list[Choice]:
     """Return the choices, all with the same seed; the engine's noise differs by ``choice_index``, which
     starts at 0 for each prompt, so that each prompt is answered as it would be alone."""
-    builder = SamplingBuilder(parts.defaults, info.max_model_len, info.vocab_size)
     speculative = speculative_params(request.speculative, request.image_details, info.compressors)
     unique_id = f"{request_id}-{secrets.token_hex(4)}"
     num_top = request.num_logprobs
-    logprobs = None if num_top is None else LogprobFormatter(parts.processor, num_top)
+    logprobs = None if num_top is None else LogprobFormatter(state.processor, num_top)
     choices: list[Choice] = []
     for number, prompt in enumerate(prompts):
         prompt_len = least_len(prompt, request.lossy, info.visual_compression)
-        sampling = builder.build(request, prompt_len, plan.grammar)
+        sampling = sampling_params(request, state.defaults, prompt_len, info, plan.grammar)
         for choice_index in range(request.num_choices):
             index = len(choices)
             generate = GenerateRequest(
@@ -197,11 +175,11 @@ def make_choices(
             )
             choices.append(
                 Choice(
-                    parts.client,
+                    state.client,
                     generate,
                     index=index,
                     on_first_token=partial(ticket.started, number),
-                    detokenizer=parts.processor.detokenizer(
+                    detokenizer=state.processor.detokenizer(
                         skip_special_tokens=request.skip_special_tokens,
                         at_text_start=request.starts_text,
                         shown_ids=plan.shown_ids,
@@ -210,8 +188,8 @@ def make_choices(
                     plan=plan,
                     form_field=request.form_field,
                     logprobs=logprobs,
-                    trace=TraceFormatter(parts.processor, index) if request.traces else None,
-                    timeline=Timeline(parts.metrics, arrival, len(prompt.token_ids)),
+                    trace=TraceFormatter(state.processor, index) if request.traces else None,
+                    timeline=Timeline(state.metrics, arrival, len(prompt.token_ids)),
                 )
             )
     return choices

@@ -11,7 +11,6 @@ from fastapi.security import HTTPBearer
 
 from engine.client import EngineClient
 from server.admission import Admission
-from server.answering import AnswerParts
 from server.body import OpenBodies
 from server.context import RequestContextMiddleware
 from server.errors import ERROR_RESPONSES, install_error_handlers
@@ -51,16 +50,6 @@ def create_app(
         max_waiting_tokens=settings.max_num_queued_tokens,
         max_picture_bytes=settings.max_picture_memory,
     )
-    parts = AnswerParts(
-        client=client,
-        processor=processor,
-        prompts=prompts,
-        defaults=defaults or SamplingDefaults(),
-        admission=admission,
-        metrics=metrics,
-        allows_priorities=settings.scheduling_policy == "priority",
-        timeout=settings.request_timeout,
-    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -84,7 +73,15 @@ def create_app(
     )
     app.state.max_request_size = settings.max_request_size
     app.state.open_bodies = OpenBodies()
-    app.state.server = ServerState(settings=settings, client=client, parts=parts, metrics=metrics)
+    app.state.server = ServerState(
+        settings=settings,
+        client=client,
+        processor=processor,
+        prompts=prompts,
+        defaults=defaults or SamplingDefaults(),
+        admission=admission,
+        metrics=metrics,
+    )
     for module in (chat, completions, responses, models, tokens, status):
         app.include_router(module.router, responses=ERROR_RESPONSES)
     app.include_router(page.router)

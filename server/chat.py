@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.messages import EngineInfo
 from processing.prompt import Prompt
-from server.answering import AnswerParts, OpenAnswer, open_answer
+from server.answering import OpenAnswer, open_answer
 from server.calls import delta_calls, joined_calls
 from server.choice import gathered
 from server.errors import bad_request
@@ -26,6 +26,7 @@ from server.schemas.answers import (
 from server.schemas.chat import ChatRequest
 from server.schemas.speculation import AnswerMetrics, TracedRound
 from server.sse import Event, chunk_events
+from server.state import ServerState
 
 
 class ChatAnswer:
@@ -108,10 +109,10 @@ class ChatAnswer:
         return ChoiceLogprobs(content=content) if self._request.logprobs else None
 
 
-async def begin_chat(parts: AnswerParts, request: ChatRequest, *, request_id: str, model: str) -> ChatAnswer:
+async def begin_chat(state: ServerState, request: ChatRequest, *, request_id: str, model: str) -> ChatAnswer:
     """Admit a request and start its choices. Raises ``ApiError`` if it cannot be answered."""
-    arguments = template_arguments(parts, request)
-    plan = parts.processor.tools.plan(request.output)
+    arguments = template_arguments(state, request)
+    plan = state.processor.tools.plan(request.output)
     if plan.grammar is not None and request.ignore_eos:
         raise bad_request(
             "'ignore_eos' cannot be combined with a constrained answer format.", param="ignore_eos"
@@ -119,20 +120,20 @@ async def begin_chat(parts: AnswerParts, request: ChatRequest, *, request_id: st
 
     async def build(info: EngineInfo) -> list[Prompt]:
         return [
-            await parts.prompts.build(
+            await state.prompts.build(
                 request.messages, plan, arguments, max_images=info.max_images, max_len=info.max_model_len
             )
         ]
 
-    opened = await open_answer(parts, request, build, plan=plan, request_id=request_id)
+    opened = await open_answer(state, request, build, plan=plan, request_id=request_id)
     return ChatAnswer(request, opened, request_id=request_id, model=model)
 
 
-def template_arguments(parts: AnswerParts, request: ChatRequest) -> dict[str, Any]:
+def template_arguments(state: ServerState, request: ChatRequest) -> dict[str, Any]:
     """Return the arguments for the chat template. Only names that it reads are allowed, none that control the
     rendering itself (CVE-2025-62426)."""
     arguments = request.chat_template_kwargs or {}
-    known = parts.processor.template_arguments
+    known = state.processor.template_arguments
     if unknown := arguments.keys() - known:
         told = f"it reads {sorted(known)}" if known else "it reads no arguments"
         raise bad_request(

@@ -10,13 +10,14 @@ from typing import Final
 
 from engine.messages import EngineInfo
 from processing.prompt import Prompt
-from server.answering import AnswerParts, OpenAnswer, open_answer
+from server.answering import OpenAnswer, open_answer
 from server.choice import gathered
 from server.logprobs import CompletionLogprobFormatter
 from server.schemas.answers import TokenLogprob, Usage
 from server.schemas.completions import Completion, CompletionChoice, CompletionLogprobs, CompletionRequest
 from server.schemas.speculation import AnswerMetrics, TracedRound
 from server.sse import Event, chunk_events
+from server.state import ServerState
 
 FEW: Final = 100
 """Tokens whose log-probabilities are formatted on the event loop; more take milliseconds, in a thread."""
@@ -119,25 +120,25 @@ class CompletionAnswer:
 
 
 async def begin_completion(
-    parts: AnswerParts, request: CompletionRequest, *, request_id: str, model: str
+    state: ServerState, request: CompletionRequest, *, request_id: str, model: str
 ) -> CompletionAnswer:
     """Admit a request and start its choices. Raises ``ApiError`` if it cannot be answered."""
 
-    decode = partial(parts.processor.decode, skip_special_tokens=False)
+    decode = partial(state.processor.decode, skip_special_tokens=False)
     echoes: list[str] = []
 
     async def build(info: EngineInfo) -> list[Prompt]:
         prompts = []
         for prompt in request.prompts:
-            built = await parts.prompts.build_text(
+            built = await state.prompts.build_text(
                 prompt, add_special_tokens=request.add_special_tokens, max_len=info.max_model_len
             )
             prompts.append(built)
             text = ""
             if request.echo:
-                text = prompt if isinstance(prompt, str) else await parts.prompts.in_pool(decode, prompt)
+                text = prompt if isinstance(prompt, str) else await state.prompts.in_pool(decode, prompt)
             echoes.extend([text] * request.num_choices)
         return prompts
 
-    opened = await open_answer(parts, request, build, num_prompts=len(request.prompts), request_id=request_id)
+    opened = await open_answer(state, request, build, num_prompts=len(request.prompts), request_id=request_id)
     return CompletionAnswer(request, opened, echoes, request_id=request_id, model=model)

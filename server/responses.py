@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any, Literal
 
-from server.answering import AnswerParts, OpenAnswer
+from server.answering import OpenAnswer
 from server.chat import ChatAnswer, begin_chat
 from server.errors import as_api_error
 from server.response_input import to_chat
@@ -23,6 +23,7 @@ from server.schemas.response_answers import (
 from server.schemas.responses import ResponsesRequest
 from server.schemas.speculation import TracedRound
 from server.sse import Event
+from server.state import ServerState
 
 ResponseStatus = Literal["in_progress", "completed", "incomplete", "failed"]
 
@@ -125,10 +126,10 @@ class ResponsesAnswer:
 
 
 async def begin_response(
-    parts: AnswerParts, request: ResponsesRequest, *, request_id: str, model: str
+    state: ServerState, request: ResponsesRequest, *, request_id: str, model: str
 ) -> ResponsesAnswer:
     """Admit a request and start it. Raises ``ApiError`` if it cannot be answered."""
-    chat = await begin_chat(parts, to_chat(request), request_id=request_id, model=model)
+    chat = await begin_chat(state, to_chat(request), request_id=request_id, model=model)
     return ResponsesAnswer(request, chat, request_id=request_id, model=model)
 
 

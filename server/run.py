@@ -69,7 +69,7 @@ class DrainingServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._watching is not None:
             self._watching.cancel()
-        self._app.state.server.parts.admission.close()
+        self._app.state.server.admission.close()
         self._app.state.open_bodies.close()
         draining = asyncio.create_task(self._drain())
         hanging_up = asyncio.create_task(self._hang_up())
@@ -111,7 +111,7 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
     async def _drain(self) -> None:
-        admission = self._app.state.server.parts.admission
+        admission = self._app.state.server.admission
         log.info("draining", open_answers=admission.num_open, seconds=self._drain_timeout)
         await self._client.shutdown(self._drain_timeout)
 

@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from engine.messages import SamplingParams
+from engine.messages import EngineInfo, SamplingParams
 from server.errors import bad_request, context_overflow
 from server.schemas.generation import GenerationFields
 
@@ -36,57 +36,57 @@ class SamplingDefaults(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(found, temperature=0.0) if config.get("do_sample") is False else found
 
 
-class SamplingBuilder:
-    """Builds sampling parameters for one served model."""
+def sampling_params(
+    request: GenerationFields,
+    defaults: SamplingDefaults,
+    prompt_len: int,
+    info: EngineInfo,
+    grammar: str | None = None,
+) -> SamplingParams:
+    """Return the parameters of choice 0. Raises ``ApiError`` if they conflict, also with the model."""
+    max_tokens = _max_tokens(request, defaults, prompt_len, info.max_model_len)
+    if request.min_tokens > max_tokens:
+        raise bad_request("'min_tokens' must not be greater than 'max_tokens'.", param="min_tokens")
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=first_given(request.temperature, defaults.temperature, 1.0),
+        top_p=max(TOP_P_MIN, first_given(request.top_p, defaults.top_p, 1.0)),
+        top_k=max(0, first_given(request.top_k, defaults.top_k, 0)),
+        min_p=first_given(request.min_p, defaults.min_p, 0.0),
+        frequency_penalty=request.frequency_penalty or 0.0,
+        presence_penalty=request.presence_penalty or 0.0,
+        repetition_penalty=first_given(request.repetition_penalty, defaults.repetition_penalty, 1.0),
+        logit_bias=_logit_bias(request, info.vocab_size),
+        seed=secrets.randbits(63) if request.seed is None else request.seed,
+        min_tokens=request.min_tokens,
+        ignore_eos=request.ignore_eos,
+        stop_token_ids=_known("stop_token_ids", request.stop_token_ids or [], info.vocab_size),
+        logprobs=request.num_logprobs,
+        prompt_logprobs=request.num_prompt_logprobs,
+        grammar=grammar,
+    )
 
-    def __init__(self, defaults: SamplingDefaults, max_model_len: int, vocab_size: int) -> None:
-        self._defaults = defaults
-        self._max_model_len = max_model_len
-        self._vocab_size = vocab_size
 
-    def build(self, request: GenerationFields, prompt_len: int, grammar: str | None = None) -> SamplingParams:
-        """Return the parameters of choice 0. Raises ``ApiError`` if they conflict, also with the model."""
-        defaults = self._defaults
-        max_tokens = self._max_tokens(request, prompt_len)
-        if request.min_tokens > max_tokens:
-            raise bad_request("'min_tokens' must not be greater than 'max_tokens'.", param="min_tokens")
-        return SamplingParams(
-            max_tokens=max_tokens,
-            temperature=first_given(request.temperature, self._defaults.temperature, 1.0),
-            top_p=max(TOP_P_MIN, first_given(request.top_p, defaults.top_p, 1.0)),
-            top_k=max(0, first_given(request.top_k, defaults.top_k, 0)),
-            min_p=first_given(request.min_p, defaults.min_p, 0.0),
-            frequency_penalty=request.frequency_penalty or 0.0,
-            presence_penalty=request.presence_penalty or 0.0,
-            repetition_penalty=first_given(request.repetition_penalty, defaults.repetition_penalty, 1.0),
-            logit_bias=self._logit_bias(request),
-            seed=secrets.randbits(63) if request.seed is None else request.seed,
-            min_tokens=request.min_tokens,
-            ignore_eos=request.ignore_eos,
-            stop_token_ids=self._known("stop_token_ids", request.stop_token_ids or []),
-            logprobs=request.num_logprobs,
-            prompt_logprobs=request.num_prompt_logprobs,
-            grammar=grammar,
-        )
+def _max_tokens(
+    request: GenerationFields, defaults: SamplingDefaults, prompt_len: int, max_model_len: int
+) -> int:
+    asked = request.token_limit
+    room = max_model_len - prompt_len
+    if room < (1 if asked is None else asked):
+        raise context_overflow(max_model_len, request.prompt_field, prompt_len, asked)
+    return asked if asked is not None else min(room, defaults.max_new_tokens or room)
 
-    def _max_tokens(self, request: GenerationFields, prompt_len: int) -> int:
-        asked = request.token_limit
-        room = self._max_model_len - prompt_len
-        if room < (1 if asked is None else asked):
-            raise context_overflow(self._max_model_len, request.prompt_field, prompt_len, asked)
-        return asked if asked is not None else min(room, self._defaults.max_new_tokens or room)
 
-    def _logit_bias(self, request: GenerationFields) -> dict[int, float]:
-        biases = {int(token_id): bias for token_id, bias in (request.logit_bias or {}).items()}
-        self._known("logit_bias", list(biases))
-        return biases
+def _logit_bias(request: GenerationFields, vocab_size: int) -> dict[int, float]:
+    biases = {int(token_id): bias for token_id, bias in (request.logit_bias or {}).items()}
+    _known("logit_bias", list(biases), vocab_size)
+    return biases
 
-    def _known(self, param: str, token_ids: list[int]) -> list[int]:
-        if any(token_id >= self._vocab_size for token_id in token_ids):
-            raise bad_request(
-                f"'{param}' has a token ID outside the model's {self._vocab_size} tokens.", param=param
-            )
-        return token_ids
+
+def _known(param: str, token_ids: list[int], vocab_size: int) -> list[int]:
+    if any(token_id >= vocab_size for token_id in token_ids):
+        raise bad_request(f"'{param}' has a token ID outside the model's {vocab_size} tokens.", param=param)
+    return token_ids
 
 
 def first_given(asked: Number | None, recommended: Number | None, neutral: Number) -> Number:

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 from fastapi import Depends, Request
 
 from engine.client import EngineClient
-from server.answering import AnswerParts
+from server.admission import Admission
 from server.errors import model_not_found
 from server.metrics import Metrics
+from server.prompts import PromptBuilder
+from server.sampling import SamplingDefaults
 from server.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from processing.processor import Processor
 
 
 @dataclass(frozen=True, slots=True)
 class ServerState:
     settings: ServeSettings
     client: EngineClient
-    parts: AnswerParts
+    processor: Processor
+    prompts: PromptBuilder
+    defaults: SamplingDefaults
+    admission: Admission
     metrics: Metrics
     started: int = field(default_factory=lambda: int(time.time()))
 

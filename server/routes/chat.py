@@ -22,5 +22,5 @@ async def create_chat_completion(request: Request, body: ChatRequest, state: Sta
     """Answer a conversation that may contain images."""
     model = state.served_name(body.model)
     request_id = adopt_id(request, body.request_id)
-    begin = partial(begin_chat, state.parts, body, request_id=request_id, model=model)
+    begin = partial(begin_chat, state, body, request_id=request_id, model=model)
     return await respond(request, begin, stream=body.stream)

@@ -21,5 +21,5 @@ async def create_completion(request: Request, body: CompletionRequest, state: St
     """Continue one or several texts as they are: no template, no images."""
     model = state.served_name(body.model)
     request_id = adopt_id(request, body.request_id)
-    begin = partial(begin_completion, state.parts, body, request_id=request_id, model=model)
+    begin = partial(begin_completion, state, body, request_id=request_id, model=model)
     return await respond(request, begin, stream=body.stream)

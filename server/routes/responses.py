@@ -25,7 +25,7 @@ async def create_response(request: Request, body: ResponsesRequest, state: State
     """Answer a conversation that may contain images, in OpenAI's newer format. Nothing is stored."""
     model = state.served_name(body.model)
     request_id = adopt_id(request, body.request_id)
-    begin = partial(begin_response, state.parts, body, request_id=request_id, model=model)
+    begin = partial(begin_response, state, body, request_id=request_id, model=model)
     try:
         return await respond(request, begin, stream=body.stream)
     except ApiError as error:  # it names the fields of a chat

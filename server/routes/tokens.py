@@ -34,7 +34,7 @@ router = APIRouter(route_class=StrictRoute)
 @router.post("/tokenize")
 async def tokenize(body: TokenizeRequest, state: State) -> TokenizeAnswer:
     """Return the token ids of a text, or of a conversation including image placeholders."""
-    processor, prompts = state.parts.processor, state.parts.prompts
+    processor, prompts = state.processor, state.prompts
     field = "messages" if isinstance(body, TokenizeChat) else "prompt"
     async with admitted(state, body.model):
         if isinstance(body, TokenizeChat):
@@ -67,14 +67,14 @@ def refuse_long(texts: Iterable[str], field: str) -> None:
 @router.post("/detokenize")
 async def detokenize(body: DetokenizeRequest, state: State) -> DetokenizeAnswer:
     """Return the text of token ids, including special tokens."""
-    processor = state.parts.processor
+    processor = state.processor
     if max(body.tokens, default=0) >= processor.vocab_size:
         raise bad_request(
             f"'tokens' has a token ID outside the model's {processor.vocab_size} tokens.", param="tokens"
         )
     decode = partial(processor.decode, skip_special_tokens=False)
     async with admitted(state, body.model):
-        return DetokenizeAnswer(prompt=await state.parts.prompts.in_pool(decode, body.tokens))
+        return DetokenizeAnswer(prompt=await state.prompts.in_pool(decode, body.tokens))
 
 
 def texts_of(processor: Processor, tokens: Sequence[int]) -> list[str]:
@@ -85,9 +85,9 @@ def texts_of(processor: Processor, tokens: Sequence[int]) -> list[str]:
 async def admitted(state: ServerState, model: str | None) -> AsyncIterator[None]:
     """Admit a request. These share threads with generating requests, so also the queue and the time limit."""
     state.served_name(model)
-    ticket = state.parts.admission.admit(1, needs_engine=False)
+    ticket = state.admission.admit(1, needs_engine=False)
     try:
-        async with until(deadline_after(state.parts.timeout)):
+        async with until(deadline_after(state.settings.request_timeout)):
             yield
     finally:
         ticket.release()

@@ -162,7 +162,7 @@ def live(shared_live: Live) -> Iterator[Live]:
     shared_live.engine.reset()
     yield shared_live
     shared_live.engine.reset()
-    wait_until(lambda: shared_live.server._app.state.server.parts.admission.num_open == 0)
+    wait_until(lambda: shared_live.server._app.state.server.admission.num_open == 0)
 
 
 @pytest.fixture

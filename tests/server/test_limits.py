@@ -26,7 +26,7 @@ def ask(live: Live, path: str = CHAT, **fields: Any) -> httpx.Response:
 
 
 def admission(live: Live) -> Any:
-    return live.server._app.state.server.parts.admission
+    return live.server._app.state.server.admission
 
 
 def test_the_queue_is_bounded_by_tokens_too(start_server: StartServer) -> None:

@@ -30,7 +30,7 @@ HALF = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\
 
 
 def num_admitted(live: Live) -> int:
-    return live.server._app.state.server.parts.admission.num_open
+    return live.server._app.state.server.admission.num_open
 
 
 def test_hanging_up_in_a_stream_ends_the_work(live: Live, http: httpx.Client) -> None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from engine.messages import EngineInfo, SamplingParams
 from server.errors import ApiError, parameter_name
 from server.generation_config import recommended_sampling
 from server.logs import configure_logging
 from server.metrics import increase
 from server.run import greeting
-from server.sampling import SamplingBuilder, SamplingDefaults
+from server.sampling import SamplingDefaults, sampling_params
 from server.schemas.chat import ChatRequest
 from tests.server.conftest import MODEL, Live
 
@@ -80,11 +81,28 @@ def request(**fields: object) -> ChatRequest:
     return ChatRequest.model_validate({"messages": [{"role": "user", "content": "x"}]} | fields)
 
 
+def of_model(defaults: SamplingDefaults) -> Callable[[ChatRequest, int], SamplingParams]:
+    """``sampling_params`` of a model with these defaults and a context of 100 tokens."""
+    info = EngineInfo(
+        model="",
+        family="",
+        dtype="",
+        device="",
+        vocab_size=10,
+        max_model_len=100,
+        max_images=None,
+        num_pages=1,
+        page_size=16,
+        load_seconds=0.0,
+    )
+    return lambda request, prompt_len: sampling_params(request, defaults, prompt_len, info)
+
+
 def test_a_models_recommendation_stands_where_the_client_is_silent(tmp_path: Path) -> None:
     assert recommended_sampling(str(tmp_path)) == SamplingDefaults()
     config = {"temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05, "max_new_tokens": 30}
     (tmp_path / "generation_config.json").write_text(json.dumps(config | {"do_sample": True, "min_p": None}))
-    build = SamplingBuilder(recommended_sampling(str(tmp_path)), max_model_len=100, vocab_size=10).build
+    build = of_model(recommended_sampling(str(tmp_path)))
     silent = build(request(), 5)
     assert (silent.temperature, silent.top_p, silent.top_k) == (0.7, 0.8, 20)
     assert (silent.min_p, silent.repetition_penalty, silent.max_tokens) == (0, 1.05, 30)
@@ -95,13 +113,13 @@ def test_a_models_recommendation_stands_where_the_client_is_silent(tmp_path: Pat
 
 def test_do_sample_false_recommends_greedy_decoding(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.9}')
-    build = SamplingBuilder(recommended_sampling(str(tmp_path)), max_model_len=100, vocab_size=10).build
+    build = of_model(recommended_sampling(str(tmp_path)))
     assert build(request(), 5).temperature == 0
     assert build(request(temperature=0.5), 5).temperature == 0.5
 
 
 def test_max_tokens_is_what_fits() -> None:
-    build = SamplingBuilder(SamplingDefaults(), max_model_len=100, vocab_size=10).build
+    build = of_model(SamplingDefaults())
     assert build(request(), 99).max_tokens == 1
     assert build(request(max_completion_tokens=40), 60).max_tokens == 40
     for prompt_len, fields in ((100, {}), (61, {"max_tokens": 40})):
