@@ -15,7 +15,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-slow check format bench clean node clients
+.PHONY: help serve test test-slow check format benchmarks clean node clients
 
 help:
 	@echo 'make serve       start the server on the embedded demo model; flags: make serve ARGS="--port 9000"'
@@ -23,7 +23,7 @@ help:
 	@echo 'make test-slow   run the long tests'
 	@echo 'make check       check with ruff (lint and format) and mypy'
 	@echo 'make format      fix and format the code with ruff'
-	@echo 'make bench       run the benchmarks; writes one JSON document to bench-results/'
+	@echo 'make benchmarks  run the benchmarks; writes one JSON document to bench-results/'
 	@echo 'make clean       remove .venv, caches and build output'
 
 serve: $(STAMP)
@@ -44,7 +44,7 @@ format: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(DEV)
+benchmarks: $(DEV)
 	@mkdir -p bench-results
 	@file=bench-results/$$(date -u +%Y%m%dT%H%M%SZ).json; status=0; \
 		$(BIN)/python -m benchmarks $(ARGS) >"$$file" || status=$$?; cat "$$file"; exit $$status

@@ -19,7 +19,7 @@ from benchmarks.load.table import render
 from benchmarks.load.targets import sides
 from engine.client import EngineDeadError, RequestRejectedError
 from engine.messages import GenerateRequest, RequestOutput
-from tests.bench.peer import Peer
+from tests.benchmarks.load.peer import Peer
 from tests.server.conftest import Live, start_live, stop_live
 
 LATENCY = {"mean": float, "p50": float, "p90": float, "p95": float, "p99": float, "max": float}

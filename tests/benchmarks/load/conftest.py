@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.load import document
-from tests.bench.peer import Peer, running_peer
+from tests.benchmarks.load.peer import Peer, running_peer
 from tests.server.conftest import Live, quiet_logs, start_live, stop_live
 
 

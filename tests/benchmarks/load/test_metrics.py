@@ -7,7 +7,7 @@ import pytest
 from benchmarks.load.counters import read_counters
 from benchmarks.load.metrics import Window, acceptance, distribution, figures, goodput
 from benchmarks.load.stream import Answer
-from tests.bench.peer import COUNTERS
+from tests.benchmarks.load.peer import COUNTERS
 
 
 def answer(*times: float, tokens: int, latency: float | None = None, error: str | None = None) -> Answer:

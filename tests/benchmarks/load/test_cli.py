@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks import own_server
 from server import cli
-from tests.bench.peer import Peer
+from tests.benchmarks.load.peer import Peer
 from tests.conftest import BuildCheckpoint
 
 
