@@ -135,9 +135,9 @@ def template_arguments(state: ServerState, request: ChatRequest) -> dict[str, An
     arguments = request.chat_template_kwargs or {}
     known = state.processor.template_arguments
     if unknown := arguments.keys() - known:
-        told = f"it reads {sorted(known)}" if known else "it reads no arguments"
+        message = f"it reads {sorted(known)}" if known else "it reads no arguments"
         raise bad_request(
-            f"The model's chat template does not read '{min(unknown)}'; {told}.",
+            f"The model's chat template does not read '{min(unknown)}'; {message}.",
             param="chat_template_kwargs",
             code="unknown_parameter",
         )

@@ -137,9 +137,9 @@ class Choice:
             end = "error"
             if error.code != "invalid_grammar":
                 raise
-            told, is_of_tools = self._plan.explained(str(error))
+            message, is_of_tools = self._plan.explained(str(error))
             param = "tools" if is_of_tools else self._form_field
-            raise bad_request(told, param=param, code=error.code) from None
+            raise bad_request(message, param=param, code=error.code) from None
         except Exception:
             end = "error"
             raise

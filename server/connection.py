@@ -60,9 +60,9 @@ class Reader(h11.Connection):
     def _accepted(self, request: h11.Request) -> h11.Request:
         names = {name for name, _ in request.headers}
         if {b"content-length", b"transfer-encoding"} <= names:
-            told = "Send 'Content-Length' or 'Transfer-Encoding', not both."
-            self.refusal = bad_request(told, code="invalid_http")
-            raise h11.RemoteProtocolError(told)
+            message = "Send 'Content-Length' or 'Transfer-Encoding', not both."
+            self.refusal = bad_request(message, code="invalid_http")
+            raise h11.RemoteProtocolError(message)
         if not (origin := ORIGIN.match(request.target)):
             return request
         path = request.target[origin.end() :]

@@ -123,8 +123,8 @@ def forbidden_origin(origin: str) -> ApiError:
 
 
 def model_not_found(name: str) -> ApiError:
-    told = f"The model '{name}' is not served here; '/v1/models' lists those that are."
-    return ApiError(404, told, param="model", code="model_not_found")
+    message = f"The model '{name}' is not served here; '/v1/models' lists those that are."
+    return ApiError(404, message, param="model", code="model_not_found")
 
 
 def context_overflow(
@@ -209,8 +209,8 @@ def queue_full() -> ApiError:
 
 
 def pictures_full() -> ApiError:
-    told = "The memory for images of open requests is full; try again soon, or send fewer or smaller images."
-    return ApiError(503, told, code="pictures_full")
+    text = "The memory for images of open requests is full; try again soon, or send fewer or smaller images."
+    return ApiError(503, text, code="pictures_full")
 
 
 def request_timeout() -> ApiError:

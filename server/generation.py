@@ -72,7 +72,7 @@ class Generation(Generic[T]):
     async def _next(self) -> T | None:
         """Return the next item of any choice; ``None`` when all have ended."""
         while self._num_open:
-            if time.monotonic() > self._pause_at:  # or a backlog would be read and formatted without pause
+            if time.monotonic() > self._pause_at:  # otherwise a backlog would block the event loop
                 await asyncio.sleep(0)
                 self._pause_at = time.monotonic() + _PAUSE_SECONDS
             item = await self._queue.get()

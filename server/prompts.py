@@ -91,7 +91,7 @@ class PromptBuilder:
                 )
 
                 def apply() -> Prompt:
-                    conversation = plan.told(with_images(messages, pictures.images))
+                    conversation = plan.add_tools(with_images(messages, pictures.images))
                     return self._processor.apply(conversation, template_kwargs=given)
 
                 return await pictures.run(self._pool, apply)

@@ -44,7 +44,7 @@ def speculative_params(
             param="speculative.compressor",
             code="unsupported_parameter",
         )
-    told = [DETAILS[detail] for detail in details]
+    wanted = [DETAILS[detail] for detail in details]
     return SpeculativeParams(
         enabled=asked.enabled,
         num_steps=asked.num_steps,
@@ -52,19 +52,19 @@ def speculative_params(
         num_draft_tokens=asked.num_draft_tokens,
         trace=asked.trace,
         compressor=asked.compressor,
-        details=told if set(told) - {"auto"} else [],
+        details=wanted if set(wanted) - {"auto"} else [],
     )
 
 
 def answer_metrics(choices: Sequence[SpeculationStats | None]) -> AnswerMetrics | None:
     """Return sums over all choices; ``None`` unless the engine reported on each, as a part would mislead."""
-    told = [stats for stats in choices if stats is not None]
-    if len(told) < len(choices):
+    reported = [stats for stats in choices if stats is not None]
+    if len(reported) < len(choices):
         return None
-    num_rounds = sum(stats.num_spec_steps for stats in told)
-    num_drafts = sum(stats.num_draft_tokens for stats in told)
-    num_accepted = sum(stats.num_accepted_draft_tokens for stats in told)
-    histograms = (stats.acceptance_histogram for stats in told)
+    num_rounds = sum(stats.num_spec_steps for stats in reported)
+    num_drafts = sum(stats.num_draft_tokens for stats in reported)
+    num_accepted = sum(stats.num_accepted_draft_tokens for stats in reported)
+    histograms = (stats.acceptance_histogram for stats in reported)
     return AnswerMetrics(
         speculative_decoding=SpeculativeDecoding(
             num_spec_steps=num_rounds,
@@ -73,8 +73,8 @@ def answer_metrics(choices: Sequence[SpeculationStats | None]) -> AnswerMetrics 
             mean_acceptance_length=(num_accepted + num_rounds) / num_rounds if num_rounds else None,
             draft_acceptance_rate=num_accepted / num_drafts if num_drafts else None,
             acceptance_histogram=[sum(counts) for counts in zip_longest(*histograms, fillvalue=0)],
-            num_spec_tokens=sum(stats.num_spec_tokens for stats in told),
-            **seen_pictures(told[0]),
+            num_spec_tokens=sum(stats.num_spec_tokens for stats in reported),
+            **seen_pictures(reported[0]),
         )
     )
 

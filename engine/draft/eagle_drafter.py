@@ -43,9 +43,9 @@ class EagleDrafter:
     """Drafter with an EAGLE draft and its own KV cache.
 
     ``embed`` returns the target's embeddings ``[N, hidden]`` of token ids ``[N]``. ``num_pages``: the number
-    of the target's pages. The draft has as many, plus room for the trees of ``max_num_seqs`` sequences, so
-    that whenever the target has pages, the draft has them, too: nothing that it skips or does not share can
-    make it need more.
+    of the target's pages. The draft has as many and some for each of ``max_num_seqs`` sequences
+    (``spare_pages``), so that it has pages whenever the target has. Where the target shares pages, the draft
+    shares its own or skips the tokens.
     """
 
     kind = "eagle"
@@ -157,7 +157,7 @@ class EagleDrafter:
             grow = self._in_one_call
         elif self.graphs is not None:
             grow = self._by_graphs
-        with _at_stake(sequences):  # otherwise they would need as much memory again in every step
+        with _at_stake(sequences):  # or the same sequences would run out of memory again in every step
             token_ids, parents, scores, width = grow(sequences, states, num_steps, topk)
         depths = np.repeat(np.arange(1, num_steps + 1), [width, *[width * width] * (num_steps - 1)])
         deepest = np.array([s.tree_limits(num_steps, topk).num_steps for s in sequences])

@@ -62,12 +62,12 @@ class Follower:
         if draft is None:
             return
         self._decide(sequence, draft)
-        # Without the newest token of an answer: if this step drafts after all, it needs that token's state.
+        # An answer's newest token is left: if this step grows a tree, that begins with the token's state.
         end = draft.reach(sequence.num_computed)
         most = CATCH_UP_TOKENS
         if self.features.is_crowded:
             most = min(most, self.features.fair_share)
-        elif sequence.can_draft:  # it is caught up with where it drafts
+        elif sequence.can_draft:  # nothing presses, and ``propose`` catches up with it
             return
         if end - draft.num_seen >= most and can_follow(sequence):
             self.catch_up([sequence], [end])

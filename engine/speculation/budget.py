@@ -28,10 +28,10 @@ An estimate that argues against drafting would never be tested again, so every `
 budget explores: one level if it would not draft, the full depth if it would draft a shallower one. If by its
 costs not even a perfect draft would pay, it explores rarely: the costs may be those of a busy hour. After
 explorations without success the interval grows up to fourfold; after a success the next ones follow sooner.
-No exploration runs before the time it would lose is a small share of the time since the last one. A single
-sequence explores against the estimates, a new one or the one for which the draft has the least to read: the
-result holds for all, and exploring with all would read every plainly decoded token. While there is a new
-sequence, it explores sooner. Decisions depend only on observations: there are no random numbers.
+No exploration runs before the time it would lose is a small share of the time since the last one. Against the
+estimates only one sequence explores: a new one, else the one the draft is least behind on. What it shows
+holds for all, and catching up all of them would be expensive. While there is a new sequence, explorations
+follow sooner. Decisions depend only on observations: there are no random numbers.
 """
 
 from __future__ import annotations

@@ -16,9 +16,11 @@ from processing.tools.styles import HERMES, ToolStyle, chosen_style, detect_styl
 
 @dataclass(frozen=True, slots=True)
 class OutputPlan:
-    """How the model is told about the tools of a request (``tools`` for the template, or in the messages),
-    and how its answer is constrained and parsed. ``shown_ids``: special tokens that the reader must see in
-    the text; ``callable_tools``: those with rules in the grammar, in their order.
+    """How the model is told about the tools of a request, and how its answer is constrained and parsed.
+
+    ``tools``: those for the chat template; ``add_tools`` puts them into the messages if there are none for
+    it. ``shown_ids``: special tokens that the reader must see in the text; ``callable_tools``: those with
+    rules in the grammar, in their order.
     """
 
     grammar: str | None = None
@@ -26,7 +28,9 @@ class OutputPlan:
     style: ToolStyle | None = None
     callable_tools: Sequence[Tool] = ()
     shown_ids: frozenset[int] = frozenset()
-    told: Callable[[Sequence[ChatMessage]], Sequence[ChatMessage]] = field(default=lambda messages: messages)
+    add_tools: Callable[[Sequence[ChatMessage]], Sequence[ChatMessage]] = field(
+        default=lambda messages: messages
+    )
 
     def reader(self) -> CallReader | None:
         """Return a new reader, one for each choice; ``None`` if all text is content."""
@@ -66,21 +70,21 @@ class ToolSupport:
 
     def plan(self, request: OutputRequest) -> OutputPlan:
         callable_tools = request.callable_tools
-        told = request.tools if request.mode != "none" else ()
+        tools = request.tools if request.mode != "none" else ()
         grammar = None
         if request.format is not None or (callable_tools and self._is_constrained(request)):
             grammar = answer_grammar(request, self.style, self._special_id)
 
-        def in_messages(messages: Sequence[ChatMessage]) -> Sequence[ChatMessage]:
-            return messages if self.native else with_tools_as_text(messages, told, self.style)
+        def add_tools(messages: Sequence[ChatMessage]) -> Sequence[ChatMessage]:
+            return messages if self.native else with_tools_as_text(messages, tools, self.style)
 
         return OutputPlan(
             grammar=grammar,
-            tools=[tool.as_json() for tool in told] if told and self.native else None,
+            tools=[tool.as_json() for tool in tools] if tools and self.native else None,
             style=self.style if callable_tools else None,
             callable_tools=callable_tools,
             shown_ids=self._shown_ids if callable_tools else frozenset(),
-            told=in_messages,
+            add_tools=add_tools,
         )
 
     def _is_constrained(self, request: OutputRequest) -> bool:

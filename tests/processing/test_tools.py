@@ -330,7 +330,7 @@ def test_tools_are_told_in_messages_where_the_template_knows_none() -> None:
         "type": "function",
         "function": {"name": "get_weather", "arguments": '{"city": "Ulm"}'},
     }
-    chat = plan.told(
+    chat = plan.add_tools(
         [
             ChatMessage("system", "Be brief."),
             ChatMessage("user", "Ulm?"),
