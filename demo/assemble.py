@@ -15,8 +15,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from demo.adapter import read_weights, split
 from demo.model import IMAGE_SIZE, IMAGE_TOKEN, IMAGE_TOKEN_ID, MEAN, PATCH_SIZE, STD, llava_config
-from demo.weights import read_weights, split
 
 TEMPLATE = Path(__file__).parent / "assets" / "chat_template.jinja"
 

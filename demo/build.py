@@ -7,9 +7,9 @@ import hashlib
 import shutil
 from pathlib import Path
 
+from demo.adapter import DIGEST, FILE, FOLDER
 from demo.cache import DemoUnavailableError, atomic_folder, cache_root, intact, locked, sha256, write_manifest
 from demo.language import WHEEL_SHA256
-from demo.weights import DIGEST, FILE, FOLDER
 
 __all__ = ["DemoUnavailableError", "build", "model_key"]
 

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from demo.adapter import save_weights
 from demo.model import vision_config
-from demo.weights import FOLDER, save_weights
 
 
-def export(checkpoint: Path, folder: Path = FOLDER) -> Path:
+def export(checkpoint: Path, folder: Path) -> Path:
     """Write tower, projector and delta of ``checkpoint`` (from :func:`demo.train.train`) as float16 into
     ``folder``.
     """

@@ -53,6 +53,24 @@ class DemoTrain(BaseModel):
         print(train(self.out, stage=self.stage, resume=self.resume))
 
 
+class DemoExport(BaseModel):
+    """Convert a checkpoint of ``demo train`` to the adapter file of the demo model; print its path."""
+
+    checkpoint: Path = Field(description="Checkpoint, as printed by 'demo train'.")
+    out: Path | None = Field(
+        None, description="Folder for the file; by default, that of the demo model in this installation."
+    )
+
+    def cli_cmd(self) -> None:
+        from demo.adapter import FOLDER
+        from demo.export import export
+
+        try:
+            print(export(self.checkpoint, self.out or FOLDER))
+        except OSError as error:  # the checkpoint does not exist, or the folder cannot be written to
+            sys.exit(f"specvlm: {error}")
+
+
 class DemoEval(BaseModel):
     """Score the demo model, another model, or an OpenAI endpoint on held-out samples; print JSON."""
 
@@ -83,6 +101,7 @@ class Demo(BaseModel):
 
     build: CliSubCommand[DemoBuild] = Field(description="Assemble it and print its path.")
     train: CliSubCommand[DemoTrain] = Field(description="Train its adapter.")
+    export: CliSubCommand[DemoExport] = Field(description="Convert a training checkpoint to its adapter.")
     eval: CliSubCommand[DemoEval] = Field(description="Score it, or any endpoint.")
 
     def cli_cmd(self) -> None:

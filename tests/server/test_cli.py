@@ -313,3 +313,11 @@ def test_nobody_to_evaluate_is_one_clear_line() -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(["demo", "eval", "--url", "http://127.0.0.1:1"])
     assert caught.value.code == "specvlm: request to --url http://127.0.0.1:1 failed: Connection error."
+
+
+def test_a_checkpoint_that_does_not_exist_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["demo", "export", "--checkpoint", str(tmp_path / "no.pt"), "--out", str(tmp_path / "out")])
+    assert str(caught.value.code).startswith("specvlm: ")
+    assert "no.pt" in str(caught.value.code)
+    assert not (tmp_path / "out").exists()
