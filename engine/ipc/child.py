@@ -120,12 +120,15 @@ class EngineChild:
     def returncode(self) -> int | None:
         return self._process.returncode
 
-    def cpu_seconds(self) -> float:
-        """Processor time that the process has taken, all threads together; 0 if it has ended."""
+    def cpu_seconds(self) -> float | None:
+        """Processor time that the process has taken, all threads together; ``None`` if nobody can tell.
+
+        That is so if it has ended, or if this process has no file descriptor left to read it with.
+        """
         try:
             times = psutil.Process(self.pid).cpu_times()
-        except psutil.Error:
-            return 0.0
+        except (psutil.Error, OSError):
+            return None
         return float(times.user + times.system)
 
     def send(self, message: ClientMessage) -> None:

@@ -160,35 +160,35 @@ class ProcessClient(StreamingClient):
 
     async def _supervise(self) -> None:
         """Run one engine after another, until stopped or restarting is pointless."""
-        try:
-            while True:
-                run = await self._run_engine()
-                if self._state == "stopped":
-                    return
-                delay = self._backoff.after(run)
-                # A model that was loaded before may load again, once memory is free or a disk is back.
-                if delay is None or (run.load_failed and self._info is None):
-                    self._give_up(run.reason)
-                    return
-                log.error("%s; restarting in %.1f s", run.reason, delay)
-                await asyncio.sleep(delay)
-        except Exception as error:  # a bug in the supervisor must not leave clients waiting
-            log.exception("the engine supervisor failed")
-            self._give_up(f"the engine supervisor failed: {error}")
+        while True:
+            run = Run()
+            try:
+                await self._run_engine(run)
+            except Exception as error:  # a bug here costs the engine and leaves no client waiting
+                log.exception("following the engine failed")
+                run.reason = f"following the engine failed: {error}"
+            if self._state == "stopped":
+                return
+            delay = self._backoff.after(run)
+            # A model that was loaded before may load again, once memory is free or a disk is back.
+            if delay is None or (run.load_failed and self._info is None):
+                self._give_up(run.reason)
+                return
+            log.error("%s; restarting in %.1f s", run.reason, delay)
+            await asyncio.sleep(delay)
 
     def _give_up(self, reason: str) -> None:
         log.error("giving up: %s", reason)
         self._failure = reason
         self._set_state("failed")
 
-    async def _run_engine(self) -> Run:
-        """Run one engine process from start to end. When this returns, nothing of it is left."""
-        run = Run()
+    async def _run_engine(self, run: Run) -> None:
+        """Run one engine process from start to end. When this ends, nothing of it is left."""
         try:
             child = await EngineChild.start(self._command, self._config, self._log_format)
         except OSError as error:
             run.reason = f"the engine process could not be started: {error}"
-            return run
+            return
         self._child = child
         try:
             run.reason = await self._follow(child, run)
@@ -197,10 +197,11 @@ class ProcessClient(StreamingClient):
             self._child = None
             if self._state == "ready":
                 self._set_state("restarting")
-            self._streams.fail_all("the engine process ended")
-            self._on_report(StepReport(outputs=[], stats=EngineStats()))  # reset the statistics
-            await child.close()
-        return run
+            try:
+                self._streams.fail_all("the engine process ended")
+                self._on_report(StepReport(outputs=[], stats=EngineStats()))  # reset the statistics
+            finally:
+                await child.close()
 
     async def _next(self, child: EngineChild, *, ready: bool) -> EngineMessage | None:
         """Return the next message, or ``None`` when the process has ended. Raises ``TimeoutError`` with the
@@ -209,13 +210,14 @@ class ProcessClient(StreamingClient):
         if not ready:
             return await child.receive(None)
         on_cpu = self._info is not None and self._info.device == "cpu"
-        part, silent, before = self._hang_timeout / 2, 0.0, float("inf")
+        part, silent, before = self._hang_timeout / 2, 0.0, None
         while True:
             try:
                 return await child.receive(part)
             except TimeoutError:
-                silent, spent = silent + part, child.cpu_seconds()
-                computes = on_cpu and spent - before > part / 10  # a hung process uses next to none
+                silent, spent = silent + part, child.cpu_seconds() if on_cpu else None
+                # A hung process uses next to none. Who cannot tell must not end a long step.
+                computes = on_cpu and (spent is None or before is None or spent - before > part / 10)
                 before = spent
                 if silent >= self._hang_timeout and (not computes or silent >= LONGEST_STEP_SECONDS):
                     raise TimeoutError(f"{silent:.1f}") from None

@@ -36,6 +36,7 @@ class Script(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     load_seconds: float = 0.0
     step_seconds: float = 0.0
     load_error: str | None = None
+    device: str = "cpu"
     # A file with one byte for each load that still has to go wrong, shared by successive processes.
     failing_loads: str | None = None
     refused_loads: str | None = None
@@ -71,8 +72,9 @@ class FakeCore:
     @property
     def info(self) -> EngineInfo:
         return EngineInfo(
-            model="fake", family="fake", dtype="float32", device="cpu", vocab_size=1000, max_model_len=1000,
-            max_images=None, num_pages=1, page_size=16, load_seconds=self._script.load_seconds,
+            model="fake", family="fake", dtype="float32", device=self._script.device, vocab_size=1000,
+            max_model_len=1000, max_images=None, num_pages=1, page_size=16,
+            load_seconds=self._script.load_seconds,
         )  # fmt: skip
 
     @property

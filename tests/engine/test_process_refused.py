@@ -1,0 +1,96 @@
+"""What the operating system refuses the server for a moment, such as a file descriptor, costs no engine."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Any
+from unittest import mock
+
+import psutil
+import pytest
+
+from engine.client import EngineDeadError
+from engine.ipc.child import EngineChild
+from tests.engine.clients import collect, until
+from tests.engine.fake_core import COMPUTE, HANG, Script, expected, make_request
+from tests.engine.processes import children, running
+
+TOO_MANY_FILES = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+NO_TIMES = mock.patch.object(psutil.Process, "cpu_times", side_effect=TOO_MANY_FILES)
+
+
+async def test_an_engine_is_kept_while_nobody_can_tell_whether_it_computes() -> None:
+    async with running(hang_timeout=2.0) as client:
+        await client.wait_ready()
+        pid, slow, other = client.pid, make_request("slow", COMPUTE), make_request("other")
+        with NO_TIMES as asked:
+            assert await collect(client, slow) == expected(slow)
+        assert asked.called
+        assert client.pid == pid
+        assert await collect(client, other) == expected(other)
+
+
+async def test_a_time_that_could_not_be_read_once_does_not_make_an_engine_hang() -> None:
+    """The time before it is no measure for the one after it, either."""
+    real, number = psutil.Process.cpu_times, 0
+
+    def every_other_time(process: psutil.Process) -> Any:
+        nonlocal number
+        number += 1
+        if number % 2 == 0:
+            raise TOO_MANY_FILES
+        return real(process)
+
+    async with running(hang_timeout=1.0) as client:
+        await client.wait_ready()
+        slow = make_request("slow", COMPUTE)
+        with mock.patch.object(psutil.Process, "cpu_times", every_other_time):
+            assert await collect(client, slow) == expected(slow)
+        assert number > 4
+
+
+async def test_even_so_an_engine_is_not_kept_forever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.ipc.process.LONGEST_STEP_SECONDS", 2.0)
+    async with running(hang_timeout=1.0) as client:
+        await client.wait_ready()
+        with NO_TIMES, pytest.raises(EngineDeadError):
+            await collect(client, make_request("bad", HANG))
+        await client.wait_ready()
+
+
+async def test_an_engine_on_a_gpu_is_not_asked_what_it_computes() -> None:
+    async with running(Script(device="cuda"), hang_timeout=1.5) as client:
+        await client.wait_ready()
+        with NO_TIMES as asked, pytest.raises(EngineDeadError):
+            await collect(client, make_request("bad", HANG))
+        assert not asked.called
+        await client.wait_ready()
+
+
+async def test_an_error_that_nobody_expected_costs_one_engine() -> None:
+    async with running() as client:
+        await client.wait_ready()
+        first = client.pid
+        real, wrong = EngineChild.receive, iter([ValueError("nobody expected this")])
+
+        async def receive(child: EngineChild, timeout: float | None) -> Any:
+            for error in wrong:
+                raise error
+            return await real(child, timeout)
+
+        with mock.patch.object(EngineChild, "receive", receive):
+            await until(lambda: client.state == "restarting")
+            await client.wait_ready()
+        assert client.pid not in (None, first)
+        assert first not in children()
+        assert await collect(client, make_request("a")) == expected(make_request("a"))
+
+
+async def test_an_error_at_every_start_is_final() -> None:
+    with mock.patch.object(EngineChild, "start", side_effect=ValueError("nobody expected this")) as start:
+        async with running() as client:
+            with pytest.raises(EngineDeadError, match="nobody expected this"):
+                await client.wait_ready()
+            assert client.state == "failed"
+            assert start.call_count == 3
