@@ -18,6 +18,7 @@ import uvicorn
 
 from engine.client import EngineClient, EngineDeadError
 from engine.host.garbage import collecting_later
+from server.descriptors import allow_many_files
 from server.logs import configure_logging
 from server.malloc import give_back_memory
 from server.settings import ServeSettings
@@ -167,6 +168,7 @@ def make_server(settings: ServeSettings, app: FastAPI, client: EngineClient) -> 
 def serve(settings: ServeSettings, model: str, client: EngineClient, sockets: Sequence[socket.socket]) -> int:
     """Serve ``model`` on bound ``sockets`` until told to stop. Returns the exit code."""
     give_back_memory()
+    allow_many_files()
     # While the model loads, Ctrl-C ends the process at once, as SIGTERM does; asyncio would wait for the
     # loading thread. Later uvicorn handles both: it drains, then ends by the signal that it received.
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -151,3 +153,25 @@ def test_increase_survives_a_reset() -> None:
 def test_the_example_at_start_has_a_place_for_a_key() -> None:
     assert "YOUR_KEY" not in greeting("http://localhost:8000", "m", has_key=False)
     assert "-H 'Authorization: Bearer YOUR_KEY'" in greeting("http://localhost:8000", "m", has_key=True)
+
+
+FEW_FILES = """
+import resource, sys
+from server.run import serve
+from server.settings import ServeSettings
+
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
+
+class Client:
+    async def start(self):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        sys.exit(0 if soft == hard else f"{soft} files of {hard}")
+
+serve(ServeSettings(), "model", Client(), [])
+"""
+
+
+def test_a_server_and_its_engine_may_open_as_many_files_as_the_system_allows() -> None:
+    done = subprocess.run([sys.executable, "-c", FEW_FILES], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
