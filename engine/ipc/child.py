@@ -38,6 +38,9 @@ RECONNECT_MS = 20
 
 STDERR = 2
 
+NUM_DESCRIPTORS = 24
+"""How many file descriptors must be free to start an engine; its sockets and pipes take fewer."""
+
 
 def engine_environment(own: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of the engine: ``own``, with a short spin time for GNU OpenMP threads.
@@ -54,22 +57,14 @@ def engine_environment(own: Mapping[str, str]) -> dict[str, str]:
 class EngineChild:
     """A running engine process. Created by ``start``; the owner must call ``close``."""
 
+    _outbox: zmq.Socket[bytes]
+    _inbox: zmq.asyncio.Socket
     _process: asyncio.subprocess.Process
     _exited: asyncio.Task[int]
     _incoming: asyncio.Future[list[zmq.Frame]]
 
     def __init__(self) -> None:
-        self._context = zmq.Context()
-        self._outbox = self._context.socket(zmq.PUSH)
-        self._inbox = zmq.asyncio.Socket(self._context, zmq.PULL)
-        for socket in (self._outbox, self._inbox):
-            socket.setsockopt(zmq.LINGER, 0)
-            socket.set_hwm(0)
-        self._outbox.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
         self._resources = contextlib.ExitStack()
-        self._resources.callback(self._context.term)
-        self._resources.callback(self._outbox.close)
-        self._resources.callback(self._inbox.close)
 
     @classmethod
     async def start(cls, command: Sequence[str], config: EngineConfig, log_format: LogFormat) -> EngineChild:
@@ -85,6 +80,8 @@ class EngineChild:
         return child
 
     async def _start(self, command: Sequence[str], config: EngineConfig, log_format: LogFormat) -> None:
+        _check_descriptors()
+        self._open_sockets()
         folder = _private_folder()
         self._resources.callback(shutil.rmtree, folder, ignore_errors=True)
         spec = WorkerSpec(
@@ -111,6 +108,18 @@ class EngineChild:
         finally:
             os.close(stdin)
         self._exited = asyncio.create_task(self._process.wait())
+
+    def _open_sockets(self) -> None:
+        context = zmq.Context()
+        self._resources.callback(context.term)  # last: it waits for sockets that are open
+        self._outbox = context.socket(zmq.PUSH)
+        self._resources.callback(self._outbox.close)
+        self._inbox = zmq.asyncio.Socket(context, zmq.PULL)
+        self._resources.callback(self._inbox.close)
+        for socket in (self._outbox, self._inbox):
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.set_hwm(0)
+        self._outbox.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
 
     @property
     def pid(self) -> int:
@@ -168,6 +177,13 @@ class EngineChild:
 
     def _receive_frames(self) -> asyncio.Future[list[zmq.Frame]]:
         return asyncio.ensure_future(self._inbox.recv_multipart(copy=False))
+
+
+def _check_descriptors() -> None:
+    """Raise ``OSError`` if few file descriptors are left: libzmq aborts this process if it gets only some."""
+    with contextlib.ExitStack() as opened:
+        for _ in range(NUM_DESCRIPTORS):
+            opened.callback(os.close, os.open(os.devnull, os.O_RDONLY))
 
 
 def _private_folder() -> Path:

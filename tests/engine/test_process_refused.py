@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from typing import Any
 from unittest import mock
 
 import psutil
 import pytest
+import zmq
+import zmq.asyncio
 
 from engine.client import EngineDeadError
 from engine.ipc.child import EngineChild
@@ -66,6 +70,72 @@ async def test_an_engine_on_a_gpu_is_not_asked_what_it_computes() -> None:
             await collect(client, make_request("bad", HANG))
         assert not asked.called
         await client.wait_ready()
+
+
+async def test_sockets_that_cannot_be_made_once_are_made_at_the_next_start() -> None:
+    real, contexts = zmq.Context.socket, []
+
+    def socket(context: zmq.Context[zmq.Socket[bytes]], *args: Any) -> Any:
+        contexts.append(context)
+        if len(contexts) == 1:
+            raise zmq.ZMQError(errno.EMFILE)
+        return real(context, *args)
+
+    with mock.patch.object(zmq.Context, "socket", socket):
+        async with running() as client:
+            await client.wait_ready()
+            assert await collect(client, make_request("a")) == expected(make_request("a"))
+            assert len(set(contexts)) == 2
+            assert contexts[0].closed, "its threads and descriptors go with it"
+
+
+async def test_descriptors_are_given_back_when_sockets_cannot_be_made() -> None:
+    with mock.patch.object(zmq.asyncio, "Socket", side_effect=zmq.ZMQError(errno.EMFILE)):
+        before = psutil.Process().num_fds()
+        async with running() as client:
+            with pytest.raises(EngineDeadError, match="cannot open sockets"):
+                await client.wait_ready()
+        assert psutil.Process().num_fds() == before
+
+
+FEW_DESCRIPTORS = """
+import asyncio, contextlib, os, resource
+from engine.config import EngineConfig
+from engine.ipc.child import EngineChild
+
+async def start() -> bool:
+    try:
+        child = await EngineChild.start(["true"], EngineConfig(model=""), "auto")
+    except OSError:
+        return False
+    await child.close()
+    return True
+
+async def main() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))
+    assert await start()
+    taken = []
+    with contextlib.suppress(OSError):
+        while True:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+    started = []
+    while taken:
+        started.append(await start())
+        os.close(taken.pop())
+    assert started == sorted(started), started
+    assert started[0] is False and started[-1] is True
+
+asyncio.run(main())
+"""
+
+
+def test_an_engine_starts_with_enough_descriptors_or_says_that_it_cannot() -> None:
+    """Never in between: libzmq aborts the process if it gets only some of those that it takes."""
+    done = subprocess.run(
+        [sys.executable, "-c", FEW_DESCRIPTORS], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 async def test_an_error_that_nobody_expected_costs_one_engine() -> None:
