@@ -92,19 +92,37 @@ class NgramLookup:
         """The number of tokens in memory, including separators and the last prompt tokens of each output."""
         return self._num_remembered
 
-    def begin(self, request_id: str, token_ids: Sequence[int], salt: str, *, only_own: bool = False) -> None:
+    @property
+    def num_prompt_tokens(self) -> int:
+        """The number of prompt tokens of all running requests, including those that are still to come."""
+        return sum(request.num_prompt for request in self._requests.values())
+
+    def num_tokens(self, request_id: str) -> int:
+        """Return how many tokens of a running request are known."""
+        return len(self._requests[request_id].own)
+
+    def begin(
+        self,
+        request_id: str,
+        token_ids: Sequence[int],
+        salt: str,
+        *,
+        more_prompt: int = 0,
+        only_own: bool = False,
+    ) -> None:
         """Start a request with this prompt; with ``only_own``, text of other requests is not proposed to it.
 
-        Raises ``ValueError`` if the id is already running.
+        ``more_prompt``: the number of prompt tokens that come later, with ``extend``. Raises ``ValueError``
+        if the id is already running.
         """
         if request_id in self._requests:
             raise ValueError(f"request {request_id!r} has already begun")
         own = NgramIndex(self._min, self._max)
         own.extend(token_ids)
-        self._requests[request_id] = _Request(salt, len(token_ids), own, only_own)
+        self._requests[request_id] = _Request(salt, len(token_ids) + more_prompt, own, only_own)
 
     def extend(self, request_id: str, token_ids: Sequence[int]) -> None:
-        """Append to a request's output. Raises ``KeyError`` for an id that is not running."""
+        """Append to a request's text. Raises ``KeyError`` for an id that is not running."""
         self._requests[request_id].own.extend(token_ids)
 
     def end(self, request_id: str, remember: bool) -> None:

@@ -14,16 +14,33 @@ from engine.sequence import Sequence
 
 
 class NgramDrafter:
-    """N-gram look-up in the prompt, the output and recent outputs, as a ``Drafter``."""
+    """N-gram look-up in the prompt, the output and recent outputs, as a ``Drafter``.
+
+    ``tokens_per_step``: the most tokens read in one step, at about a microsecond each; a sequence with more
+    to read gets no candidates until that is done. ``prompt_tokens``: only the end of a longer prompt is read,
+    as recent text is repeated most. ``held_tokens``: once the prompts of all requests hold as many, further
+    ones get an eighth of ``prompt_tokens``. Output has no such limit, as each of its tokens also takes KV,
+    which is larger; the KV of a prompt may be shared by many requests.
+    """
 
     kind = "ngram"
     pages: DraftPages | None = None
     branches: Branches | None = None
     lookup = None
 
-    def __init__(self, never: frozenset[int]) -> None:
+    def __init__(
+        self,
+        never: frozenset[int],
+        *,
+        tokens_per_step: int = 1 << 13,
+        prompt_tokens: int = 1 << 14,
+        held_tokens: int = 1 << 18,
+    ) -> None:
         self._ngrams = NgramLookup(never=never)
-        self._known: dict[str, int] = {}  # number of tokens read, by request
+        self._tokens_per_step = tokens_per_step
+        self._prompt_tokens = prompt_tokens
+        self._held_tokens = held_tokens
+        self._skipped: dict[str, int] = {}  # number of first tokens that are never read, by request
 
     def keep(self, spans: Seq[Span], outcome: Outcome) -> None:
         pass  # it reads the tokens themselves
@@ -36,24 +53,41 @@ class NgramDrafter:
 
     def propose(self, sequences: Seq[Sequence], num_steps: int, topk: int) -> Candidates:
         for sequence in sequences:
-            self._read(sequence)
-        limits = [sequence.tree_limits(num_steps, topk) for sequence in sequences]
-        return self._ngrams.propose([sequence.request_id for sequence in sequences], limits)
+            if sequence.request_id not in self._skipped:
+                self._begin(sequence)
+        room = self._tokens_per_step
+        for sequence in sorted(sequences, key=self._num_unread):  # a long prompt must not hold up the others
+            room -= self._read(sequence, room)
+        complete = [not self._num_unread(sequence) for sequence in sequences]
+        served = [sequence for sequence, is_complete in zip(sequences, complete, strict=True) if is_complete]
+        limits = [sequence.tree_limits(num_steps, topk) for sequence in served]
+        candidates = self._ngrams.propose([sequence.request_id for sequence in served], limits)
+        return candidates if len(served) == len(sequences) else candidates.spread(complete)
 
     def follow(self, running: Seq[Sequence]) -> None:
         pass
 
     def forget(self, sequence: Sequence) -> None:
-        if self._known.pop(sequence.request_id, None) is not None:
+        if self._skipped.pop(sequence.request_id, None) is not None:
             # An aborted answer is as good a source as a complete one.
             self._ngrams.end(sequence.request_id, remember=True)
 
-    def _read(self, sequence: Sequence) -> None:
-        known = self._known.get(sequence.request_id)
-        if known is None:
-            prompt = sequence.token_ids[: sequence.num_prompt_tokens]
-            # A trace shows what was proposed, which must not be text of another request's answer.
-            self._ngrams.begin(sequence.request_id, prompt, sequence.salt, only_own=sequence.trace)
-            known = self._known[sequence.request_id] = sequence.num_prompt_tokens
-        self._ngrams.extend(sequence.request_id, sequence.token_ids[known:])
-        self._known[sequence.request_id] = sequence.num_tokens
+    def _begin(self, sequence: Sequence) -> None:
+        free = max(self._held_tokens - self._ngrams.num_prompt_tokens, self._prompt_tokens // 8)
+        held = min(sequence.num_prompt_tokens, self._prompt_tokens, free)
+        # A trace shows what was proposed, which must not be text of another request's answer.
+        self._ngrams.begin(sequence.request_id, [], sequence.salt, more_prompt=held, only_own=sequence.trace)
+        self._skipped[sequence.request_id] = sequence.num_prompt_tokens - held
+
+    def _num_read(self, sequence: Sequence) -> int:
+        return self._skipped[sequence.request_id] + self._ngrams.num_tokens(sequence.request_id)
+
+    def _num_unread(self, sequence: Sequence) -> int:
+        return sequence.num_tokens - self._num_read(sequence)
+
+    def _read(self, sequence: Sequence, room: int) -> int:
+        """Read at most ``room`` more tokens; return how many."""
+        known = self._num_read(sequence)
+        token_ids = sequence.token_ids[known : known + room]
+        self._ngrams.extend(sequence.request_id, token_ids)
+        return len(token_ids)
