@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,8 @@ _KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 _HALVES = {"BF16": torch.bfloat16, "F16": torch.float16}
 _WHOLE = ("F32", "F64")
 _MAX_FAULTS = 3  # listed in an error message
+
+log = logging.getLogger(__name__)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -73,6 +76,17 @@ def read_eos_token_ids(config: EngineConfig) -> frozenset[int]:
         own = getattr(owner, "eos_token_id", None)
         found.update(own if isinstance(own, list) else [] if own is None else [own])
     return frozenset(found)
+
+
+def writable(token_ids: frozenset[int], vocab_size: int) -> frozenset[int]:
+    """Return those of the end tokens for which the model has a row: some configs name others.
+
+    No answer ends with the others, and to forbid them until ``min_tokens`` would address rows outside.
+    """
+    found = frozenset(token_id for token_id in token_ids if 0 <= token_id < vocab_size)
+    if left := token_ids - found:
+        log.warning("end tokens %s are not in the model's vocabulary of %d", sorted(left), vocab_size)
+    return found
 
 
 def read_config(config: EngineConfig) -> PretrainedConfig:

@@ -14,7 +14,7 @@ from functools import partial
 
 from engine.adapters.base import Encoded
 from engine.capturing import capture_steps
-from engine.checkpoint import read_eos_token_ids
+from engine.checkpoint import read_eos_token_ids, writable
 from engine.config import CompressorName, EngineConfig
 from engine.draft.choose import MakeDrafter, choose_drafter, no_drafter
 from engine.encoder_cache import EncoderCache
@@ -78,7 +78,7 @@ class EngineCore:
         )
         self._config = config
         self.target = target
-        self._eos_token_ids = eos_token_ids
+        self._eos_token_ids = writable(eos_token_ids, target.vocab_size)
         self._pool = PagePool(sizes.num_pages)
         self._embeddings: EncoderCache[Encoded] = EncoderCache(config.encoder_cache_tokens)
         cache = KVCache(target.kv_shape, sizes.num_pages, config.page_size, target.device, target.attention)
