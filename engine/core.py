@@ -249,12 +249,15 @@ class EngineCore:
         if not self._compiling:
             return
         for request, grammar in self._compiling.take(idle=not (self._pending or self.scheduler.has_work)):
-            if isinstance(grammar, GrammarError):
+            if isinstance(grammar, GrammarState):
+                with self._ending_alone(request):
+                    self._queue(request, grammar)
+            elif isinstance(grammar, GrammarError):
                 message = f"the grammar cannot be used: {grammar}"
                 self._pending.append(failure(request.request_id, "invalid_grammar", message))
             else:
-                with self._ending_alone(request):
-                    self._queue(request, grammar)
+                message = "the grammar could not be compiled"
+                self._pending.append(failure(request.request_id, "internal_error", message))
 
     def _encode(self, plan: StepPlan) -> None:
         for key, (code, message) in self._runner.encode(plan.encode).items():

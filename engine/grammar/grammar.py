@@ -175,9 +175,13 @@ class GrammarCompiler:
         self._compiled: OrderedDict[str, Future[Grammar]] = OrderedDict()
 
     def compile(self, text: str) -> Future[Grammar]:
-        """Return a future of the grammar, whose exception is a ``GrammarError``. Not thread-safe."""
+        """Return a future of the grammar. Not thread-safe.
+
+        Its exception is a ``GrammarError``, or else a failure that may pass, such as of memory: asked again,
+        it is compiled again.
+        """
         known = self._compiled.get(text)
-        if known is None or known.cancelled() or _is_spent(known):
+        if known is None or known.cancelled() or _is_useless(known):
             self._compiled[text] = self._thread.submit(self._compile, text)
             if len(self._compiled) > MAX_CACHED:
                 self._compiled.popitem(last=False)
@@ -188,8 +192,11 @@ class GrammarCompiler:
         return Grammar(self._tokenizer(), text)
 
 
-def _is_spent(known: Future[Grammar]) -> bool:
-    return known.done() and known.exception() is None and known.result().is_spent
+def _is_useless(known: Future[Grammar]) -> bool:
+    if not known.done():
+        return False
+    error = known.exception()
+    return known.result().is_spent if error is None else not isinstance(error, GrammarError)
 
 
 def reason_of(matcher: LLMatcher) -> str | None:

@@ -39,15 +39,18 @@ class GrammarQueue:
             future.cancel()  # has no effect on one that is already running
         return list(gone)
 
-    def take(self, *, idle: bool) -> list[tuple[GenerateRequest, GrammarState | GrammarError]]:
-        """Remove and return the requests that can start or have failed. If ``idle``, wait briefly for one."""
+    def take(self, *, idle: bool) -> list[tuple[GenerateRequest, GrammarState | BaseException]]:
+        """Remove and return the requests that can start or have failed. If ``idle``, wait briefly for one.
+
+        An error that is no ``GrammarError`` is not due to the grammar.
+        """
         if idle and self._waiting:
             wait([future for _, future in self._waiting.values()], IDLE_SECONDS, FIRST_COMPLETED)
         done = [name for name, (_, future) in self._waiting.items() if future.done()]
         return [(request, _outcome(future)) for request, future in map(self._waiting.pop, done)]
 
 
-def _outcome(future: Future[Grammar]) -> GrammarState | GrammarError:
+def _outcome(future: Future[Grammar]) -> GrammarState | BaseException:
     """Return the state of a compiled grammar, or its error.
 
     The error is not raised: it is cached with the grammar for other requests, and each raise would add the
@@ -56,7 +59,6 @@ def _outcome(future: Future[Grammar]) -> GrammarState | GrammarError:
     error = future.exception()
     if error is None:
         return future.result().begin()
-    if isinstance(error, GrammarError):
-        return error
-    log.error("a grammar could not be compiled", exc_info=error)
-    return GrammarError("it could not be compiled")
+    if not isinstance(error, GrammarError):
+        log.error("a grammar could not be compiled", exc_info=error)
+    return error

@@ -10,10 +10,11 @@ from collections.abc import Callable
 import pytest
 from llguidance import LLTokenizer
 
-from engine.grammar.grammar import GrammarCompiler, GrammarError
+from engine.grammar.grammar import GrammarCompiler, GrammarError, GrammarState
 from engine.grammar.queue import GrammarQueue
 from engine.messages import GenerateRequest, SamplingParams
 from processing.prompt import Prompt
+from tests.engine.test_grammar import ll_tokenizer
 
 
 class Caller:
@@ -22,7 +23,7 @@ class Caller:
     def take(self, queue: GrammarQueue) -> list[str]:
         while not (taken := queue.take(idle=True)):
             pass
-        assert all(isinstance(grammar, GrammarError) for _, grammar in taken)
+        assert all(isinstance(grammar, Exception) for _, grammar in taken)
         return [request.request_id for request, _ in taken]
 
 
@@ -55,6 +56,33 @@ def test_a_grammar_that_is_refused_again_and_again_keeps_nobody(load: Callable[[
         del caller
     gc.collect()
     assert [caller() for caller in callers] == [None] * 5
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError("no more files"), RuntimeError("no new thread")])
+def test_a_grammar_that_failed_for_a_passing_reason_is_compiled_again(error: Exception) -> None:
+    """It is not the client's fault, and no error of the grammar."""
+    wrong = iter([error])
+
+    def load() -> LLTokenizer:
+        for one in wrong:
+            raise one
+        return ll_tokenizer()
+
+    queue, outcomes = GrammarQueue(GrammarCompiler(load)), []
+    for name in ("first", "second"):
+        queue.put(asking(name, "start: /a/"))
+        while not (taken := queue.take(idle=True)):
+            pass
+        outcomes.append(taken[0][1])
+    assert outcomes[0] is error
+    assert isinstance(outcomes[1], GrammarState)
+
+
+def test_a_grammar_that_is_wrong_is_refused_from_the_cache() -> None:
+    compiler = GrammarCompiler(ll_tokenizer)
+    first = compiler.compile("start: )")
+    assert isinstance(first.exception(10), GrammarError)
+    assert compiler.compile("start: )") is first
 
 
 def test_a_grammar_that_nobody_waits_for_any_more_is_not_compiled() -> None:

@@ -242,6 +242,27 @@ def test_what_cannot_be_compiled_is_refused_and_disturbs_nobody(tiny: BuildCheck
     assert "unclosed group" in stories["bad"].end.error.message
 
 
+def test_a_compilation_that_failed_for_a_passing_reason_is_not_the_clients_fault(
+    tiny: BuildCheckpoint,
+) -> None:
+    golden = load_golden(tiny(FAMILY))
+    tokenizer, wrong = tiny_tokenizer(), iter([MemoryError()])
+
+    def load() -> LLTokenizer:
+        for error in wrong:
+            raise error
+        return LLTokenizer(tokenizer.backend_tokenizer.to_str(), eos_token=[tokenizer.eos_token_id])
+
+    core, prompt = plain_core(golden, grammars=GrammarCompiler(load)), golden.prompt("Hello")
+    first, second = (
+        run_all(core, [(0, asking(name, prompt, max_tokens=10, grammar='start: "no"'))])[name]
+        for name in ("first", "second")
+    )
+    assert first.end.error is not None
+    assert first.end.error.code == "internal_error"
+    assert text_of(golden, second) == "no"
+
+
 def test_a_request_can_be_aborted_while_its_grammar_is_compiled(tiny: BuildCheckpoint) -> None:
     golden = load_golden(tiny(FAMILY))
     core, prompt = plain(golden), golden.prompt("Hello")
