@@ -75,12 +75,7 @@ class Runner:
         """
         if not images:
             return {}
-        encoded: Seq[Encoded | Failure]
-        try:
-            encoded = self._target.encode_images(list(images.values()))
-        except Exception:  # whatever the vision tower raises, other pictures must still be encoded
-            log.exception("encoding %d pictures at once failed", len(images))
-            encoded = [self._encode_alone(image) for image in images.values()]
+        encoded = self._encode_all(list(images.values()))
         finite = iter(_all_finite([one.values for one in encoded if isinstance(one, Encoded)]))
         failed = {}
         for key, one in zip(images, encoded, strict=True):
@@ -161,12 +156,17 @@ class Runner:
             joined = [np.concatenate(sources), np.concatenate(targets)]
             self._cache.move(*to_device(joined, self._target.device))
 
-    def _encode_alone(self, image: ImageInput) -> Encoded | Failure:
+    def _encode_all(self, images: list[ImageInput]) -> Seq[Encoded | Failure]:
         try:
-            return self._target.encode_images([image])[0]
-        except Exception as error:
-            log.exception("encoding a picture of %d tokens failed", image.num_tokens)
-            return TOO_LARGE if is_out_of_memory(error) else NOT_ENCODED
+            return self._target.encode_images(images)
+        except Exception as error:  # whatever the vision tower raises, other pictures must still be encoded
+            num_tokens = sum(image.num_tokens for image in images)
+            log.exception("encoding pictures failed: %d of %d tokens together", len(images), num_tokens)
+            failure = TOO_LARGE if is_out_of_memory(error) else NOT_ENCODED
+        if len(images) == 1:
+            return [failure]
+        # outside the ``except`` block: the error keeps tensors alive
+        return [one for image in images for one in self._encode_all([image])]
 
     def _placements(
         self, spans: Seq[Span]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -77,6 +78,22 @@ def test_pictures_that_fit_alone_are_encoded_alone(
     assert "picture" in failed["p2"].message
     monkeypatch.undo()
     assert failures(core, {"again": prompts["p2"]}, golden) == {}
+
+
+@pytest.mark.parametrize(("seeds", "sizes"), [((0,), [1]), ((0, 1), [2, 1, 1])])
+def test_pictures_are_tried_again_one_by_one_when_nothing_of_the_first_attempt_is_left(
+    golden: Golden, monkeypatch: pytest.MonkeyPatch, seeds: tuple[int, ...], sizes: list[int]
+) -> None:
+    """While an error is handled, its traceback keeps the tensors of the attempt. One alone fails at once."""
+    core, tried = load(golden), []
+
+    def failing(images: list[ImageInput]) -> Any:
+        tried.append((len(images), sys.exc_info()[1]))
+        raise MemoryError
+
+    monkeypatch.setattr(core.target.adapter, "encode_images", failing)
+    assert failures(core, {"a": golden.prompt("What?", seeds)}, golden).keys() == {"a"}
+    assert tried == [(size, None) for size in sizes]
 
 
 @pytest.mark.parametrize("most", [1, 3, 0])
