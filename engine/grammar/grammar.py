@@ -54,7 +54,7 @@ class Grammar:
         """Compile ``text``: takes milliseconds, up to two seconds for the largest, mostly without the GIL."""
         self._matcher = LLMatcher(tokenizer, text, log_level=0, limits=LIMITS)
         self._ahead = LLMatcher(tokenizer, text, log_level=0, limits=LIMITS)
-        self._num_words = (tokenizer.vocab_size + 31) // 32
+        self._vocab_size = tokenizer.vocab_size
         start = self.begin()
         mask = start.mask()  # fills most of the lexer's tables, which the copies share
         if start.error is not None:
@@ -70,20 +70,21 @@ class Grammar:
 
     def begin(self) -> GrammarState:
         """Return the initial state for another answer."""
-        return GrammarState(self._matcher.deep_copy(), self._ahead.deep_copy(), self._num_words)
+        return GrammarState(self._matcher.deep_copy(), self._ahead.deep_copy(), self._vocab_size)
 
 
 class GrammarState:
     """The state of a grammar after the output of one request so far.
 
     ``error``: why it cannot continue, or ``None``. ``ahead``: the matcher for drafts; once it fails, the
-    answer continues without drafts.
+    answer continues without drafts. ``vocab_size``: that of the matchers' tokenizer.
     """
 
-    def __init__(self, matcher: LLMatcher, ahead: LLMatcher, num_words: int) -> None:
+    def __init__(self, matcher: LLMatcher, ahead: LLMatcher, vocab_size: int) -> None:
         self._matcher = matcher
         self._ahead = ahead
-        self._num_words = num_words
+        self._vocab_size = vocab_size
+        self._num_words = (vocab_size + 31) // 32
         self._masks: dict[tuple[int, ...], Mask] = {}
         self.error = reason_of(matcher)
 
@@ -131,7 +132,9 @@ class GrammarState:
 
         def visit(parent: int) -> None:
             for node in children.get(parent, ()):
-                if self._ahead.try_consume_tokens([token_ids[node]]):
+                # The model may have more rows than the tokenizer has tokens; those would break the matcher.
+                known = token_ids[node] < self._vocab_size
+                if known and self._ahead.try_consume_tokens([token_ids[node]]):
                     allowed[node] = True
                     visit(node)
                     self._ahead.rollback(1)

@@ -100,6 +100,16 @@ def test_forbidden_candidates_go_with_all_below_them() -> None:
     assert np.isfinite(given_.scores).all(), "the draft's own candidates were changed"
 
 
+@pytest.mark.parametrize("beyond", [LL.vocab_size, LL.vocab_size + 1000])
+def test_a_draft_of_a_token_that_the_tokenizer_lacks_does_not_end_drafting(beyond: int) -> None:
+    """Many models have more rows than their tokenizer has tokens."""
+    state, good = Grammar(LL, JSON).begin(), ids("{")[0]
+    for _ in range(2):
+        assert state.allowed([beyond, good], [-1, -1]) == [False, True]
+        assert state.allowed([good, beyond], [-1, 0]) == [True, False]
+    assert state.error is None
+
+
 def test_masks_are_filled_ahead_roots_first_and_no_longer_than_there_is_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -213,7 +223,7 @@ def test_running_out_of_fuel_ends_the_state_alone() -> None:
     tight = module.LLParserLimits(step_lexer_fuel=200, step_max_items=20, verbose_errors=False)
     grammar = Grammar(LL, 'start: "a" %json {"type": "object"}')
     matcher = LLMatcher(LL, 'start: "a" %json {"type": "object"}', limits=tight, log_level=0)
-    state = GrammarState(matcher, matcher.deep_copy(), (LL.vocab_size + 31) // 32)
+    state = GrammarState(matcher, matcher.deep_copy(), LL.vocab_size)
     for token in ids('a{"x": [1, 2'):
         state.mask()
         state.consume(token)
