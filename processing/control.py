@@ -172,8 +172,11 @@ class Marks:
 
     def _mark_item(self, name: Any, value: Any, tokens: TokenSet) -> Any:
         # Templates compare types ("function", "string") and do not build tokens from them.
-        is_type = name == "type" and isinstance(value, str) and value.isidentifier()
-        return value if is_type else self.mark(value, tokens)
+        if name == "type" and isinstance(value, str) and value.isidentifier():
+            return value
+        if name == "required" and isinstance(value, list):  # templates look for names in it
+            return [(self._mark_name if isinstance(one, str) else self.mark)(one, tokens) for one in value]
+        return self.mark(value, tokens)
 
 
 def _spellings(char: str) -> str:

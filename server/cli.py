@@ -67,7 +67,7 @@ class DemoExport(BaseModel):
 
         try:
             print(export(self.checkpoint, self.out or FOLDER))
-        except OSError as error:  # the checkpoint does not exist, or the folder cannot be written to
+        except (OSError, ValueError) as error:  # no such file, no checkpoint, no folder to write to
             sys.exit(f"specvlm: {error}")
 
 

@@ -24,11 +24,11 @@ import httpx
 from PIL import Image
 
 from server.media_budget import PixelBudget, PixelShare
-from server.media_child import Look
 from server.media_decoder import Decoders
 from server.media_image import read_base64, read_data_url, too_large
 from server.media_url import MediaError, WebURL, host_allowed, is_public, parse_web_url
 from server.media_video import Video, frames_in, is_animation, sampled
+from server.media_wire import Look
 
 __all__ = ["MediaConfig", "MediaError", "MediaLoader", "Pictures", "Video"]
 

@@ -1,22 +1,24 @@
 """The program that decodes pictures: opens one untrusted file after the other, and sends pixels back.
 
 What a file costs to decode cannot be told from its size or its header. So every file gets a limit of
-processor time, and the process one of memory; if it exceeds them, only this process ends. It holds nobody
-else's data. ``media_decoder`` starts it and says what to do.
+processor time, and the process one of memory; if it exceeds them, only this process ends. It sees one file
+after the other and nothing else of any request. ``media_decoder`` starts it and says what to do.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import os
 import resource
+import signal
+import socket
 import sys
 import time
 import warnings
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
+from io import BufferedIOBase
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
@@ -24,56 +26,13 @@ from server.malloc import give_back_memory
 from server.media_image import decode_picture, open_picture
 from server.media_url import MediaError
 from server.media_video import count_frames, decode_frames
-
-TOO_COSTLY: Final = "The image takes too much time or memory to decode; save it again, or send a smaller one."
-
-
-class Look(msgspec.Struct, frozen=True, tag=True):
-    """Check the file that follows, and say what is in it. Frames are counted, which decodes them, if more
-    than the first are ``wanted``.
-    """
-
-    wanted: bool
-    max_pixels: int
-    max_total_pixels: int
-
-
-class Decode(msgspec.Struct, frozen=True, tag=True):
-    """Decode these frames of the file that follows."""
-
-    indices: tuple[int, ...]
-
-
-class Found(msgspec.Struct, frozen=True, tag=True):
-    """``width`` and ``height`` are those of each frame. ``first``: the index of the first frame to show."""
-
-    width: int
-    height: int
-    num_frames: int
-    first: int
-
-
-class Frame(msgspec.Struct, frozen=True, tag=True):
-    """An upright frame, whose pixels follow: RGB, row by row, 3 bytes each."""
-
-    width: int
-    height: int
-
-
-class Refused(msgspec.Struct, frozen=True, tag=True):
-    """The file is none that can be decoded: what ``MediaError`` has."""
-
-    code: str
-    message: str
-
-
-Reply = Found | Frame | Refused
+from server.media_wire import TOO_COSTLY, Decode, Found, Frame, Look, Refused, Reply, Task, receive, send
 
 
 def look(task: Look, data: bytes) -> Found:
     image = open_picture(data, task.max_pixels)
     width, height = image.size
-    count = count_frames(image, task.max_total_pixels) if task.wanted else 1
+    count = count_frames(image, task.max_total_pixels) if task.count_frames else 1
     # A PNG may show another picture to those who cannot animate it, which comes first.
     first = 1 if count > 1 and getattr(image, "default_image", False) else 0
     return Found(width, height, count, first)
@@ -86,7 +45,7 @@ def decode(task: Decode, data: bytes) -> Iterator[tuple[Frame, bytes]]:
         yield Frame(*frame.size), frame.tobytes()
 
 
-def perform(task: Look | Decode, data: bytes) -> Iterator[Reply | bytes]:
+def perform(task: Task, data: bytes) -> Iterator[Reply | bytes]:
     try:
         if isinstance(task, Look):
             yield look(task, data)
@@ -100,28 +59,33 @@ def perform(task: Look | Decode, data: bytes) -> Iterator[Reply | bytes]:
         yield Refused("invalid_image", TOO_COSTLY)
 
 
-def serve(parent: Connection, cpu_seconds: int) -> None:
-    task = msgspec.msgpack.decode(parent.recv_bytes(), type=Look | Decode)
-    data = parent.recv_bytes()
+def serve(parent: BufferedIOBase, cpu_seconds: int) -> None:
+    task = msgspec.msgpack.decode(receive(parent, sys.maxsize), type=Task)
     allow_seconds(cpu_seconds)
-    for reply in perform(task, data):
-        parent.send_bytes(reply if isinstance(reply, bytes) else msgspec.msgpack.encode(reply))
+    for reply in perform(task, receive(parent, sys.maxsize)):
+        send(parent, reply)
 
 
 def main(descriptor: int, max_memory: int, cpu_seconds: int) -> None:
-    """Serve the process at the other end until it hangs up. ``max_memory``: bytes of address space;
-    ``cpu_seconds``: processor time for each task.
+    """Serve the process at the other end of a socket until it hangs up. ``max_memory``: bytes of address
+    space; ``cpu_seconds``: processor time for each task.
     """
     confine(max_memory)
     give_back_memory()
-    with Connection(descriptor) as parent, contextlib.suppress(EOFError, ConnectionError, MemoryError):
+    with (
+        socket.socket(fileno=descriptor) as connection,
+        connection.makefile("rwb") as parent,
+        contextlib.suppress(EOFError, ConnectionError, MemoryError),
+    ):
         while True:
             serve(parent, cpu_seconds)
 
 
 def confine(max_memory: int) -> None:
-    """Limit memory, and be the first to go if the machine has none left."""
+    """Limit memory, let others compute first, and be the first to go if the machine has no memory left."""
     warnings.simplefilter("ignore")  # Pillow's, about files
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all of a service: this ends with the server
+    os.nice(5)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError, ValueError):  # macOS has no such limit
         resource.setrlimit(resource.RLIMIT_AS, (max_memory, max_memory))

@@ -4,12 +4,13 @@ end. Blocking; ``media_child`` is the other end.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing import Pipe
 from queue import LifoQueue
 from typing import Final
 
@@ -17,15 +18,29 @@ import msgspec
 from PIL import Image
 
 from engine.host.programs import module_command
-from server.media_child import TOO_COSTLY, Decode, Found, Frame, Look, Refused, Reply
 from server.media_url import MediaError
+from server.media_wire import TOO_COSTLY, Decode, Found, Frame, Look, Refused, Reply, Task, receive, send
 
 CPU_SECONDS: Final = 10
 """Maximum processor time to look at a file or to decode it. A JPEG of 40 million pixels takes about one."""
+MAX_REPLY: Final = 10_000
+"""Bytes of a reply without pixels."""
+LAST_SECONDS: Final = 1.0
+"""How long a process that closed its connection may take to end."""
+ENDED_BY_FILE: Final = (0, -signal.SIGXCPU, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT)
+"""Codes of a process that a file ended: without memory for it, out of time, or by a decoder's bug."""
 BASE_MEMORY: Final = 512 * 2**20
 """Bytes of address space for the interpreter, Pillow, and a file with its copies."""
 BYTES_PER_PIXEL: Final = 40
 """Of the largest picture, while it is decoded, turned upright and laid on white. WebP takes most."""
+
+
+def environment() -> dict[str, str]:
+    """Return this process's environment without keys and settings, which a process of hostile files must not
+    have, and with one thread for numpy, as each takes memory.
+    """
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("SPECVLM_", "HF_TOKEN"))}
+    return {**own, "OPENBLAS_NUM_THREADS": "1"}
 
 
 class Decoders:
@@ -37,7 +52,7 @@ class Decoders:
 
     def __init__(self, count: int, max_pixels: int, cpu_seconds: int = CPU_SECONDS) -> None:
         memory = BASE_MEMORY + BYTES_PER_PIXEL * max_pixels
-        self._all = [_Decoder(memory, cpu_seconds) for _ in range(count)]
+        self._all = [_Decoder(memory, cpu_seconds, 3 * max_pixels) for _ in range(count)]
         self._idle: LifoQueue[_Decoder] = LifoQueue()  # last used, first reused: little to do, few processes
         for decoder in self._all:
             self._idle.put(decoder)
@@ -62,7 +77,7 @@ class Decoders:
         for decoder in self._all:
             decoder.close()
 
-    @contextmanager
+    @contextlib.contextmanager
     def _borrowed(self) -> Iterator[_Decoder]:
         decoder = self._idle.get()
         try:
@@ -76,13 +91,12 @@ class Decoders:
 class _Decoder:
     """One process at a time. Except for ``close``, used by one thread at a time."""
 
-    def __init__(self, max_memory: int, cpu_seconds: int) -> None:
+    def __init__(self, max_memory: int, cpu_seconds: int, max_len: int) -> None:
         self._limits = [str(max_memory), str(cpu_seconds)]
+        self._max_len = max_len
         self._lock = threading.Lock()
         self._closed = False
         self._process: subprocess.Popen[bytes] | None = None
-        self._replies: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
-        self._encode = msgspec.msgpack.Encoder().encode
 
     def start(self) -> None:
         """Start a process if there is none. Raises ``OSError`` if it cannot be started."""
@@ -92,46 +106,49 @@ class _Decoder:
             if self._process is not None and self._process.poll() is None:
                 return
             self._end()
-            self._connection, theirs = Pipe()
-            with theirs:
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                self._peer = ours.makefile("rwb")  # keeps the connection open
                 arguments = [str(theirs.fileno()), *self._limits]
                 self._process = subprocess.Popen(  # noqa: S603 -- our own program
                     module_command("server.media_child") + arguments,
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # whose buffers would take memory
-                    start_new_session=True,  # Ctrl-C is for the server, which lets requests end
+                    env=environment(),
+                    process_group=0,  # Ctrl-C is for the server, which lets requests end
                 )
 
-    @contextmanager
+    @contextlib.contextmanager
     def conversation(self) -> Iterator[None]:
         """End the process if it does not answer as it should: it may be in the middle of something."""
         try:
             yield
         except MediaError:
             raise
-        except (EOFError, OSError):  # its limits ended it
-            self._kill()
+        except (EOFError, OSError):
+            code = self._kill()
+            if code not in ENDED_BY_FILE:  # by the system or an administrator, say
+                raise RuntimeError(f"a process that decodes pictures ended with code {code}") from None
             raise MediaError("invalid_image", TOO_COSTLY) from None
         except BaseException:
             self._kill()
             raise
 
-    def ask(self, task: Look | Decode, data: bytes) -> Found | Frame:
-        self._connection.send_bytes(self._encode(task))
-        self._connection.send_bytes(data)
+    def ask(self, task: Task, data: bytes) -> Found | Frame:
+        send(self._peer, task)
+        send(self._peer, data)
         return self.reply()
 
     def reply(self) -> Found | Frame:
-        reply = self._replies.decode(self._connection.recv_bytes())
+        reply: Reply = msgspec.msgpack.decode(receive(self._peer, MAX_REPLY), type=Reply)
         if isinstance(reply, Refused):
             raise MediaError(reply.code, reply.message)
         return reply
 
     def pixels_of(self, frame: Found | Frame) -> Image.Image:
         assert isinstance(frame, Frame)
-        return Image.frombytes("RGB", (frame.width, frame.height), self._connection.recv_bytes())
+        return Image.frombytes("RGB", (frame.width, frame.height), receive(self._peer, self._max_len))
 
     def close(self) -> None:
         with self._lock:
@@ -140,13 +157,19 @@ class _Decoder:
                 self._process.kill()  # and a thread that waits for its reply learns of it
                 self._process.wait()
 
-    def _kill(self) -> None:
+    def _kill(self) -> int | None:
         with self._lock:
-            self._end()
+            return self._end()
 
-    def _end(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
-            self._connection.close()
+    def _end(self) -> int | None:
+        """Return the code with which the process ended, or ended just before."""
+        if self._process is None:
+            return None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(LAST_SECONDS)
+        self._process.kill()
+        code = self._process.wait()
+        self._process = None
+        with contextlib.suppress(OSError):  # of what it did not read
+            self._peer.close()
+        return code

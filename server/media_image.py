@@ -98,6 +98,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
+    except MemoryError:
+        raise
     except Exception:
         return image  # broken EXIF data does not make the picture unusable
 

@@ -10,7 +10,8 @@ through its parent T, the token has probability W / (T + 1): longer matches and 
 likelier, and a single match of two tokens is an even bet. Going down a path lengthens the matches along it.
 
     lookup = NgramLookup(never=frozenset({image_token_id}))
-    lookup.begin("a", prompt_token_ids, salt="")
+    lookup.begin("a", num_prompt=len(prompt_token_ids), salt="")
+    lookup.extend("a", prompt_token_ids)
     candidates = lookup.propose(["a"], [TreeLimits(num_steps=6, topk=2, num_draft_tokens=16)])
     lookup.extend("a", accepted_token_ids)
     lookup.end("a", remember=True)
@@ -101,25 +102,15 @@ class NgramLookup:
         """Return how many tokens of a running request are known."""
         return len(self._requests[request_id].own)
 
-    def begin(
-        self,
-        request_id: str,
-        token_ids: Sequence[int],
-        salt: str,
-        *,
-        more_prompt: int = 0,
-        only_own: bool = False,
-    ) -> None:
-        """Start a request with this prompt; with ``only_own``, text of other requests is not proposed to it.
+    def begin(self, request_id: str, *, num_prompt: int, salt: str, only_own: bool = False) -> None:
+        """Start a request, whose first ``num_prompt`` tokens are its prompt; all tokens come with ``extend``.
 
-        ``more_prompt``: the number of prompt tokens that come later, with ``extend``. Raises ``ValueError``
-        if the id is already running.
+        With ``only_own``, text of other requests is not proposed to it. Raises ``ValueError`` if the id is
+        already running.
         """
         if request_id in self._requests:
             raise ValueError(f"request {request_id!r} has already begun")
-        own = NgramIndex(self._min, self._max)
-        own.extend(token_ids)
-        self._requests[request_id] = _Request(salt, len(token_ids) + more_prompt, own, only_own)
+        self._requests[request_id] = _Request(salt, num_prompt, NgramIndex(self._min, self._max), only_own)
 
     def extend(self, request_id: str, token_ids: Sequence[int]) -> None:
         """Append to a request's text. Raises ``KeyError`` for an id that is not running."""

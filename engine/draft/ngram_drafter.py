@@ -76,7 +76,7 @@ class NgramDrafter:
         free = max(self._held_tokens - self._ngrams.num_prompt_tokens, self._prompt_tokens // 8)
         held = min(sequence.num_prompt_tokens, self._prompt_tokens, free)
         # A trace shows what was proposed, which must not be text of another request's answer.
-        self._ngrams.begin(sequence.request_id, [], sequence.salt, more_prompt=held, only_own=sequence.trace)
+        self._ngrams.begin(sequence.request_id, num_prompt=held, salt=sequence.salt, only_own=sequence.trace)
         self._skipped[sequence.request_id] = sequence.num_prompt_tokens - held
 
     def _num_read(self, sequence: Sequence) -> int:

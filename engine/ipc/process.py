@@ -68,6 +68,8 @@ class Run:
     ended_at: float = 0.0
     reason: str = ""
     load_failed: bool = False
+    was_refused: bool = False
+    """Whether the system could not start a process, though it could start one before."""
 
 
 class Backoff:
@@ -79,7 +81,7 @@ class Backoff:
     def after(self, run: Run) -> float | None:
         """Return the seconds to wait before the next start; ``None`` to give up."""
         if run.ready_at is None:
-            self._failed_loads += 1
+            self._failed_loads += not run.was_refused
             if self._failed_loads >= self._policy.max_failed_loads:
                 return None
         else:
@@ -188,6 +190,7 @@ class ProcessClient(StreamingClient):
             child = await EngineChild.start(self._command, self._config, self._log_format)
         except OSError as error:
             run.reason = f"the engine process could not be started: {error}"
+            run.was_refused = self._info is not None
             return
         self._child = child
         try:

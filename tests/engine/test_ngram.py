@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,11 @@ IMAGE = 3
 
 Paths = dict[tuple[int, ...], float]
 texts = st.lists(st.integers(0, 4), min_size=1, max_size=24)
+
+
+def begin(lookup: NgramLookup, request_id: str, prompt: Sequence[int], salt: str, **options: bool) -> None:
+    lookup.begin(request_id, num_prompt=len(prompt), salt=salt, **options)
+    lookup.extend(request_id, prompt)
 
 
 def limits(num_steps: int = 6, topk: int = 3, num_draft_tokens: int = 32) -> TreeLimits:
@@ -116,11 +122,11 @@ def test_proposes_what_a_plain_search_finds(
 ) -> None:
     lookup = NgramLookup(never=frozenset({IMAGE}), min_probability=FLOOR)
     for other_prompt, other_output in others:
-        lookup.begin("other", other_prompt, "")
+        begin(lookup, "other", other_prompt, "")
         lookup.extend("other", other_output)
         lookup.end("other", remember=True)
     memory = [Remembered(p[-MAX:], o) for p, o in others]
-    lookup.begin("a", prompt, "")
+    begin(lookup, "a", prompt, "")
     own = list(prompt)
     for output in [[], *outputs]:
         lookup.extend("a", output)
@@ -138,19 +144,19 @@ def test_proposes_what_a_plain_search_finds(
 
 def test_text_that_repeats_gives_deep_paths() -> None:
     lookup = NgramLookup()
-    lookup.begin("poem", [1, 2, 3, 4, 5, 1, 2, 3], "")
+    begin(lookup, "poem", [1, 2, 3, 4, 5, 1, 2, 3], "")
     deep = limits(num_steps=12)
     assert (4, 5, 1, 2, 3, 4, 5, 1, 2, 3, 4, 5) in paths_of(lookup.propose(["poem"], [deep]))
-    lookup.begin("dots", [9, 7, 7, 7, 7], "")
+    begin(lookup, "dots", [9, 7, 7, 7, 7], "")
     assert (7,) * 10 in paths_of(lookup.propose(["dots"], [deep]))
 
 
 def test_agreement_and_longer_matches_are_likelier() -> None:
     lookup = NgramLookup()
-    lookup.begin("once", [1, 2, 3, 9, 1, 2], "")
-    lookup.begin("twice", [1, 2, 3, 8, 1, 2, 3, 9, 1, 2], "")
-    lookup.begin("longer", [9, 1, 2, 3, 9, 1, 2], "")
-    lookup.begin("split", [1, 2, 3, 8, 1, 2, 4, 9, 1, 2], "")
+    begin(lookup, "once", [1, 2, 3, 9, 1, 2], "")
+    begin(lookup, "twice", [1, 2, 3, 8, 1, 2, 3, 9, 1, 2], "")
+    begin(lookup, "longer", [9, 1, 2, 3, 9, 1, 2], "")
+    begin(lookup, "split", [1, 2, 3, 8, 1, 2, 4, 9, 1, 2], "")
     rows = [paths_of(lookup.propose([name], [limits()])) for name in ("split", "once", "twice", "longer")]
     split, once, twice, longer = (row[(3,)] for row in rows)
     assert split < once < min(twice, longer)
@@ -158,8 +164,8 @@ def test_agreement_and_longer_matches_are_likelier() -> None:
 
 def test_requests_draft_together_and_the_short_ones_are_padded() -> None:
     lookup = NgramLookup()
-    lookup.begin("new", [1, 2, 3, 4], "")
-    lookup.begin("repeats", [1, 2, 3, 1, 2], "")
+    begin(lookup, "new", [1, 2, 3, 4], "")
+    begin(lookup, "repeats", [1, 2, 3, 1, 2], "")
     both = lookup.propose(["new", "repeats"], [limits(), limits(num_steps=2)])
     both.check()
     assert not np.isfinite(both.scores[0]).any()
@@ -171,22 +177,22 @@ def test_requests_draft_together_and_the_short_ones_are_padded() -> None:
 
 def test_outputs_of_ended_requests_are_found_from_their_first_token_but_prompts_are_not() -> None:
     lookup = NgramLookup()
-    lookup.begin("old", [50, 51, 52, 53, 98, 99], "")
+    begin(lookup, "old", [50, 51, 52, 53, 98, 99], "")
     lookup.extend("old", [10, 11, 12])
     lookup.end("old", remember=True)
-    lookup.begin("new", [60, 61, 98, 99], "")  # the template's end is the same
+    begin(lookup, "new", [60, 61, 98, 99], "")  # the template's end is the same
     assert set(paths_of(lookup.propose(["new"], [limits()]))) == {(10,), (10, 11), (10, 11, 12)}
-    lookup.begin("spy", [50, 51, 52], "")
+    begin(lookup, "spy", [50, 51, 52], "")
     assert not paths_of(lookup.propose(["spy"], [limits()]))
 
 
 def test_nothing_of_other_requests_is_proposed_to_one_that_is_shown_what_was_proposed() -> None:
     lookup = NgramLookup()
-    lookup.begin("a", [1, 2], "")
+    begin(lookup, "a", [1, 2], "")
     lookup.extend("a", [7, 8, 9])
     lookup.end("a", remember=True)
-    lookup.begin("open", [5, 1, 2], "")
-    lookup.begin("traced", [5, 1, 2], "", only_own=True)
+    begin(lookup, "open", [5, 1, 2], "")
+    begin(lookup, "traced", [5, 1, 2], "", only_own=True)
     assert (7, 8, 9) in paths_of(lookup.propose(["open"], [limits()]))
     assert not paths_of(lookup.propose(["traced"], [limits()]))
     lookup.extend("traced", [6, 5, 1])
@@ -195,10 +201,10 @@ def test_nothing_of_other_requests_is_proposed_to_one_that_is_shown_what_was_pro
 
 def test_a_request_that_is_not_remembered_leaves_nothing() -> None:
     lookup = NgramLookup()
-    lookup.begin("old", [1, 2], "")
+    begin(lookup, "old", [1, 2], "")
     lookup.extend("old", [3, 4, 5])
     lookup.end("old", remember=False)
-    lookup.begin("new", [1, 2, 3], "")
+    begin(lookup, "new", [1, 2, 3], "")
     assert not paths_of(lookup.propose(["new"], [limits()]))
     assert lookup.num_remembered_tokens == 0
     with pytest.raises(KeyError):
@@ -217,12 +223,12 @@ def test_salts_share_nothing_and_memory_is_bounded(
     """Every salt writes with tokens of its own; a look-up under a salt meets those only."""
     lookup = NgramLookup(memory_tokens=capacity)
     for salt, output in jobs:
-        lookup.begin("job", tail, salt)  # the same prompt for all
+        begin(lookup, "job", tail, salt)  # the same prompt for all
         lookup.extend("job", [token + 100 * ord(salt) for token in output])
         lookup.end("job", remember=True)
         assert lookup.num_remembered_tokens <= capacity
     for salt in "xyz":
-        lookup.begin(salt, tail, salt)
+        begin(lookup, salt, tail, salt)
     rows = lookup.propose(list("xyz"), [limits()] * 3)
     for row, salt in enumerate("xyz"):
         foreign = {token for path in paths_of(rows, row) for token in path if token not in tail}
@@ -232,21 +238,21 @@ def test_salts_share_nothing_and_memory_is_bounded(
 def test_the_oldest_outputs_leave_first() -> None:
     lookup = NgramLookup(memory_tokens=3 * (5 + 10))  # three outputs of ten with their leads
     for number in range(4):
-        lookup.begin("job", [1, 2, 3, 4], f"salt {number % 2}")
+        begin(lookup, "job", [1, 2, 3, 4], f"salt {number % 2}")
         lookup.extend("job", range(100 * number, 100 * number + 10))
         lookup.end("job", remember=True)
     for number, known in enumerate([False, True, True, True]):
-        lookup.begin("look", [100 * number, 100 * number + 1], f"salt {number % 2}")
+        begin(lookup, "look", [100 * number, 100 * number + 1], f"salt {number % 2}")
         assert bool(paths_of(lookup.propose(["look"], [limits()]))) is known
         lookup.end("look", remember=False)
 
 
 def test_an_output_larger_than_memory_keeps_its_end() -> None:
     lookup = NgramLookup(memory_tokens=20)
-    lookup.begin("long", [1, 2], "")
+    begin(lookup, "long", [1, 2], "")
     lookup.extend("long", range(1000, 2000))
     lookup.end("long", remember=True)
-    lookup.begin("look", [1990, 1991], "")
+    begin(lookup, "look", [1990, 1991], "")
     assert (1992, 1993) in paths_of(lookup.propose(["look"], [limits()]))
 
 
@@ -274,7 +280,7 @@ def test_forgetting_removes_every_entry(pieces: list[list[int]]) -> None:
 
 def test_an_image_placeholder_ends_a_path() -> None:
     lookup = NgramLookup(never=frozenset({IMAGE}))
-    lookup.begin("a", [10, 11, 12, IMAGE, IMAGE, IMAGE, 13, 10, 11], "")
+    begin(lookup, "a", [10, 11, 12, IMAGE, IMAGE, IMAGE, 13, 10, 11], "")
     assert set(paths_of(lookup.propose(["a"], [limits()]))) == {(12,)}
-    lookup.begin("b", [10, IMAGE, IMAGE, IMAGE, IMAGE], "")
+    begin(lookup, "b", [10, IMAGE, IMAGE, IMAGE, IMAGE], "")
     assert not paths_of(lookup.propose(["b"], [limits()]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -18,7 +19,7 @@ from engine.client import EngineDeadError
 from engine.ipc.child import EngineChild
 from tests.engine.clients import collect, until
 from tests.engine.fake_core import COMPUTE, HANG, Script, expected, make_request
-from tests.engine.processes import children, running
+from tests.engine.processes import QUICK, children, running
 
 TOO_MANY_FILES = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 NO_TIMES = mock.patch.object(psutil.Process, "cpu_times", side_effect=TOO_MANY_FILES)
@@ -96,6 +97,27 @@ async def test_descriptors_are_given_back_when_sockets_cannot_be_made() -> None:
             with pytest.raises(EngineDeadError, match="cannot open sockets"):
                 await client.wait_ready()
         assert psutil.Process().num_fds() == before
+
+
+async def test_an_engine_that_has_run_is_started_again_however_often_the_system_refuses() -> None:
+    real, refused = EngineChild.start, 0
+
+    async def start(*args: Any) -> EngineChild:
+        nonlocal refused
+        if refused < 2 * QUICK.max_failed_loads:
+            refused += 1
+            raise TOO_MANY_FILES
+        return await real(*args)
+
+    async with running() as client:
+        await client.wait_ready()
+        with mock.patch.object(EngineChild, "start", start):
+            assert client.pid is not None
+            os.kill(client.pid, signal.SIGKILL)
+            await until(lambda: client.state == "restarting")
+            await client.wait_ready(timeout=10)
+        assert refused == 2 * QUICK.max_failed_loads
+        assert await collect(client, make_request("a")) == expected(make_request("a"))
 
 
 FEW_DESCRIPTORS = """

@@ -74,5 +74,5 @@ def test_tools_and_a_system_message_are_apart_in_every_template(
     )
     processor = Processor.from_pretrained(str(tiny("llama")), chat_template=template)
     plan = processor.tools.plan(OutputRequest(tools=(Tool("f"),), mode="auto"))
-    prompt = processor.apply(plan.told([ChatMessage("system", said), ChatMessage("user", "hi")]))
+    prompt = processor.apply(plan.add_tools([ChatMessage("system", said), ChatMessage("user", "hi")]))
     assert "\n\nBe" in processor.decode(prompt.token_ids)

@@ -206,6 +206,16 @@ def test_names_that_a_template_makes_tags_from_are_no_control_tokens(folder: Pat
     assert text == "hi<s>d</s><image>d</image>!<city>d</city>!"
 
 
+def test_names_that_a_template_looks_up_are_found_among_those_required(folder: Path) -> None:
+    """Though they are parts of tokens: ``image`` is looked up here."""
+    properties = {name: {"description": "d"} for name in ("image", "city")}
+    parameters = {"type": "object", "properties": properties, "required": ["image"]}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    assert apply(
+        folder, "{{ tools.image }}" + TAGS + "{{ tools.image }}", ChatMessage("user", "hi"), tools=tools, image=0
+    )[1] == ("0hi<image>d</image>!<city>d</city>")
+
+
 def test_names_that_a_template_looks_up_are_found_though_they_are_parts_of_tokens(folder: Path) -> None:
     template = (
         "{{ image }}{% for m in messages %}{% for c in m['tool_calls'] or [] %}"
