@@ -55,7 +55,8 @@ ENV PATH=/opt/specvlm/bin:$PATH \
 WORKDIR /cache
 USER 10001:10001
 EXPOSE 8000
-# Checks the port in SPECVLM_PORT; to use another port, map it with -p instead of passing --port.
+# Reads SPECVLM_PORT and SPECVLM_SSL_CERTFILE: to use another port, map it with -p instead of passing --port; for
+# TLS, set the variables instead of passing the flags.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=15m --retries=3 \
     CMD ["python", "/opt/specvlm/healthcheck.py"]
 ENTRYPOINT ["specvlm"]

@@ -82,8 +82,10 @@ class DemoEval(BaseModel):
         from demo.evaluate import evaluate, evaluate_url
 
         if self.url is not None:
-            from openai import OpenAIError
-
+            try:
+                from openai import OpenAIError
+            except ImportError:
+                sys.exit("specvlm: '--url' needs the package openai: pip install 'specvlm[client]'")
             try:
                 report = evaluate_url(self.url, samples=self.samples)
             except OpenAIError as error:

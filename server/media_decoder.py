@@ -23,6 +23,8 @@ from server.media_wire import TOO_COSTLY, Decode, Found, Frame, Look, Refused, R
 
 CPU_SECONDS: Final = 10
 """Maximum processor time to look at a file or to decode it. A JPEG of 40 million pixels takes about one."""
+KEPT_VARIABLES: Final = ("PATH", "LD_", "DYLD_", "PYTHON", "LANG", "LC_")
+"""What names of environment variables begin with that the interpreter may need."""
 MAX_REPLY: Final = 10_000
 """Bytes of a reply without pixels."""
 LAST_SECONDS: Final = 1.0
@@ -36,11 +38,11 @@ BYTES_PER_PIXEL: Final = 40
 
 
 def environment() -> dict[str, str]:
-    """Return this process's environment without keys and settings, which a process of hostile files must not
-    have, and with one thread for numpy, as each takes memory.
+    """Return what the processes need of this one's environment, which may hold keys. Numpy gets one
+    thread, as each takes memory.
     """
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("SPECVLM_", "HF_TOKEN"))}
-    return {**own, "OPENBLAS_NUM_THREADS": "1"}
+    kept = {name: value for name, value in os.environ.items() if name.startswith(KEPT_VARIABLES)}
+    return {**kept, "OPENBLAS_NUM_THREADS": "1"}
 
 
 class Decoders:

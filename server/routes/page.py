@@ -49,9 +49,15 @@ class PageFile:
 
 
 def read_files(folder: Path) -> dict[str, PageFile]:
-    """Return the files by name. A file of an unknown type is an error, so that none is served by accident."""
+    """Return the files by name, without what editors and file managers leave. Any other file of an unknown
+    type is an error, so that none is served by accident.
+    """
     files = {}
     for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.name.endswith("~"):
+            continue
+        if path.suffix not in MEDIA_TYPES:
+            raise ValueError(f"{path} has no media type: add it to MEDIA_TYPES, or remove the file")
         content = path.read_bytes()
         etag = f'"{sha256(content).hexdigest()[:32]}"'
         files[path.name] = PageFile(content, MEDIA_TYPES[path.suffix], etag)

@@ -19,7 +19,7 @@ from tests.imports import ROOT
 
 TEXT = GUIDE.read_text()
 TABLE_ROW = re.compile(r"^\| ([^|]+) \| (\d+) \| (\d+) \| (\d+) \| (\w+) \| (\d+) \|$", re.MULTILINE)
-OTHERS_FLAGS = {"--profile", "--gpus"}  # Docker's
+OTHERS_FLAGS = {"--init", "--profile", "--gpus"}  # Docker's
 GIB = 1 << 30
 
 
@@ -30,6 +30,13 @@ def test_every_flag_and_variable_exists() -> None:
     assert len(named) > 15
     assert named <= fields
     assert {name.lower() for name in re.findall(r"SPECVLM_([A-Z_]+)", TEXT)} <= fields
+
+
+def test_containers_have_an_init_process() -> None:
+    """The server as process 1 would not hear SIGTERM before it is ready."""
+    commands = re.findall(r"^docker run .*", TEXT, re.MULTILINE)
+    assert commands
+    assert all(" --init " in command for command in commands)
 
 
 def test_variables_of_the_compose_file_are_explained() -> None:

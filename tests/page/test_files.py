@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from server.routes.page import FOLDER, PUBLIC_PATHS
+from server.routes.page import FOLDER, PUBLIC_PATHS, read_files
 from tests.imports import ROOT
 from tests.server.conftest import StartServer
 
@@ -34,6 +34,15 @@ class Markup(HTMLParser):
         self.inline += [f"{tag} {name}" for name in named if name.startswith("on") or name == "style"]
         if tag == "style" or (tag == "script" and "src" not in named):
             self.inline.append(tag)
+
+
+def test_what_editors_leave_is_neither_served_nor_in_the_way(tmp_path: Path) -> None:
+    for name in ("a.js", ".DS_Store", ".a.js.swp", "a.js~"):
+        (tmp_path / name).write_text("x")
+    assert list(read_files(tmp_path)) == ["a.js"]
+    (tmp_path / "a.exe").write_text("x")
+    with pytest.raises(ValueError, match="a.exe has no media type"):
+        read_files(tmp_path)
 
 
 def test_the_policy_is_strict_and_on_every_file(start_server: StartServer) -> None:

@@ -144,8 +144,8 @@ def test_a_process_that_cannot_start_is_no_fault_of_the_file(monkeypatch: pytest
 
 
 def test_processes_do_not_get_the_servers_keys(decoders: Decoders, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SPECVLM_API_KEY", "secret")
-    monkeypatch.setenv("HF_TOKEN", "secret")
+    for name in ("SPECVLM_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.setenv(name, "secret")
     assert works(decoders)
     (child,) = children()
     assert "secret" not in child.environ().values()
