@@ -44,9 +44,16 @@ byId("new-chat", HTMLButtonElement).addEventListener("click", () => {
 byId("examples", HTMLElement).addEventListener("click", async (event) => {
   if (!(event.target instanceof HTMLButtonElement)) return;
   const question = event.target.textContent ?? "";
-  const picture = await fetch(byId("example", HTMLImageElement).src);
-  send(question, [{ name: "example.png", url: await dataUrl(await picture.blob()) }]);
+  const url = await readExample().catch(() => "");
+  composer.complain(url ? "" : "The example picture cannot be loaded.");
+  if (url && send(question, [{ name: "example.png", url }])) composer.focusStop();
 });
+
+async function readExample() {
+  const response = await fetch(byId("example", HTMLImageElement).src);
+  if (!response.ok) throw new Error(response.statusText);
+  return dataUrl(await response.blob());
+}
 
 const colour = byId("colour", HTMLInputElement);
 colour.addEventListener("change", () => document.body.classList.toggle("coloured", colour.checked));

@@ -31,9 +31,14 @@ export class Chat {
 
   /** @param {string} text @param {Picture[]} pictures @returns {boolean} whether it was sent */
   send(text, pictures) {
-    if (this.#running || !this.#parts.settings.check()) return false;
+    if (!this.#mayAsk()) return false;
     this.#answer(text, pictures);
     return true;
+  }
+
+  /** Whether there is no running answer and no wrong setting; shows the user a wrong one. */
+  #mayAsk() {
+    return !this.#running && this.#parts.settings.check();
   }
 
   /** Stop the running answer; what has arrived stays. */
@@ -57,8 +62,18 @@ export class Chat {
         this.#show(exchange, round);
         onLook();
       },
-      onAgain: () => this.#drop(exchange) && this.send(text, pictures),
-      onEdit: () => this.#drop(exchange) && (composer.put(text, pictures), composer.focus()),
+      onAgain: () => {
+        if (!this.#mayAsk()) return;
+        this.#drop(exchange);
+        this.#answer(text, pictures);
+        composer.focusStop();
+      },
+      onEdit: () => {
+        if (this.#running) return;
+        this.#drop(exchange);
+        composer.recall(text, pictures);
+        composer.focus();
+      },
     });
     const exchange = { text, pictures, answer, view };
     const running = new AbortController();
@@ -116,11 +131,9 @@ export class Chat {
     this.#parts.inside.show(exchange.answer, pictures, round);
   }
 
-  /** @param {Exchange} exchange @returns {boolean} whether it was removed; not while an answer is running */
+  /** @param {Exchange} exchange */
   #drop(exchange) {
-    if (this.#running) return false;
     exchange.view.remove();
     this.#exchanges = this.#exchanges.filter((other) => other !== exchange);
-    return true;
   }
 }

@@ -9,6 +9,10 @@ const TYPES = ["image/png", "image/jpeg", "image/webp", "image/gif"];
 export class Composer {
   /** @type {Picture[]} */
   pictures = [];
+  /** How many calls of `add` are reading files. */
+  #reading = 0;
+  /** Whether the message is to be sent once all files are read. */
+  #isAwaited = false;
   #form = byId("composer", HTMLFormElement);
   #text = byId("text", HTMLTextAreaElement);
   #files = byId("files", HTMLInputElement);
@@ -21,18 +25,22 @@ export class Composer {
   constructor({ onSend, onStop }) {
     this.#form.addEventListener("submit", (event) => {
       event.preventDefault();
+      this.#isAwaited = this.#reading > 0;
+      if (this.#isAwaited) return;
       const text = this.#text.value.trim();
       const isSent = (text || this.pictures.length) && onSend(text, this.pictures);
-      if (isSent) this.put("", []);
+      if (isSent) this.#put("", []);
     });
     this.#text.addEventListener("input", () => this.#fit());
     this.#text.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+      if (event.key !== "Enter" || event.shiftKey || isForInputMethod(event)) return;
       event.preventDefault();
       this.#form.requestSubmit();
     });
     this.#stop.addEventListener("click", onStop);
-    document.addEventListener("keydown", (event) => event.key === "Escape" && onStop());
+    document.addEventListener("keydown", (event) => {
+      if (event.key === "Escape" && !isForInputMethod(event)) onStop();
+    });
     byId("attach", HTMLButtonElement).addEventListener("click", () => this.#files.click());
     this.#files.addEventListener("change", () => {
       this.add(this.#files.files ?? []);
@@ -41,11 +49,21 @@ export class Composer {
     this.#listenForPictures();
   }
 
+  /**
+   * Put a question before what is being written, so that neither is lost.
+   * @param {string} text
+   * @param {Picture[]} pictures
+   */
+  recall(text, pictures) {
+    const texts = [text, this.#text.value].filter((part) => part.trim());
+    this.#put(texts.join("\n"), [...pictures, ...this.pictures]);
+  }
+
   /** @param {string} text @param {Picture[]} pictures */
-  put(text, pictures) {
+  #put(text, pictures) {
     this.#text.value = text;
     this.pictures = pictures;
-    this.#complaint.textContent = "";
+    this.complain("");
     this.#showPictures();
     this.#fit();
   }
@@ -62,17 +80,42 @@ export class Composer {
     this.#text.focus();
   }
 
+  /** For when the button that asked is gone: unlike the field, this opens no keyboard over the answer on a phone. */
+  focusStop() {
+    this.#stop.focus();
+  }
+
+  /** @param {string} text */
+  complain(text) {
+    this.#complaint.textContent = text;
+  }
+
   /** @param {Iterable<File>} files */
   async add(files) {
-    const all = [...files];
-    const wrong = all.filter((file) => !TYPES.includes(file.type));
-    const names = wrong.map((file) => file.name).join(", ");
-    this.#complaint.textContent = names && `Only PNG, JPEG, WebP and GIF pictures are supported, not ${names}.`;
-    for (const file of all.filter((file) => TYPES.includes(file.type))) {
-      this.pictures = [...this.pictures, { name: file.name, url: await dataUrl(file) }];
-    }
+    const [right, wrong] = [/** @type {File[]} */ ([]), /** @type {File[]} */ ([])];
+    for (const file of files) (TYPES.includes(file.type) ? right : wrong).push(file);
+    if (!this.#reading) this.complain("");
+    if (wrong.length) this.#complainToo(`Only PNG, JPEG, WebP and GIF pictures are supported, not ${namesOf(wrong)}.`);
+    this.#reading += 1;
+    const results = await Promise.allSettled(right.map(dataUrl));
+    this.#reading -= 1;
+    // From here on nothing waits, or it would undo what happens to the list meanwhile.
+    /** @type {File[]} */
+    const unread = [];
+    results.forEach((result, i) => {
+      if (result.status === "rejected") unread.push(right[i]);
+      else this.pictures = [...this.pictures, { name: right[i].name, url: result.value }];
+    });
+    if (unread.length) this.#complainToo(`Files that could not be read: ${namesOf(unread)}.`);
+    this.#isAwaited &&= !unread.length;
     this.#showPictures();
     this.focus();
+    if (this.#isAwaited && !this.#reading) this.#form.requestSubmit();
+  }
+
+  /** @param {string} text */
+  #complainToo(text) {
+    this.complain(`${this.#complaint.textContent} ${text}`.trim());
   }
 
   #listenForPictures() {
@@ -92,8 +135,13 @@ export class Composer {
       this.add(event.dataTransfer?.files ?? []);
     });
     document.addEventListener("paste", (event) => {
-      const files = event.clipboardData?.files ?? [];
-      if (files.length) this.add(files);
+      const files = [...(event.clipboardData?.files ?? [])];
+      const lines = event.clipboardData?.getData("text/plain").split(/[\r\n]+/).filter(Boolean) ?? [];
+      // Office programs copy text together with a picture of it, file managers files together with their names.
+      const isText = lines.some((line) => !files.some((file) => file.name === line));
+      if (isText || !files.length) return;
+      event.preventDefault();
+      this.add(files);
     });
   }
 
@@ -117,6 +165,20 @@ export class Composer {
     this.#text.style.height = "auto";
     this.#text.style.height = `${this.#text.scrollHeight + 2}px`;
   }
+}
+
+/** @param {File[]} files */
+function namesOf(files) {
+  return files.map((file) => file.name).join(", ");
+}
+
+/**
+ * Whether an input method takes this key, to confirm or dismiss what it proposes. Safari tells only by the code, as it
+ * ends the composition first.
+ * @param {KeyboardEvent} event
+ */
+function isForInputMethod(event) {
+  return event.isComposing || event.keyCode === 229;
 }
 
 /** @param {Blob} blob @returns {Promise<string>} */

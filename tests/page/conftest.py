@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
 from tests.server.conftest import StartServer, _alone, _quiet, start_server
 
@@ -75,3 +75,19 @@ def open_page(start_server: StartServer, browser: Browser) -> Iterator[OpenPage]
     for context in contexts:
         context.close()
     assert not complaints
+
+
+def message(page: Page) -> Locator:
+    return page.get_by_role("textbox", name="Message")
+
+
+def ask(page: Page, text: str = "Hi") -> None:
+    message(page).fill(text)
+    page.keyboard.press("Enter")
+
+
+def answer(page: Page, state: str = "false") -> Locator:
+    """The newest answer; with ``state`` "true" one that is still being written."""
+    found = page.locator(f".answer[aria-busy={state}]").last
+    expect(found).to_be_visible()
+    return found

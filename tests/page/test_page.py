@@ -6,33 +6,17 @@ import json
 import re
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import expect
 
 from engine.client import EngineDeadError, RequestRejectedError
 from engine.messages import EngineStats
-from tests.page.conftest import OpenPage
+from tests.page.conftest import OpenPage, answer, ask, message
 from tests.server.conftest import MODEL, StartServer, stop_live, wait_until
 
 pytestmark = pytest.mark.program
 
 PHONE = {"viewport": {"width": 390, "height": 844}}
 HOSTILE = '<img src="x" onerror="alert(1)"><script>alert(2)</script>'
-
-
-def message(page: Page) -> Locator:
-    return page.get_by_role("textbox", name="Message")
-
-
-def ask(page: Page, text: str = "Hi") -> None:
-    message(page).fill(text)
-    page.keyboard.press("Enter")
-
-
-def answer(page: Page, state: str = "false") -> Locator:
-    """The newest answer; with ``state`` "true" one that is still being written."""
-    found = page.locator(f".answer[aria-busy={state}]").last
-    expect(found).to_be_visible()
-    return found
 
 
 def test_an_answer_streams_in_and_its_tokens_are_coloured_by_round(
