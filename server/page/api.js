@@ -1,5 +1,7 @@
 /** The client of the server's API. URLs are relative to the page's own, whatever prefix a proxy has added. */
 
+import { load, save } from "./store.js";
+
 const ROOT = new URL("../", import.meta.url);
 const KEY = "specvlm.key";
 
@@ -24,12 +26,11 @@ export class Api {
 
   /** Kept by this tab alone, until it is closed. */
   get key() {
-    return sessionStorage.getItem(KEY) ?? "";
+    return load(KEY) ?? "";
   }
 
   set key(key) {
-    if (key) sessionStorage.setItem(KEY, key);
-    else sessionStorage.removeItem(KEY);
+    save(KEY, key || null);
   }
 
   /** @param {string} path @param {boolean} [asks] for a key where one is needed @returns {Promise<Response>} */
@@ -69,7 +70,8 @@ export class Api {
   /** @param {string} path @param {RequestInit} init */
   async #once(path, init) {
     const headers = new Headers(init.headers);
-    if (this.key) headers.set("Authorization", `Bearer ${this.key}`);
+    // A header is bytes, one per character: others make `set` throw.
+    if (this.key) headers.set("Authorization", `Bearer ${String.fromCharCode(...new TextEncoder().encode(this.key))}`);
     try {
       return await fetch(new URL(path, ROOT), { ...init, headers });
     } catch (error) {
@@ -84,13 +86,11 @@ function reachable(error) {
   return new ApiError(0, "The server cannot be reached. Is it running?", "unreachable");
 }
 
-/** @param {Response} response */
+/** An error in the server's form, or in any other: that of a proxy. @param {Response} response */
 async function failure(response) {
-  const { message, code } = await response.json().then(
-    (body) => body.error,
-    () => ({ message: `The server answered with status ${response.status}.`, code: "" }),
-  );
-  return new ApiError(response.status, message, code);
+  const body = await response.json().catch(() => null);
+  const message = body?.error?.message ?? `The server answered with status ${response.status}.`;
+  return new ApiError(response.status, message, body?.error?.code ?? "");
 }
 
 /** The data of server-sent events, one line each. @param {Response} response @returns {AsyncGenerator<string>} */

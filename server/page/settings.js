@@ -1,6 +1,7 @@
 /** The parameters of a request besides its messages. Empty fields are left out: the server uses its defaults. */
 
 import { byId, el } from "./dom.js";
+import { load, save } from "./store.js";
 
 const STORE = "specvlm.settings";
 /**
@@ -20,7 +21,7 @@ export class Settings {
     this.#restore();
     this.#form.addEventListener("submit", (event) => event.preventDefault());
     this.#form.addEventListener("change", () => this.#store());
-    this.#form.addEventListener("reset", () => sessionStorage.removeItem(STORE));
+    this.#form.addEventListener("reset", () => save(STORE, null));
   }
 
   /** Return whether all fields are valid, and show what is wrong otherwise. */
@@ -61,13 +62,17 @@ export class Settings {
     this.#offer("compressor", compressors.map((name) => [name, COMPRESSORS[name] ?? name]));
   }
 
-  /** @param {string} name @param {[value: string, text: string][]} options */
+  /**
+   * Offer a choice. What was chosen, also before a reload, stays so.
+   * @param {string} name
+   * @param {[value: string, text: string][]} options
+   */
   #offer(name, options) {
     const select = /** @type {HTMLSelectElement} */ (this.#field(name));
-    const chosen = select.value;
-    select.replaceChildren(
-      ...options.map(([value, text]) => el("option", { value, selected: value === chosen }, text)),
-    );
+    const chosen = select.value || this.#stored[name];
+    select.replaceChildren(...options.map(([value, text]) => el("option", { value }, text)));
+    // Not by an attribute, which a reset would return to.
+    if (options.some(([value]) => value === chosen)) select.value = chosen;
   }
 
   /** @param {string} name */
@@ -81,16 +86,22 @@ export class Settings {
   }
 
   #store() {
-    const values = Object.fromEntries(new FormData(this.#form));
-    sessionStorage.setItem(STORE, JSON.stringify(values));
+    const { model, compressor } = this.#stored; // the form has none until the server has sent its lists
+    save(STORE, JSON.stringify({ model, compressor, ...Object.fromEntries(new FormData(this.#form)) }));
   }
 
-  /** Restore fields after a reload. Choices from lists are not kept, as the server sends the lists later. */
+  /** @returns {Record<string, string>} */
+  get #stored() {
+    return JSON.parse(load(STORE) ?? "{}");
+  }
+
+  /** Restore fields after a reload; choices from lists once the server has sent the lists. */
   #restore() {
-    const stored = sessionStorage.getItem(STORE);
-    if (stored === null) return;
-    const { model, compressor, ...values } = JSON.parse(stored);
-    for (const [name, value] of Object.entries(values)) this.#field(name).value = value;
-    /** @type {HTMLInputElement} */ (this.#field("enabled")).checked = "enabled" in values;
+    if (load(STORE) === null) return;
+    for (const [name, value] of Object.entries(this.#stored)) {
+      const field = this.#form.elements.namedItem(name);
+      if (field) this.#field(name).value = value; // another version of the page may have had other fields
+    }
+    /** @type {HTMLInputElement} */ (this.#field("enabled")).checked = "enabled" in this.#stored;
   }
 }

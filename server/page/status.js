@@ -5,6 +5,7 @@ import { byId, el, meter, number, percent, seconds, showFigures, svg } from "./d
 /** @typedef {import("./api.js").Api} Api */
 
 const LOOK_MS = 2000; // between two requests
+const GAP_MS = 3 * LOOK_MS; // after a longer pause, as in a tab in the background, the line chart starts anew
 const KEPT = 60; // values in the line chart
 const SAMPLE = /^[^\s{:]+:([^\s{]+)(?:\{(.*)\})? (\S+)$/;
 
@@ -42,6 +43,7 @@ export class Samples {
 export class Status {
   /** @type {number[]} */
   #speeds = [];
+  #lastLook = 0;
   /** @type {number | undefined} */
   #timer;
   #api;
@@ -54,7 +56,10 @@ export class Status {
   /** Poll while the view is shown. @param {boolean} isShown */
   show(isShown) {
     clearInterval(this.#timer);
-    if (!isShown) return;
+    if (!isShown) {
+      this.#speeds = [];
+      return;
+    }
     this.#look();
     this.#timer = setInterval(() => document.hidden || this.#look(), LOOK_MS);
   }
@@ -78,6 +83,9 @@ export class Status {
   /** @param {Samples} samples */
   #draw(samples) {
     const speed = samples.get("tokens_per_second");
+    const now = performance.now();
+    if (now - this.#lastLook > GAP_MS) this.#speeds = [];
+    this.#lastLook = now;
     this.#speeds = [...this.#speeds, speed].slice(-KEPT);
     showFigures(byId("status-now", HTMLElement), [
       ["running requests", number(samples.get("num_requests_running")), "Answers being generated"],
