@@ -86,8 +86,9 @@ class ChatTemplate:
             chat = [self._as_dict(message) for message in messages]
             marks = Marks(chat, template_kwargs, self._source, looked_up=self._looked_up)
             for message in chat:
-                tokens = self._assistant_tokens if message["role"] == "assistant" else self.tokens
                 for name, value in message.items():
+                    is_text = message["role"] == "assistant" and name != "tool_calls"
+                    tokens = self._assistant_tokens if is_text else self.tokens
                     if name != "role" or value not in ROLES:
                         message[name] = marks.mark(value, tokens)
             given = {name: marks.mark(value, self.tokens) for name, value in template_kwargs.items()}

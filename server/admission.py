@@ -5,12 +5,18 @@ Knows counts and states only.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from engine.client import EngineClient
+from server.deadline import until
 from server.errors import (
     ApiError,
     engine_unavailable,
     pictures_full,
     queue_full,
+    request_timeout,
     shutting_down,
     too_many_tokens,
 )
@@ -42,6 +48,8 @@ class Admission:
         self._num_waiting_tokens = 0
         self._picture_bytes = 0
         self._closed = False
+        self._preparing: set[asyncio.Timeout] = set()
+        self._abandoned = False
 
     @property
     def num_open(self) -> int:
@@ -54,6 +62,22 @@ class Admission:
     def close(self) -> None:
         """Reject all further requests."""
         self._closed = True
+
+    def abandon(self) -> None:
+        """Give up requests that are still being prepared, and any that are to be."""
+        self._abandoned = True
+        for limit in self._preparing:
+            limit.reschedule(0)
+
+    @asynccontextmanager
+    async def preparing(self, deadline: float | None) -> AsyncIterator[None]:
+        """Cancel the body at ``deadline`` or when it is abandoned, raising ``ApiError``; see ``until``."""
+        async with until(0 if self._abandoned else deadline, self._expired) as limit:
+            self._preparing.add(limit)
+            try:
+                yield
+            finally:
+                self._preparing.discard(limit)
 
     def admit(self, num_answers: int, *, needs_engine: bool = True) -> Ticket:
         """Admit a request or raise ``ApiError``. An idle server admits any number of answers."""
@@ -94,6 +118,9 @@ class Admission:
         self._num_open -= num_answers
         self._picture_bytes -= picture_bytes
         assert min(self._num_open, self._picture_bytes) >= 0
+
+    def _expired(self) -> ApiError:
+        return shutting_down() if self._abandoned else request_timeout()
 
     def _rejection(self, reason: str, error: ApiError) -> ApiError:
         self._metrics.on_rejected(reason)

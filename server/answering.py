@@ -19,7 +19,7 @@ from processing.stop import StopMatcher
 from processing.tools.support import FREE, OutputPlan
 from server.admission import Ticket
 from server.choice import Choice, Piece
-from server.deadline import deadline_after, until
+from server.deadline import deadline_after
 from server.errors import bad_request, engine_unavailable, too_many_prompt_logprobs
 from server.generation import Generation
 from server.logprobs import LogprobFormatter
@@ -103,7 +103,7 @@ async def open_answer(
         info = state.client.info
         if info is None:
             raise engine_unavailable()
-        async with until(deadline):
+        async with state.admission.preparing(deadline):
             prompts = await build(info)
         check_prompt_logprobs(request, prompts)
         choices = make_choices(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from server.errors import request_timeout
+from server.errors import ApiError, request_timeout
 
 
 def deadline_after(seconds: float | None) -> float | None:
@@ -15,13 +15,17 @@ def deadline_after(seconds: float | None) -> float | None:
 
 
 @asynccontextmanager
-async def until(deadline: float | None) -> AsyncIterator[None]:
-    """Cancel the body at ``deadline``, raising ``ApiError``. The body's own ``TimeoutError`` gets through."""
+async def until(
+    deadline: float | None, expired: Callable[[], ApiError] = request_timeout
+) -> AsyncIterator[asyncio.Timeout]:
+    """Cancel the body at ``deadline``, raising the error of ``expired``. The body's own ``TimeoutError`` gets
+    through.
+    """
     limit = asyncio.timeout_at(deadline)
     try:
         async with limit:
-            yield
+            yield limit
     except TimeoutError:
         if limit.expired():
-            raise request_timeout() from None
+            raise expired() from None
         raise

@@ -29,6 +29,12 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
         watching.cancel()
         if not working.done():
             working.cancel()
+            working.add_done_callback(_ignore)  # it may still fail in its own way, and nobody is told
+
+
+def _ignore(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()  # asyncio logs those that nobody asks for
 
 
 async def _hung_up(request: Request) -> None:

@@ -152,11 +152,8 @@ def engine_unavailable() -> ApiError:
 
 
 def body_too_large(max_size: int) -> ApiError:
-    return ApiError(
-        413,
-        f"The request body has more than {max_size} bytes, the limit set by '--max-request-size'.",
-        code="request_too_large",
-    )
+    message = f"The request body has more than {max_size} bytes, the limit set by '--max-request-size'."
+    return ApiError(413, message, code="request_too_large")
 
 
 def head_too_large(max_size: int) -> ApiError:
@@ -211,6 +208,10 @@ def queue_full() -> ApiError:
 def pictures_full() -> ApiError:
     text = "The memory for images of open requests is full; try again soon, or send fewer or smaller images."
     return ApiError(503, text, code="pictures_full")
+
+
+def images_unavailable() -> ApiError:
+    return ApiError(503, "Images cannot be decoded at the moment; try again soon.", code="images_unavailable")
 
 
 def request_timeout() -> ApiError:

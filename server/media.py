@@ -26,11 +26,11 @@ from PIL import Image
 from server.media_budget import PixelBudget, PixelShare
 from server.media_decoder import Decoders
 from server.media_image import read_base64, read_data_url, too_large
-from server.media_url import MediaError, WebURL, host_allowed, is_public, parse_web_url
+from server.media_url import MediaError, MediaUnavailable, WebURL, host_allowed, is_public, parse_web_url
 from server.media_video import Video, frames_in, is_animation, sampled
 from server.media_wire import Look
 
-__all__ = ["MediaConfig", "MediaError", "MediaLoader", "Pictures", "Video"]
+__all__ = ["MediaConfig", "MediaError", "MediaLoader", "MediaUnavailable", "Pictures", "Video"]
 
 T = TypeVar("T")
 Resolve = Callable[[str, int], Awaitable[list[str]]]
@@ -111,6 +111,15 @@ class _Tally:
             raise MediaError("images_too_large", message)
 
 
+@dataclass(frozen=True, slots=True)
+class _Allowance:
+    """What one request may use. ``turns``: decoders at a time, so that other requests find one free."""
+
+    num_bytes: _Tally
+    num_pixels: _Tally
+    turns: asyncio.Semaphore
+
+
 class MediaLoader:
     """``resolver`` and ``transport`` exist for tests, which pretend that their own server is public."""
 
@@ -126,6 +135,7 @@ class MediaLoader:
         self._downloads = asyncio.Semaphore(config.max_downloads)
         self._pixels = PixelBudget(config.max_total_pixels)
         self._pool = ThreadPoolExecutor(config.decoders, "media")
+        self._readers = ThreadPoolExecutor(2, "media-read")  # of base64 and files, which wait for no decoder
         self._decoders = Decoders(config.decoders, config.max_pixels)
         # No connection is reused: one made for a host must not serve another with the same address.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
@@ -137,56 +147,64 @@ class MediaLoader:
     @asynccontextmanager
     async def load(self, sources: Sequence[str | Video]) -> AsyncIterator[Pictures]:
         """Load the pictures (given by URL) and videos of one request, in memory until the context ends.
-        Raises ``MediaError``.
+        Raises ``MediaError``, and ``MediaUnavailable`` if pictures cannot be decoded now.
         """
-        num_bytes = _Tally(self._config.max_request_bytes, "bytes")
-        num_pixels = _Tally(self._config.max_total_pixels, "pixels")
-        tally = num_bytes, num_pixels
+        config = self._config
+        allowance = _Allowance(
+            num_bytes=_Tally(config.max_request_bytes, "bytes"),
+            num_pixels=_Tally(config.max_total_pixels, "pixels"),
+            turns=asyncio.Semaphore(max(1, config.decoders - 1)),
+        )
         opened = await together(
-            self._open_video(one, *tally) if isinstance(one, Video) else self._open_one(one, *tally)
+            self._open_video(one, allowance) if isinstance(one, Video) else self._open_one(one, allowance)
             for one in sources
         )
         share = await self._pixels.take(sum(one.num_pixels for own in opened for one in own))
         try:
             sizes = list(map(len, opened))
-            decode = self._decoders.decode
-            decoding = [share.run(self._pool, decode, one.data, one.indices) for own in opened for one in own]
+            decoding = [self._decode(one, share, allowance) for own in opened for one in own]
             opened.clear()  # they hold the files
             found = iter(await together(decoding))
             yield Pictures([list(chain.from_iterable(islice(found, size))) for size in sizes], share)
         finally:
             share.close()
 
-    async def _open_one(self, url: str, num_bytes: _Tally, num_pixels: _Tally) -> list[_Opened]:
-        return [await self._open(await self._data(url), num_bytes, num_pixels)]
+    async def _open_one(self, url: str, allowance: _Allowance) -> list[_Opened]:
+        return [await self._open(await self._data(url), allowance)]
 
-    async def _open_video(self, video: Video, num_bytes: _Tally, num_pixels: _Tally) -> list[_Opened]:
+    async def _open_video(self, video: Video, allowance: _Allowance) -> list[_Opened]:
         found: list[_Opened] = []
         most = video.max_frames if is_animation(video.url) else 1
         for frame in frames_in(video.url):
-            data = await self._in_pool(read_base64, frame, self._config.max_bytes)
-            found.append(await self._open(data, num_bytes, num_pixels, most))
+            data = await self._read_in_thread(read_base64, frame, self._config.max_bytes)
+            found.append(await self._open(data, allowance, most))
         return found
 
-    async def _open(self, data: bytes, num_bytes: _Tally, num_pixels: _Tally, max_frames: int = 1) -> _Opened:
-        num_bytes.add(len(data))
+    async def _open(self, data: bytes, allowance: _Allowance, max_frames: int = 1) -> _Opened:
+        allowance.num_bytes.add(len(data))
         config = self._config
         task = Look(max_frames > 1, config.max_pixels, config.max_total_pixels)
-        found = await self._in_pool(self._decoders.look, data, task)
+        async with allowance.turns:
+            loop = asyncio.get_running_loop()
+            found = await loop.run_in_executor(self._pool, self._decoders.look, data, task)
         size = found.width * found.height
-        num_pixels.add(size * found.num_frames)
+        allowance.num_pixels.add(size * found.num_frames)
         shown = sampled(found.num_frames - found.first, max_frames)
         return _Opened(data, tuple(found.first + index for index in shown), size * len(shown))
+
+    async def _decode(self, one: _Opened, share: PixelShare, allowance: _Allowance) -> list[Image.Image]:
+        async with allowance.turns:
+            return await share.run(self._pool, self._decoders.decode, one.data, one.indices)
 
     async def _data(self, url: str) -> bytes:
         config = self._config
         scheme = url[: max(url.find(":", 0, 8), 0)].lower()
         if scheme == "data":
-            return await self._in_pool(read_data_url, url, config.max_bytes)
+            return await self._read_in_thread(read_data_url, url, config.max_bytes)
         if scheme in ("http", "https"):
             return await self._fetch(parse_web_url(url))
         if scheme == "file":
-            return await self._in_pool(_read_file, url, config.allowed_local_path, config.max_bytes)
+            return await self._read_in_thread(_read_file, url, config.allowed_local_path, config.max_bytes)
         raise MediaError(
             "invalid_image_url", "An image URL must begin with 'https://', 'http://' or 'data:'."
         )
@@ -194,10 +212,11 @@ class MediaLoader:
     async def aclose(self) -> None:
         await self._client.aclose()
         self._decoders.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._readers, self._pool):
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _in_pool(self, call: Callable[..., T], *args: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, call, *args)
+    async def _read_in_thread(self, call: Callable[..., T], *args: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, call, *args)
 
     async def _fetch(self, url: WebURL) -> bytes:
         if not host_allowed(url.host, self._config.allowed_domains):

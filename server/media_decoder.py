@@ -5,6 +5,7 @@ end. Blocking; ``media_child`` is the other end.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -18,11 +19,14 @@ import msgspec
 from PIL import Image
 
 from engine.host.programs import module_command
-from server.media_url import MediaError
+from server.media_url import MediaError, MediaUnavailable
 from server.media_wire import TOO_COSTLY, Decode, Found, Frame, Look, Refused, Reply, Task, receive, send
 
-CPU_SECONDS: Final = 10
-"""Maximum processor time to look at a file or to decode it. A JPEG of 40 million pixels takes about one."""
+log = logging.getLogger(__name__)
+
+CPU_SECONDS: Final = 5
+"""Maximum processor time to look at a file or to decode it. A JPEG of 40 million pixels takes about one, a
+WebP without loss two."""
 KEPT_VARIABLES: Final = ("PATH", "LD_", "DYLD_", "PYTHON", "LANG", "LC_")
 """What names of environment variables begin with that the interpreter may need."""
 MAX_REPLY: Final = 10_000
@@ -60,14 +64,14 @@ class Decoders:
             self._idle.put(decoder)
 
     def look(self, data: bytes, task: Look) -> Found:
-        """Check a file and say what is in it. Raises ``MediaError``."""
+        """Check a file and say what is in it. Raises ``MediaError`` and ``MediaUnavailable``."""
         with self._borrowed() as decoder:
             found = decoder.ask(task, data)
             assert isinstance(found, Found)
             return found
 
     def decode(self, data: bytes, indices: tuple[int, ...]) -> list[Image.Image]:
-        """Return frames of a file that was looked at, upright and in RGB. Raises ``MediaError``."""
+        """Return frames of a file that was looked at, upright and in RGB. Raises like ``look``."""
         with self._borrowed() as decoder:
             frame = decoder.ask(Decode(indices), data)
             frames = [decoder.pixels_of(frame)]
@@ -101,25 +105,31 @@ class _Decoder:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start a process if there is none. Raises ``OSError`` if it cannot be started."""
+        """Start a process if there is none. Raises ``MediaUnavailable`` if it cannot be started."""
         with self._lock:
             if self._closed:
-                raise OSError("the decoders were closed")
+                raise MediaUnavailable("the decoders were closed")
             if self._process is not None and self._process.poll() is None:
                 return
             self._end()
-            ours, theirs = socket.socketpair()
-            with ours, theirs:
-                self._peer = ours.makefile("rwb")  # keeps the connection open
-                arguments = [str(theirs.fileno()), *self._limits]
-                self._process = subprocess.Popen(  # noqa: S603 -- our own program
-                    module_command("server.media_child") + arguments,
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    env=environment(),
-                    process_group=0,  # Ctrl-C is for the server, which lets requests end
-                )
+            try:
+                self._process = self._started()
+            except OSError as error:  # too many files are open, say
+                log.error("no process that decodes pictures could be started: %s", error)
+                raise MediaUnavailable from error
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            self._peer = ours.makefile("rwb")  # keeps the connection open
+            return subprocess.Popen(  # noqa: S603 -- our own program
+                [*module_command("server.media_child"), str(theirs.fileno()), *self._limits],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env=environment(),
+                process_group=0,  # Ctrl-C is for the server, which lets requests end
+            )
 
     @contextlib.contextmanager
     def conversation(self) -> Iterator[None]:
@@ -131,7 +141,8 @@ class _Decoder:
         except (EOFError, OSError):
             code = self._kill()
             if code not in ENDED_BY_FILE:  # by the system or an administrator, say
-                raise RuntimeError(f"a process that decodes pictures ended with code {code}") from None
+                log.error("a process that decodes pictures ended with code %s", code)
+                raise MediaUnavailable from None
             raise MediaError("invalid_image", TOO_COSTLY) from None
         except BaseException:
             self._kill()

@@ -48,6 +48,10 @@ class MediaError(Exception):
         self.message = message
 
 
+class MediaUnavailable(Exception):
+    """Pictures cannot be decoded now, which is not their fault."""
+
+
 @dataclass(frozen=True, slots=True)
 class WebURL:
     """``host`` is lower case, without brackets or trailing dot; ``target`` is ASCII and begins with ``/``."""

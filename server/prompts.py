@@ -20,8 +20,8 @@ from processing.control import strings_in
 from processing.errors import PromptError
 from processing.prompt import Prompt
 from processing.tools.support import FREE, OutputPlan
-from server.errors import bad_request, context_overflow
-from server.media import MediaError, Pictures, Video
+from server.errors import bad_request, context_overflow, images_unavailable
+from server.media import MediaError, MediaUnavailable, Pictures, Video
 from server.media_video import MAX_SAMPLED, is_animation, num_frames
 from server.schemas.messages import (
     AssistantMessage,
@@ -97,6 +97,8 @@ class PromptBuilder:
                 return await pictures.run(self._pool, apply)
         except MediaError as error:
             raise bad_request(error.message, param="messages", code=error.code) from None
+        except MediaUnavailable:
+            raise images_unavailable() from None
         except PromptError as error:
             raise bad_request(str(error), param="messages", code="invalid_prompt") from None
 

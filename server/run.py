@@ -115,6 +115,7 @@ class DrainingServer(uvicorn.Server):
         admission = self._app.state.server.admission
         log.info("draining", open_answers=admission.num_open, seconds=self._drain_timeout)
         await self._client.shutdown(self._drain_timeout)
+        admission.abandon()
 
     async def _hang_up(self) -> None:
         """Abort closed connections: over TLS they stay open until the client confirms, if it ever does."""

@@ -65,7 +65,7 @@ class CallReader:
         self._style = style
         self._names = names
         self._unread = ""
-        self._marker = ""  # already read; becomes text again if no call follows
+        self._space = self._marker = ""  # already read; become text again if no call follows
         self._object: list[str] = []  # likewise, the parts of an object
         self._braces = Braces()
         self._read = Read()
@@ -85,7 +85,7 @@ class CallReader:
     def finish(self) -> Read:
         """Return what was held back, as the text has ended."""
         if self._step in (self._head, self._whole):
-            self._read.text += self._marker + "".join(self._object) + self._unread
+            self._read.text += self._space + self._marker + "".join(self._object) + self._unread
         elif self._step == self._text or not self.num_calls:
             self._read.text += self._unread
         return self._taken()
@@ -105,9 +105,10 @@ class CallReader:
         begin = self._style.begin
         at = self._unread.find(begin) if begin else -1
         if at >= 0:
-            self._read.text += _stripped(self._unread[:at])
+            shown = _stripped(self._unread[:at])
+            self._read.text += shown
+            self._expect_call(begin, self._unread[len(shown) : at])
             self._unread = self._unread[at + len(begin) :]
-            self._expect_call(begin)
             return True
         held = max((n for n in range(len(begin)) if self._unread.endswith(begin[:n])), default=0)
         shown = _stripped(self._unread[: len(self._unread) - held]) if begin else self._unread
@@ -126,9 +127,9 @@ class CallReader:
         marks = self._marks if self.num_calls else self._style.also  # at the start ";" separates nothing
         mark = next((mark for mark in marks if rest.startswith(mark)), None)
         if mark is not None:
+            if mark == self._style.begin or not self.num_calls:
+                self._expect_call(mark, self._unread[: len(self._unread) - len(rest)])
             self._unread = rest[len(mark) :]
-            if mark == self._style.begin:
-                self._expect_call(mark)
         elif not rest or any(mark.startswith(rest) for mark in marks):
             return False
         elif rest[0] == "{" and self._style.wraps:
@@ -137,8 +138,8 @@ class CallReader:
             self._step = self._text
         return True
 
-    def _expect_call(self, marker: str) -> None:
-        self._marker, self._object, self._step = marker, [], self._head
+    def _expect_call(self, marker: str, space: str = "") -> None:
+        self._space, self._marker, self._object, self._step = space, marker, [], self._head
 
     def _head(self) -> bool:
         """A function's name, up to its arguments."""
@@ -218,7 +219,7 @@ class CallReader:
 
     def _give_up(self) -> bool:
         """It was not a call: the marker is text, and so is what follows up to another marker."""
-        self._read.text += self._marker
+        self._read.text += self._space + self._marker
         self._step = self._text
         return True
 

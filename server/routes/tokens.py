@@ -11,7 +11,7 @@ from fastapi import APIRouter
 
 from processing.tools.request import OutputRequest
 from server.body import StrictRoute
-from server.deadline import deadline_after, until
+from server.deadline import deadline_after
 from server.errors import bad_request
 from server.prompts import num_bytes, texts_in
 from server.schemas.tokens import (
@@ -87,7 +87,7 @@ async def admitted(state: ServerState, model: str | None) -> AsyncIterator[None]
     state.served_name(model)
     ticket = state.admission.admit(1, needs_engine=False)
     try:
-        async with until(deadline_after(state.settings.request_timeout)):
+        async with state.admission.preparing(deadline_after(state.settings.request_timeout)):
             yield
     finally:
         ticket.release()

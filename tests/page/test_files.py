@@ -41,7 +41,7 @@ def test_what_editors_leave_is_neither_served_nor_in_the_way(tmp_path: Path) -> 
         (tmp_path / name).write_text("x")
     assert list(read_files(tmp_path)) == ["a.js"]
     (tmp_path / "a.exe").write_text("x")
-    with pytest.raises(ValueError, match="a.exe has no media type"):
+    with pytest.raises(ValueError, match=r"a\.exe has no media type"):
         read_files(tmp_path)
 
 

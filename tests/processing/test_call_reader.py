@@ -92,6 +92,21 @@ def test_white_space_up_to_what_is_held_is_left_out(style: str, before: str, aft
         assert (text, calls) == (content, [("f", "{}")])
 
 
+@pytest.mark.parametrize(
+    ("style", "text"),
+    [
+        ("hermes", "a\n\n<tool_call>no call"),
+        ("hermes", "a" + " " * MAX_HELD + "<tool_call>\n no call"),
+        ("mistral", "a [TOOL_CALLS]1"),
+        ("llama3_json", "<|python_tag|>print(1)"),
+        ("llama3_json", " \n<|python_tag|> print(1)"),
+    ],
+)
+def test_what_no_call_follows_stays_text(style: str, text: str) -> None:
+    for pieces in ([text], list(text)):
+        assert read(CallReader(STYLES[style], {"f"}), pieces) == (text, [])
+
+
 def test_white_space_before_a_call_is_shown_beyond_what_is_held() -> None:
     text = "a" + " " * (MAX_HELD + 5) + f"<tool_call>{CALL}"
     for pieces in ([text], list(text)):

@@ -189,6 +189,28 @@ def test_characters_that_somebody_wrote_are_no_marks_however_they_are_spelled(
     assert [s.text for s in split_sections(read, tokens, ranges) if s.trusted] == ["<t>"]
 
 
+def test_arguments_of_past_calls_begin_no_call(folder: Path, tmp_path: Path) -> None:
+    """Markup that a model may write in its text is added to a tokenizer as ordinary tokens."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer.add_tokens([AddedToken("<call>", special=False)])
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    template = (
+        "{% for m in messages %}{{ m['content'] }}{% for c in m['tool_calls'] or [] %}"
+        "{{ '<call>' ~ c['function']['name'] ~ c['function']['arguments'] | tojson }}{% endfor %}{% endfor %}"
+    )
+    processor = Processor.from_pretrained(str(tmp_path), chat_template=template)
+    call = tokenizer.convert_tokens_to_ids("<call>")
+    for text, name, arguments, expected in (
+        ("", "f", "{}", 1),
+        ("", "f<call>", '{"a": "<call>"}', 1),
+        ("<call>", "f", "{}", 2),  # an answer that showed one is read as it was written
+    ):
+        function = {"name": name, "arguments": arguments}
+        chat = ChatMessage("assistant", text, {"tool_calls": [{**CALL, "function": function}]})
+        assert list(processor.apply([chat]).token_ids).count(call) == expected
+
+
 TAGS = (
     "{% for m in messages %}{{ m['content'] }}{% endfor %}{% set p = tools[0]['function']['parameters'] %}"
     "{% for name, told in p['properties'] | items %}{{ '<' ~ name ~ '>' }}{{ told['description'] }}"

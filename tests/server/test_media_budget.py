@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import io
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
+from unittest import mock
 
 import pytest
 from PIL import Image
@@ -16,6 +18,7 @@ from PIL import Image
 from server.errors import ApiError
 from server.media import MediaConfig, MediaError, MediaLoader, Pictures
 from server.media_budget import PixelBudget
+from server.media_wire import Found, Look
 from server.prompts import PromptBuilder
 from server.schemas.chat import ChatRequest
 from tests.server.fakes import ByteProcessor
@@ -142,6 +145,41 @@ async def test_pictures_count_for_as_long_as_a_thread_works_on_them(monkeypatch:
         assert media._pixels.num_free == 0
         go_on.set()
         await soon(lambda: media._pixels.num_free == 16)
+
+
+async def test_one_request_leaves_a_decoder_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    working, go_on = threading.Semaphore(0), threading.Event()
+    async with loader(decoders=3) as media:
+        look = media._decoders.look
+
+        def slow(data: bytes, task: Look) -> Found:
+            if len(data) > NUM_BYTES + 10:
+                working.release()
+                go_on.wait(30)
+            return look(data, task)
+
+        monkeypatch.setattr(media._decoders, "look", slow)
+        large = Visit(media, *[picture(64, 64)] * 8)
+        await asyncio.to_thread(working.acquire)
+        await asyncio.to_thread(working.acquire)
+        async with media.load([picture(4, 4)]) as pictures:
+            assert len(pictures.images) == 1
+        go_on.set()
+        await soon(lambda: large.has_pictures)
+        await large.leave()
+
+
+async def test_a_decoder_that_cannot_start_is_not_the_pictures_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = [{"type": "image_url", "image_url": {"url": picture(4, 4)}}]
+    messages = ChatRequest.model_validate({"messages": [{"role": "user", "content": content}]}).messages
+    async with loader() as media:
+        prompts = PromptBuilder(ByteProcessor(), media, 16)  # type: ignore[arg-type]
+        with monkeypatch.context() as patched:
+            patched.setattr("subprocess.Popen", mock.Mock(side_effect=OSError(errno.EMFILE, "full")))
+            with pytest.raises(ApiError) as caught:
+                await prompts.build(messages)
+        assert (caught.value.status, caught.value.answer.error.code) == (503, "images_unavailable")
+        assert len((await prompts.build(messages)).images) == 1
 
 
 async def test_what_fails_to_decode_is_given_back() -> None:
