@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import os
 import re
@@ -21,8 +20,6 @@ import httpx
 import pytest
 import structlog
 
-from server.disconnect import unless_disconnected
-from server.errors import ClientGone
 from tests.server.background import Background
 from tests.server.conftest import MODEL, Live, StartServer, wait_until
 
@@ -219,8 +216,6 @@ def test_shutdown_tells_those_who_do_not_finish(start_server: StartServer) -> No
 
 PROGRAM = """
 import sys
-from server.disconnect import unless_disconnected
-from server.errors import ClientGone
 from tests.server.background import Background
 from tests.server.conftest import FakeMedia, MODEL
 from tests.server.fakes import ByteProcessor, FakeEngineClient
@@ -283,27 +278,6 @@ def test_a_request_whose_pictures_load_is_told_of_the_shutdown(start_server: Sta
     live.server.should_exit = True
     response = asked.wait()
     assert (response.status_code, response.json()["error"]["code"]) == (503, "shutting_down")
-
-
-def test_failures_of_those_who_hung_up_are_nobodys_business(caplog: pytest.LogCaptureFixture) -> None:
-    async def fails() -> None:
-        try:
-            await asyncio.sleep(60)
-        finally:
-            raise ValueError("too late")
-
-    class Gone:
-        async def receive(self) -> dict[str, str]:
-            return {"type": "http.disconnect"}
-
-    async def hang_up() -> None:
-        with pytest.raises(ClientGone):
-            await unless_disconnected(Gone(), fails())  # type: ignore[arg-type]
-        await asyncio.sleep(0.01)
-        gc.collect()
-
-    asyncio.run(hang_up())
-    assert "never retrieved" not in caplog.text
 
 
 def test_a_half_sent_body_holds_up_no_shutdown(start_server: StartServer) -> None:
