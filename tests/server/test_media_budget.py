@@ -162,9 +162,11 @@ async def test_one_request_leaves_a_decoder_to_others(monkeypatch: pytest.Monkey
         large = Visit(media, *[picture(64, 64)] * 8)
         await asyncio.to_thread(working.acquire)
         await asyncio.to_thread(working.acquire)
-        async with media.load([picture(4, 4)]) as pictures:
-            assert len(pictures.images) == 1
-        go_on.set()
+        try:
+            async with asyncio.timeout(10), media.load([picture(4, 4)]) as pictures:
+                assert len(pictures.images) == 1
+        finally:
+            go_on.set()
         await soon(lambda: large.has_pictures)
         await large.leave()
 
