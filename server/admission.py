@@ -67,7 +67,8 @@ class Admission:
         """Give up requests that are still being prepared, and any that are to be."""
         self._abandoned = True
         for limit in self._preparing:
-            limit.reschedule(0)
+            if not limit.expired():  # it may have been its turn
+                limit.reschedule(0)
 
     @asynccontextmanager
     async def preparing(self, deadline: float | None) -> AsyncIterator[None]:

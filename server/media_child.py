@@ -73,9 +73,9 @@ def main(descriptor: int, max_memory: int, cpu_seconds: int) -> None:
     confine(max_memory)
     give_back_memory()
     with (
-        socket.socket(fileno=descriptor) as connection,
-        connection.makefile("rwb") as parent,
         contextlib.suppress(EOFError, ConnectionError, MemoryError),
+        socket.socket(fileno=descriptor) as connection,
+        connection.makefile("rwb") as parent,  # which writes what is left when it is closed
     ):
         while True:
             serve(parent, cpu_seconds)

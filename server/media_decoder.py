@@ -27,13 +27,17 @@ log = logging.getLogger(__name__)
 CPU_SECONDS: Final = 5
 """Maximum processor time to look at a file or to decode it. A JPEG of 40 million pixels takes about one, a
 WebP without loss two."""
-KEPT_VARIABLES: Final = ("PATH", "LD_", "DYLD_", "PYTHON", "LANG", "LC_")
-"""What names of environment variables begin with that the interpreter may need."""
+KEPT_VARIABLES: Final = ("PATH", "LANG", "LANGUAGE")
+KEPT_FAMILIES: Final = ("LD_", "DYLD_", "PYTHON", "LC_")
+"""The environment variables that the interpreter may need: names, and what names begin with."""
 MAX_REPLY: Final = 10_000
 """Bytes of a reply without pixels."""
 LAST_SECONDS: Final = 1.0
 """How long a process that closed its connection may take to end."""
-ENDED_BY_FILE: Final = (0, -signal.SIGXCPU, -signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT)
+ENDED_BY_FILE: Final = (
+    0,
+    *(-reason for reason in (signal.SIGXCPU, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE)),
+)
 """Codes of a process that a file ended: without memory for it, out of time, or by a decoder's bug."""
 BASE_MEMORY: Final = 512 * 2**20
 """Bytes of address space for the interpreter, Pillow, and a file with its copies."""
@@ -45,7 +49,11 @@ def environment() -> dict[str, str]:
     """Return what the processes need of this one's environment, which may hold keys. Numpy gets one
     thread, as each takes memory.
     """
-    kept = {name: value for name, value in os.environ.items() if name.startswith(KEPT_VARIABLES)}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in KEPT_VARIABLES or name.startswith(KEPT_FAMILIES)
+    }
     return {**kept, "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -141,7 +149,8 @@ class _Decoder:
         except (EOFError, OSError):
             code = self._kill()
             if code not in ENDED_BY_FILE:  # by the system or an administrator, say
-                log.error("a process that decodes pictures ended with code %s", code)
+                if not self._closed:
+                    log.error("a process that decodes pictures ended with code %s", code)
                 raise MediaUnavailable from None
             raise MediaError("invalid_image", TOO_COSTLY) from None
         except BaseException:

@@ -74,10 +74,13 @@ class DrainingServer(uvicorn.Server):
         self._app.state.open_bodies.close()
         draining = asyncio.create_task(self._drain())
         hanging_up = asyncio.create_task(self._hang_up())
+        admission = self._app.state.server.admission
+        giving_up = asyncio.get_running_loop().call_later(self._drain_timeout, admission.abandon)
         try:
             await super().shutdown(sockets)
         finally:
             hanging_up.cancel()
+            giving_up.cancel()
         if self.force_exit:  # a second Ctrl-C; the engine's process ends with ours
             draining.cancel()
         else:
@@ -115,7 +118,6 @@ class DrainingServer(uvicorn.Server):
         admission = self._app.state.server.admission
         log.info("draining", open_answers=admission.num_open, seconds=self._drain_timeout)
         await self._client.shutdown(self._drain_timeout)
-        admission.abandon()
 
     async def _hang_up(self) -> None:
         """Abort closed connections: over TLS they stay open until the client confirms, if it ever does."""

@@ -55,6 +55,7 @@ export class Composer {
    * @param {Picture[]} pictures
    */
   recall(text, pictures) {
+    this.#isAwaited = false; // it is to be changed first
     const texts = [text, this.#text.value].filter((part) => part.trim());
     this.#put(texts.join("\n"), [...pictures, ...this.pictures]);
   }
@@ -137,8 +138,10 @@ export class Composer {
     document.addEventListener("paste", (event) => {
       const files = [...(event.clipboardData?.files ?? [])];
       const lines = event.clipboardData?.getData("text/plain").split(/[\r\n]+/).filter(Boolean) ?? [];
-      // Office programs copy text together with a picture of it, file managers files together with their names.
-      const isText = lines.some((line) => !files.some((file) => file.name === line));
+      // Office programs copy text together with a picture of it, browsers and file managers a picture together
+      // with its address or name.
+      const isAddress = (/** @type {string} */ line) => /^(\w+:\/\/|\/)\S*$/.test(line);
+      const isText = lines.some((line) => !isAddress(line) && !files.some((file) => file.name === line));
       if (isText || !files.length) return;
       event.preventDefault();
       this.add(files);

@@ -54,7 +54,7 @@ def read_files(folder: Path) -> dict[str, PageFile]:
     """
     files = {}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.name.endswith("~"):
+        if path.name.startswith((".", "#")) or path.name.endswith("~"):
             continue
         if path.suffix not in MEDIA_TYPES:
             raise ValueError(f"{path} has no media type: add it to MEDIA_TYPES, or remove the file")

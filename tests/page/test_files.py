@@ -37,7 +37,7 @@ class Markup(HTMLParser):
 
 
 def test_what_editors_leave_is_neither_served_nor_in_the_way(tmp_path: Path) -> None:
-    for name in ("a.js", ".DS_Store", ".a.js.swp", "a.js~"):
+    for name in ("a.js", ".DS_Store", ".a.js.swp", "a.js~", "#a.js#"):
         (tmp_path / name).write_text("x")
     assert list(read_files(tmp_path)) == ["a.js"]
     (tmp_path / "a.exe").write_text("x")

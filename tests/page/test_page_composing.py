@@ -83,13 +83,19 @@ def test_a_picture_that_cannot_be_read_is_named_and_holds_the_message_back(
 def test_text_that_is_pasted_brings_no_picture_of_itself(
     start_server: StartServer, open_page: OpenPage
 ) -> None:
-    """Office programs copy both. File managers copy a file together with its name, which is no text."""
+    """Office programs copy both. File managers copy a file with its name, browsers one with its address."""
     page = open_page(start_server().url)
-    for text, name in (("7\t6\t4", "table.gif"), ("copied.gif", "copied.gif"), ("", "screen.gif")):
+    for text, name in (
+        ("7\t6\t4", "table.gif"),
+        ("copied.gif", "copied.gif"),
+        ("", "screen.gif"),
+        ("https://example.org/cat.jpg", "image.gif"),
+    ):
         page.evaluate(PASTE, [text, name])
     expect(page.get_by_role("button", name="Remove screen.gif")).to_be_visible()
     expect(page.get_by_role("button", name="Remove copied.gif")).to_be_visible()
-    expect(page.locator("#pictures img")).to_have_count(2)
+    expect(page.get_by_role("button", name="Remove image.gif")).to_be_visible()
+    expect(page.locator("#pictures img")).to_have_count(3)
     expect(message(page)).to_have_value("")
 
 

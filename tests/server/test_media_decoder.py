@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
@@ -15,10 +17,11 @@ import psutil
 import pytest
 from PIL import Image
 
+from engine.host.programs import module_command
 from server.media import Video
 from server.media_decoder import Decoders
 from server.media_url import MediaError, MediaUnavailable
-from server.media_wire import Look
+from server.media_wire import Decode, Look, receive, send
 from tests.server import bombs
 from tests.server.test_media_pictures import data_url, decode, encoded, refused
 from tests.server.test_videos import load
@@ -146,7 +149,7 @@ def test_a_process_that_cannot_start_is_no_fault_of_the_file(monkeypatch: pytest
 
 
 def test_processes_do_not_get_the_servers_keys(decoders: Decoders, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SPECVLM_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+    for name in ("SPECVLM_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "LANGFUSE_SECRET_KEY"):
         monkeypatch.setenv(name, "secret")
     assert works(decoders)
     (child,) = children()
@@ -164,7 +167,23 @@ def test_a_process_serves_on_after_a_broken_frame(decoders: Decoders) -> None:
     assert children() == before
 
 
-def test_closing_ends_processes_and_those_who_wait_for_them() -> None:
+def test_a_process_whose_server_goes_away_ends_quietly() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        child = subprocess.Popen(
+            [*module_command("server.media_child"), str(theirs.fileno()), str(2**31), "5"],
+            pass_fds=[theirs.fileno()],
+            stderr=subprocess.PIPE,
+        )
+        with ours.makefile("rwb") as peer:
+            send(peer, Decode((0,)))
+            send(peer, encoded(Image.new("RGB", (3000, 3000))))
+            receive(peer, 1000)  # the frame's size, which its pixels follow
+    _, errors = child.communicate(timeout=30)
+    assert (child.returncode, errors) == (0, b"")
+
+
+def test_closing_ends_processes_and_those_who_wait_for_them(caplog: pytest.LogCaptureFixture) -> None:
     decoders = Decoders(1, max_pixels=1_000_000)
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(decoders.decode, ENDLESS, (0,))
@@ -174,6 +193,7 @@ def test_closing_ends_processes_and_those_who_wait_for_them() -> None:
     assert children() == []
     with pytest.raises(MediaUnavailable, match="closed"):
         decoders.look(GOOD, PICTURE)
+    assert not caplog.records, "a shutdown is no error"
 
 
 def test_processes_keep_no_memory_of_large_pictures() -> None:

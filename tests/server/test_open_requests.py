@@ -266,20 +266,6 @@ def test_sigterm_drains_a_real_process() -> None:
     process.communicate()
 
 
-@pytest.mark.parametrize("path", [CHAT, "/tokenize"])
-def test_a_request_whose_pictures_load_is_told_of_the_shutdown(start_server: StartServer, path: str) -> None:
-    """It got a 500 in plain text, or none."""
-    live = start_server(shutdown_timeout=1)
-    live.media.delay = 60
-    content = [{"type": "image_url", "image_url": {"url": "color:red"}}]
-    body = {"model": MODEL, "messages": [{"role": "user", "content": content}]}
-    asked = Background(lambda: httpx.post(live.url + path, json=body, timeout=30))
-    wait_until(lambda: num_admitted(live) == 1)
-    live.server.should_exit = True
-    response = asked.wait()
-    assert (response.status_code, response.json()["error"]["code"]) == (503, "shutting_down")
-
-
 def test_a_half_sent_body_holds_up_no_shutdown(start_server: StartServer) -> None:
     """It did for `--shutdown-timeout`, and ended in a 500 in plain text."""
     live = start_server(shutdown_timeout=30)
