@@ -70,11 +70,11 @@ class DrainingServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         if self._watching is not None:
             self._watching.cancel()
-        self._app.state.server.admission.close()
+        admission = self._app.state.server.admission
+        admission.close()
         self._app.state.open_bodies.close()
         draining = asyncio.create_task(self._drain())
         hanging_up = asyncio.create_task(self._hang_up())
-        admission = self._app.state.server.admission
         giving_up = asyncio.get_running_loop().call_later(self._drain_timeout, admission.abandon)
         try:
             await super().shutdown(sockets)
